@@ -48,8 +48,10 @@ class ImageHashes:
         hashes = [bytes.fromhex(text or 64 * "0") for text in images.values()]
         if not all(len(hash_) == 32 for hash_ in hashes):
             raise ValueError("a hash of another length")
-        names = np.array([os.fsencode(name) for name in images], "S")
-        contents = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
+        encoded_names = [os.fsencode(name) for name in images]
+        names = np.array(encoded_names, "S")
+        all_bytes = b"".join(hashes)
+        contents = np.frombuffer(all_bytes, np.uint64).reshape(-1, 4)
         return cls.of(names, contents)
 
     def to_json(self) -> dict[str, str]:

@@ -128,8 +128,9 @@ def _report_problems(rows: "Rows", builder: MaskBuilder) -> None:
     problems = builder.problems
     remedies = {problem.remedy: problem.code for problem in problems.values()}
     for remedy, code in remedies.items():
+        bad_rows = [row for row, problem in problems.items() if problem.remedy == remedy]
         bad = np.zeros(len(rows.good), bool)
-        bad[[row for row, problem in problems.items() if problem.remedy == remedy]] = True
+        bad[bad_rows] = True
         rows.fault(code, bad, lambda i: problems[i].text, remedy, builder.severity)
 
 

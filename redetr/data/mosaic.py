@@ -90,14 +90,17 @@ def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
 
 def _part(random: Random, stored: Size, size: Size) -> View:
     """A random window of the shape of `size`, mirrored or not."""
-    largest_scale = min(stored[0] / size[0], stored[1] / size[1])
+    stored_height, stored_width = stored
+    shown_height, shown_width = size
+    largest_scale = min(stored_height / shown_height, stored_width / shown_width)
     scale = largest_scale * random.uniform(*_WINDOW)
-    height = max(1, int(size[0] * scale))
-    width = max(1, int(size[1] * scale))
-    left = random.randint(0, stored[1] - width)
-    top = random.randint(0, stored[0] - height)
+    height = max(1, int(shown_height * scale))
+    width = max(1, int(shown_width * scale))
+    left = random.randint(0, stored_width - width)
+    top = random.randint(0, stored_height - height)
+    region = (left, top, left + width, top + height)
     is_mirrored = random.random() < 0.5
-    return View((left, top, left + width, top + height), size, is_mirrored)
+    return View(region, size, is_mirrored)
 
 
 def mixed(weight: float, first: Sample, second: Sample) -> Sample:

@@ -215,8 +215,9 @@ def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
 
 def _whole_numbers(counts: dict[Split, np.ndarray]) -> np.ndarray:
     """Edges of bins around all counts, each of equally many whole numbers."""
-    every_count = np.concatenate([*counts.values()]) if counts else np.zeros(0, np.int64)
-    most = int(every_count.max(initial=0))
+    most = 0
+    for of_split in counts.values():
+        most = max(most, int(of_split.max(initial=0)))
     per_bin = most // _BINS + 1
     bins = most // per_bin + 1
     return np.arange(bins + 1) * per_bin - 0.5

@@ -100,8 +100,9 @@ def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
     for name in ("boxes", "scores", "labels"):
         apart[name] = np.abs(pytorch[name][:, None] - file[name])
     largest = max(1, np.abs(pytorch["boxes"]).max(initial=0))
-    distance = apart["scores"] + apart["boxes"].max(-1, initial=0) / largest
-    distance += apart["labels"] != 0
+    box_distance = apart["boxes"].max(-1, initial=0) / largest
+    other_label = apart["labels"] != 0
+    distance = apart["scores"] + box_distance + other_label
     distance = np.nan_to_num(distance, nan=9.0)
     _, order = linear_sum_assignment(distance)
     return {name: rows[order] for name, rows in file.items()}

@@ -80,9 +80,12 @@ def to_pil(image: Image.Image | Tensor) -> Image.Image:
         return image.convert("RGB")
     if image.dtype != torch.uint8 or image.ndim != 3:
         raise ValueError(f"expected a uint8 image [C, H, W], got {image.dtype} {list(image.shape)}")
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels = shown.permute(1, 2, 0)  # [H, W, 3]
-    return Image.fromarray(pixels.contiguous().cpu().numpy())
+    if len(image) >= 3:
+        rgb = image[:3]
+    else:
+        rgb = image[:1].expand(3, -1, -1)
+    pixels = rgb.permute(1, 2, 0).contiguous()  # [H, W, 3]
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def draw_boxes(
