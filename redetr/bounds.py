@@ -30,11 +30,15 @@ class Bounds:
         return f"{lower} and {upper}"
 
 
-_ABOVE_0 = Bounds(open_below=True)
+_LARGEST_RATE = 1e30  # times other factors, still a number of fp32
+_LONGEST_WAIT_S = 1_000_000  # eleven days; systems count milliseconds in 32 bits
+_MOST_PROCESSES = 1024  # also of threads: a mistyped number must not exhaust the machine
+
 _AT_LEAST_0 = Bounds()
 _AT_LEAST_1 = Bounds(1)
 _SHARE = Bounds(0, 1)
 _BELOW_1 = Bounds(0, 1, open_above=True)
+_WAIT = Bounds(0, _LONGEST_WAIT_S, open_below=True)
 
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
@@ -42,27 +46,27 @@ BOUNDS = {
     "denoising": _AT_LEAST_0,
     "channels": Bounds(1, MOST_BANDS),
     "val_fraction": _BELOW_1,
-    "image_size": _AT_LEAST_0,
+    "image_size": Bounds(0, 2**14),
     "mosaic_until": _SHARE,
-    "lr": _ABOVE_0,
-    "lr_backbone": _AT_LEAST_0,
-    "weight_decay": _AT_LEAST_0,
+    "lr": Bounds(0, _LARGEST_RATE, open_below=True),
+    "lr_backbone": Bounds(0, _LARGEST_RATE),
+    "weight_decay": Bounds(0, 1000),
     "clip_norm": _AT_LEAST_0,
     "ema_decay": _BELOW_1,
-    "epochs": _AT_LEAST_0,
-    "steps": _AT_LEAST_0,
+    "epochs": Bounds(0, 1_000_000),
+    "steps": Bounds(0, 1_000_000_000),
     "warmup": _SHARE,
     "drop_at": _SHARE,
     "eval_every": _AT_LEAST_0,
     "eval_batch_size": _AT_LEAST_1,
     "patience": _SHARE,
-    "num_workers": _AT_LEAST_0,
-    "threads": _AT_LEAST_1,
-    "loader_timeout_s": _ABOVE_0,
+    "num_workers": Bounds(0, _MOST_PROCESSES),
+    "threads": Bounds(1, _MOST_PROCESSES),
+    "loader_timeout_s": _WAIT,
     "cache_mb": _AT_LEAST_0,
-    "seed": _AT_LEAST_0,
+    "seed": Bounds(0, 2**64 - 1),
     "log_every": _AT_LEAST_1,
     "save_every": _AT_LEAST_0,
-    "timeout_s": _ABOVE_0,
-    "setup_timeout_s": _ABOVE_0,
+    "timeout_s": _WAIT,
+    "setup_timeout_s": _WAIT,
 }

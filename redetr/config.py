@@ -292,6 +292,16 @@ class TrainConfig(
                 f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
                 f"{self.accumulate} accumulated micro-batches: choose at least {parts}"
             )
+        self.check_numbers()
+        if self.steps and self.epochs:
+            raise InputError("--epochs and --steps both set the length of the run: give only one")
+        if self.cache_dir and not Path(self.cache_dir).is_dir():
+            raise InputError(
+                f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
+            )
+
+    def check_numbers(self) -> None:
+        """Raises InputError for a number that is out of its bounds, naming the flag."""
         for name, bounds in BOUNDS.items():
             value = getattr(self, name)
             numbers = value if isinstance(value, tuple) else (value,)
@@ -299,12 +309,6 @@ class TrainConfig(
                 if number is not None and number not in bounds:
                     flag = name.replace("_", "-")
                     raise InputError(f"--{flag} {number} must be {bounds}")
-        if self.steps and self.epochs:
-            raise InputError("--epochs and --steps both set the length of the run: give only one")
-        if self.cache_dir and not Path(self.cache_dir).is_dir():
-            raise InputError(
-                f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
-            )
 
     def _check_sides(self, model: "DetectionModel") -> None:
         """Raises InputError for an image size that the model cannot take."""

@@ -59,8 +59,9 @@ def _too_short(config: Settings, num_images: int) -> list[str]:
         return []
     percent = 100 * config.steps // usual
     share = f"{percent}%" if percent else "less than 1%"
+    verb = "is" if config.steps == 1 else "are"
     return [
-        f"note: {counted(config.steps, 'step')} are {share} of the usual length for "
+        f"note: {counted(config.steps, 'step')} {verb} {share} of the usual length for "
         f"{counted(num_images, 'image')}; the default is --steps {usual}"
     ]
 

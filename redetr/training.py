@@ -75,6 +75,7 @@ def train(
     written, and when a GPU's memory is full; DivergedError for a loss that is not finite; LostError
     for a rank or loader process that died; StoppedError after a signal, when the state is saved.
     """
+    config.check_numbers()  # the group of processes needs some of them
     with stop_signals() as signals:
         try:
             with (

@@ -119,6 +119,7 @@ def verify(config: TrainConfig) -> Verification:
     needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
     Raises InputError as `train` does.
     """
+    config.check_numbers()  # the group of processes needs some of them
     with process_group(config.device, config.timeout_s) as dist:
         if config.batch_size == 0:
             two_each = 2 * dist.world_size * max(config.accumulate, 1)

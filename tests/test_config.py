@@ -229,19 +229,32 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
 @pytest.mark.parametrize(
     ("name", "value", "text"),
     [
-        ("lr", 0.0, "--lr 0.0 must be above 0"),
+        ("lr", 0.0, "--lr 0.0 must be above 0 and at most 1e+30"),
         ("val_fraction", 1.0, "--val-fraction 1.0 must be at least 0 and below 1"),
         ("ema_decay", 1.0, "--ema-decay 1.0 must be at least 0 and below 1"),
         ("warmup", 1.1, "--warmup 1.1 must be from 0 to 1"),
         ("log_every", 0, "--log-every 0 must be at least 1"),
         ("patience", -1, "--patience -1 must be from 0 to 1"),
         ("clip_norm", math.nan, "--clip-norm nan must be at least 0"),
+        ("epochs", math.inf, "--epochs inf must be from 0 to 1000000"),
+        ("steps", 10**30, f"--steps {10**30} must be from 0 to 1000000000"),
+        ("seed", 2**64, f"--seed {2**64} must be from 0 to {2**64 - 1}"),
+        ("lr", 1e300, "--lr 1e+300 must be above 0 and at most 1e+30"),
+        ("threads", 10**6, "--threads 1000000 must be from 1 to 1024"),
+        ("image_size", (32, 10**8), "--image-size 100000000 must be from 0 to 16384"),
     ],
 )
 def test_what_is_out_of_bounds_is_named(name, value, text):
     with pytest.raises(redetr.InputError) as error:
         replace(TrainConfig(), **{name: value}).check(world_size=1)
     assert str(error.value) == text
+
+
+@pytest.mark.parametrize("begin", [redetr.train, redetr.verify])
+def test_numbers_are_checked_before_processes_meet(begin):
+    """Waits without end overflowed where the group of processes was formed."""
+    with pytest.raises(redetr.InputError, match="--timeout-s inf must be above 0 and at most"):
+        begin(TrainConfig(timeout_s=math.inf))
 
 
 def test_the_ends_of_bounds():

@@ -232,6 +232,20 @@ def test_grey_of_any_depth(name, image, tmp_path):
     assert (grey[0].flatten() - torch.linspace(0, 255, 1200)).abs().max() <= 1
 
 
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        (Image.new("RGB", (0, 5)), "this image: has no pixels .0x5."),
+        ("a" * 5000, "cannot|missing"),
+        ((path for path in ["a.png"]), "an image cannot be of type generator: .* a list of these"),
+    ],
+    ids=["no pixels", "a long name", "a generator"],
+)
+def test_what_is_no_image(image, said):
+    with pytest.raises(redetr.InputError, match=said):
+        as_image(image)
+
+
 def test_one_bit(tmp_path):
     Image.new("1", (40, 30), 1).save(tmp_path / "a.png")
     assert (as_image(tmp_path / "a.png") == 255).all()

@@ -173,6 +173,7 @@ def test_sizes_are_those_of_the_documentation():
         ),
         ("redetr_n", {"backbone": "timm:swin_tiny_patch4_window7_224"}, "takes images of any size"),
         ("redetr_mobile", {"weights": "coco"}, "unknown backbone weights 'coco'"),
+        ("redetr_n", {"norm": "batch"}, "unknown norm 'batch' of a backbone"),
         (
             "redetr_n",
             {"nheads": 7},

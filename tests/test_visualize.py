@@ -17,6 +17,7 @@ from redetr.pages.drawing import (
     score_color,
     to_pil,
 )
+from redetr.pages.images import figure_text
 
 
 def gray(height, width):
@@ -283,6 +284,13 @@ def test_plot_curves_of_folders_files_and_lists(tmp_path):
 def test_plot_curves_of_a_run_that_has_just_begun(tmp_path, lines):
     plot_curves([lines], tmp_path / "curves.png", names=["first"])
     assert (tmp_path / "curves.png").stat().st_size > 1000
+
+
+def test_names_in_figures_stand_as_they_are(tmp_path):
+    """A name between dollars is no formula, and one in letters that the font lacks is no warning,
+    which would reach the terminal."""
+    plot_curves([curve(), curve()], tmp_path / "curves.png", names=[r"$\nothing$", "汉字 \x1b"])
+    assert figure_text(r"a$b$ é 汉") == r"a\$b\$ é □"
 
 
 def test_plot_curves_is_drawn_without_pyplot(tmp_path):

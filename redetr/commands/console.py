@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, RenderHook, RenderResult
+from rich.segment import Segment
 from rich.table import Column, Table
 
 from redetr.class_names import other_spellings
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 # A file or a pipe has no width: Rich would take 80 characters, and break the rows of wide tables.
 _WIDTH_OF_FILES = 200
+_CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a line
 
 
 def _width_of_output() -> int | None:
@@ -28,9 +31,36 @@ def _width_of_output() -> int | None:
     return _WIDTH_OF_FILES
 
 
-# Without markup, because names of classes and paths may have brackets.
-ERRORS = Console(stderr=True, highlight=False, soft_wrap=True, markup=False)
-OUT = Console(width=_width_of_output(), highlight=False, markup=False)
+class _Escaped:
+    """What Rich prints, with control characters as escape sequences: names of classes and files
+    come from strangers, and could rewrite what a terminal shows."""
+
+    def __init__(self, content: ConsoleRenderable):
+        self._content = content
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for segment in console.render(self._content, options):
+            if segment.control:  # by Rich itself, such as a move of the cursor
+                yield segment
+                continue
+            text = _CONTROLS.sub(lambda match: f"\\x{ord(match[0]):02x}", segment.text)
+            yield Segment(text, segment.style)
+
+
+class _Escaping(RenderHook):
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        return [_Escaped(content) for content in renderables]
+
+
+def _console(**options: Any) -> Console:
+    # Without markup, because names of classes and paths may have brackets.
+    console = Console(highlight=False, markup=False, **options)
+    console.push_render_hook(_Escaping())
+    return console
+
+
+ERRORS = _console(stderr=True, soft_wrap=True)
+OUT = _console(width=_width_of_output())
 
 
 def print_results(results: list[dict[str, Any]]) -> None:

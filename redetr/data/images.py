@@ -99,7 +99,10 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
 
 
 def upright(image: Image.Image) -> Tensor:
-    """An image that PIL has opened, as viewers show it."""
+    """An image that PIL has opened, as viewers show it. Raises InputError if it cannot be decoded,
+    or has no pixels."""
+    if 0 in image.size:
+        raise InputError(f"this image: has no pixels ({image.width}x{image.height})")
     with _decoder_errors("this image", "open another one"):
         return torch.from_numpy(_upright_pixels(image)).permute(2, 0, 1)
 

@@ -327,7 +327,8 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
         return upright(Image.fromarray(image))
     if not isinstance(image, Tensor):
         raise InputError(
-            f"an image cannot be a {type(image).__name__}: give a path, PIL image, array or tensor"
+            f"an image cannot be of type {type(image).__name__}: give a path, PIL image, array or "
+            "tensor, or a list of these"
         )
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise InputError(

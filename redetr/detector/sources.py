@@ -270,7 +270,8 @@ def read_source(source: str, channels: int = 3) -> Tensor:
     if is_address(source):
         return read_upright(io.BytesIO(download(source)), source, channels)
     path = Path(source).expanduser()
-    if path.exists() and not path.is_file():  # a pipe would be waited for, for ever
+    # Unlike `Path.exists`, this raises nothing for a name that is too long.
+    if os.path.exists(path) and not path.is_file():  # a pipe would be waited for, for ever
         raise InputError(f"{source}: not a file with an image in it")
     return read_upright(path, source, channels)
 

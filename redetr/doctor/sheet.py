@@ -18,7 +18,7 @@ from redetr.data.transforms import augmentation, final_size
 from redetr.doctor.check import Report
 from redetr.doctor.plan import Plan
 from redetr.pages.drawing import class_color, draw_boxes, grid, save_image
-from redetr.pages.images import data_uri, figure_image
+from redetr.pages.images import data_uri, figure_image, figure_text
 from redetr.pages.templates import render, write_page
 
 if TYPE_CHECKING:
@@ -263,7 +263,7 @@ def _plot_classes(axes: "Axes", classes: dict[str, dict[str, int]]) -> None:
             label=split,
         )
         bottom += counts
-    names = [name[:20] for name in common]
+    names = [figure_text(name[:20]) for name in common]
     upright = len(names) > _MOST_LEVEL_NAMES
     axes.set_xticks(positions, names, rotation=90 if upright else 0)
     axes.set_xlim(-1, max(len(names), 2))  # keeps bars narrow if there are few classes

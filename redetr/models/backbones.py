@@ -1,7 +1,7 @@
 """Builds a backbone from a name or from three widths."""
 
 from redetr.errors import InputError
-from redetr.models.backbone import RESNETS, Backbone, Norm, TimmBackbone
+from redetr.models.backbone import RESNETS, Backbone, Norm, TimmBackbone, require_known
 from redetr.models.efficientnet_lite import NAME as EFFICIENTNET_LITE
 from redetr.models.efficientnet_lite import EfficientNetLite
 from redetr.models.resnet_vd import SmallResNet
@@ -37,4 +37,5 @@ def build_backbone(
             f"a backbone of widths {backbone} is trained from scratch: leave out weights "
             f"({weights})"
         )
+    require_known(weights, norm)
     return SmallResNet(backbone, strides)

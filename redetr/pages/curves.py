@@ -11,6 +11,7 @@ import numpy as np
 from redetr.errors import InputError
 from redetr.files import write_whole
 from redetr.pages.drawing import PathLike, class_color
+from redetr.pages.images import figure_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -44,8 +45,9 @@ def plot_curves(
         evaluations = [line for line in metrics if line.get("AP") is not None]
         red, green, blue = class_color(index if several else 1)
         color = f"#{red:02x}{green:02x}{blue:02x}"
-        _plot_loss(loss_axes, steps, color, name)
-        _plot_ap(ap_axes, evaluations, color, name if several else "")
+        label = figure_text(name)
+        _plot_loss(loss_axes, steps, color, label)
+        _plot_ap(ap_axes, evaluations, color, label if several else "")
     _label_axes(loss_axes, "Training loss", "step", legend=several)
     _label_axes(ap_axes, "Average precision (validation), %", "minutes", legend=True)
     write_whole(Path(path), figure.savefig)
