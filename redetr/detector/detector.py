@@ -380,18 +380,7 @@ def load(
     InputError, naming the file.
     """
     weights = read_weights(source, model)
-    origin = weights.origin
-    if origin is None:
-        raise InputError(
-            f"{weights.path}: neither a redetr checkpoint nor an official one: there is no DETR in "
-            "it; if it is a backbone, train with --weights"
-        )
-    if origin.lacks_activation:
-        raise lacking_activation(weights.path)
-    if model is not None and model != origin.model:
-        raise InputError(
-            f"{weights.path}: holds a {origin.model}, not a {model}", remedy="leave out the model"
-        )
+    origin = _origin_of(weights, model)
     net = _model_of(weights, origin)
     detector = Detector(
         net,
@@ -409,6 +398,24 @@ def load(
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()
     return detector
+
+
+def _origin_of(weights: Weights, model: str | None) -> Origin:
+    """What a file states about its detector. Raises InputError if it has none, or another than the
+    user says."""
+    origin = weights.origin
+    if origin is None:
+        raise InputError(
+            f"{weights.path}: neither a redetr checkpoint nor an official one: there is no DETR in "
+            "it; if it is a backbone, train with --weights"
+        )
+    if origin.lacks_activation:
+        raise lacking_activation(weights.path)
+    if model is not None and model != origin.model:
+        raise InputError(
+            f"{weights.path}: holds a {origin.model}, not a {model}", remedy="leave out the model"
+        )
+    return origin
 
 
 def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
