@@ -224,7 +224,8 @@ def whole_gradient(
     dtype: torch.dtype,
     num_parts: int = 1,
 ) -> dict[str, Tensor]:
-    """The gradient by parameter of the whole batch in this process alone, in `parts` parts.
+    """The gradient by parameter of the whole batch, divided into `num_parts`, in this process
+    alone.
 
     With the whole batch as one part, it defines the gradient that every layout has to give. In fp32
     and bf16, kernels round batches of other sizes differently, and at near ties of scores or costs,
