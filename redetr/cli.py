@@ -49,7 +49,7 @@ def parse_command(arguments: list[str]) -> Any:
 
 def quiet_dependencies() -> None:
     """Keeps messages for developers off the user's terminal: deprecation warnings of dependencies,
-    and PyTorch's C++ log, whose stack traces would bury the one line that says what is wrong.
+    and PyTorch's C++ log, whose stack traces would bury the line with the error.
 
     Call it before PyTorch is imported. TORCH_CPP_LOG_LEVEL in the environment wins.
     """

@@ -150,7 +150,7 @@ class SetCriterion(nn.Module):
     def denominators(
         self, counts: Tensor, window: Tensor, world_size: int = 1, accumulate: int = 1
     ) -> Tensor:
-        """Returns what the sums of one micro-batch are divided by, `[4]`; see `DIVISORS`.
+        """Returns the divisors of the sums of one micro-batch, `[4]`; see `DIVISORS`.
 
         `counts` `[3]` are those of this micro-batch. `window` `[3]` is their sum over the window,
         which is all micro-batches of this optimizer step on all ranks. Gradients are averaged over

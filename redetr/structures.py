@@ -88,13 +88,13 @@ class LossConfig:
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
     of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
     box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
-    encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
-    how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
-    `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
-    localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
-    `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the losses of
-    masks, which are judged on the whole canvas or on crops around objects as `mask_region` says:
-    see `mask_losses.py`.
+    encoder (`enc_outputs`), which are matched and evaluated like a layer of the decoder.
+    `denoising`: how many groups of noisy queries the model is trained with, see `denoising.py`.
+    `loss_fgl`, `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`:
+    fine-grained localisation (FGL), and distillation (DDF) of queries with an object and of those
+    with none; `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the
+    losses of masks, which are judged on the whole canvas or on crops around objects as
+    `mask_region` says: see `mask_losses.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"

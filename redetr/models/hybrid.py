@@ -101,8 +101,8 @@ class CSPRepLayer(nn.Module):
 
 
 class ELANLayer(nn.Module):
-    """Mixes two levels: half of the channels, what a CSP layer makes of them, and what a second one
-    makes of that, side by side.
+    """Mixes two levels. Concatenates half of the channels, the output of a CSP layer for them, and
+    the output of a second layer for that.
 
     `width` is that of the CSP layers. It is RepNCSPELAN4 of the original.
     """
