@@ -334,8 +334,7 @@ class BoxForm:
 
 def _rle_of(image: Image.Image) -> Row:
     """The RLE of the pixels that are not 0. In an image with lossy compression, these are the
-    pixels brighter than half of the maximum. An alpha channel that is opaque everywhere is
-    ignored."""
+    pixels brighter than half of the maximum. A constant alpha channel is ignored."""
     is_lossy = has_losses(image)  # has to be called before decoding
     pixels = np.asarray(image)
     if image.mode in ("LA", "RGBA") and pixels[..., -1].min() == pixels[..., -1].max():
