@@ -1,12 +1,12 @@
-"""What does it cost those who train on boxes alone that data may have masks?
+"""What do users who train on boxes only pay for the support of masks?
 
     python benchmarks/boxes_alone.py COMMIT
 
 The package at COMMIT, the last one without masks, and this checkout, each in a process of its own,
 take turns: a round reads a data set in COCO format with polygons, of 10,000 objects, and draws
 training samples of image files and of `digits`, without masks. Processor time, and the median over
-rounds of the ratio within a round. Beside it, what the same costs with masks, in this checkout.
-Writes results/DATE-boxes-alone.json.
+rounds of the ratio within a round. Also measures the cost with masks, in this checkout. Writes
+results/DATE-boxes-alone.json.
 """
 
 import io
@@ -68,7 +68,7 @@ def write_data(root: Path) -> None:
 
 
 def serve(data: str, masks: bool) -> None:
-    """Does a round for every line of the input, and prints its processor time."""
+    """Runs a round for every line of the input, and prints its processor time."""
     from redetr.data import open_dataset
     from redetr.data.loader import Samples
     from redetr.data.transforms import augmentation

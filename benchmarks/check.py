@@ -1,10 +1,10 @@
-"""How fast does `redetr check` read the headers of images, against decoding each of them?
+"""How fast does `redetr check` read the headers of images, compared with decoding the images?
 
     python benchmarks/check.py
 
-Photographs of 640x480 px as JPEG, in the page cache; each side `ROUNDS` times, in turns. Writes
-results/DATE-check.json with the images per second of the best round and of all, and the CPU time
-per image, which a busy machine changes less.
+JPEG photographs of 640x480 px, in the page cache; each side runs `ROUNDS` times, in turns. Writes
+results/DATE-check.json with the images per second of the best round and of all rounds, and the CPU
+time per image, which depends less on other load.
 """
 
 import os
@@ -27,7 +27,7 @@ SIZE = (640, 480)
 
 
 def write_photographs(folder: Path) -> list[str]:
-    """Parts of the aerial photographs of `crowns`, each another one."""
+    """Writes different parts of the aerial photographs of `crowns`."""
     tiles = open_dataset("crowns", "train")
     names = []
     for number in range(IMAGES):

@@ -3,8 +3,8 @@ forward and backward.
 
     python benchmarks/criterion.py
 
-Against the 2020 way (layer by layer) and Transformers' loss. The values are checked to be equal
-first.
+Compared with the code of 2020 (layer by layer) and with Transformers' loss. First checks that the
+values are equal.
 """
 
 import argparse

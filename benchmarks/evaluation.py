@@ -3,8 +3,8 @@ detections each.
 
     python benchmarks/evaluation.py
 
-Against pycocotools, whose numbers must be equal. Both sides start from the same tensors and a
-ground truth that is loaded already, as in training, where it is evaluated against many times.
+Compared with pycocotools, whose numbers must be equal. Both sides start from the same tensors and
+from a loaded ground truth, as in training, which evaluates against it many times.
 """
 
 import argparse

@@ -52,7 +52,7 @@ GRID = ((1, 1), (2, 1), (3, 1), (4, 1), (1, 2), (1, 4), (2, 2))  # ranks, micro-
 
 
 def scenes() -> list[tuple[Tensor, redetr.Target]]:
-    """The global batch as a loader gives it."""
+    """The global batch, as from a loader."""
     generator = torch.Generator().manual_seed(0)
     samples = []
     for i, count in enumerate(OBJECTS):
@@ -182,7 +182,7 @@ def rank_main(rank: int, family: str, folder: Path) -> None:
 
 
 def rules(family: str) -> dict[str, Any]:
-    """How our model is normalised on each of its sides; the original's rules are those of DETR."""
+    """The normalisation of our model on each side; the rules of the original apply to DETR only."""
     if family == "detr":
         return {"redetr": "global", "original": "per_rank"}
     return {"redetr": "global"}

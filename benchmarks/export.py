@@ -1,4 +1,4 @@
-"""Is AP of exported files that of PyTorch? A trained checkpoint in ONNX Runtime and OpenVINO.
+"""Do exported files have the AP of PyTorch? A trained checkpoint in ONNX Runtime and OpenVINO.
 
     python benchmarks/export.py digits=runs/digits/best.pt crowns=runs/crowns/best.pt
 
@@ -97,7 +97,7 @@ def compare(checkpoint: str, images: int, folder: Path) -> list[dict]:
     rows = []
     shapes = ((own * 3 // 4, own), (own, own), (own * 5 // 4, own * 15 // 16))
     for shape, batch_size, processing in product(shapes, (1, 4), (False, True)):
-        # Images that are of the shape already are left as they are by "aspect".
+        # "aspect" does not change images that already have the shape.
         detector.model.resize, detector.image_size = (
             ("square", own) if processing else ("aspect", min(shape))
         )

@@ -1,4 +1,4 @@
-"""How fast are RT-DETR and D-FINE, in training and as detectors, against Transformers?
+"""How fast are RT-DETR and D-FINE in training and inference, compared with Transformers?
 
     python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s
     python benchmarks/families.py dfine_s --exported     # also both in ONNX Runtime and OpenVINO
@@ -8,13 +8,13 @@ The whole table, on a machine that does nothing else (about an hour on two cores
     python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s --exported
 
 Images of 640x640, fp32 on a CPU, random weights. Training: all losses without denoising, frozen
-BatchNorm, AdamW, the gradient clipped. Each side is a process; ours runs with `keep_memory`, as the
-command line runs it, and theirs both with it and without: the ratio is to the faster one. Sides
-take turns; medians. Also the operations of each, and the time that they need at the rate of a large
-matrix product: of MKL, which convolutions can exceed. OpenVINO computes in fp32 on both sides.
-PyTorch's present exporter to ONNX refuses Transformers' D-FINE (`aten._is_all_true`); the one
-before it takes it. With --processor-time, times are those that a process gets from the processor,
-of all its threads, which other programs on the machine hardly change.
+BatchNorm, AdamW, the gradient clipped. Each side is a process. Ours runs with `keep_memory`, which
+our command line uses, and theirs both with and without it: the ratio is to the faster one. Sides
+take turns; results are medians. Also reports the operations of each, and the time that they take at
+the rate of a large matrix product of MKL, which convolutions can exceed. OpenVINO computes in fp32
+on both sides. PyTorch's current ONNX exporter refuses Transformers' D-FINE (`aten._is_all_true`),
+so the previous one is used for it. With --processor-time, times are the processor time of all
+threads of a process, which other programs on the machine hardly affect.
 
 Writes results/DATE-families.json after each row. Started again with the same settings at the same
 commit, it measures the rows that are missing.
@@ -49,7 +49,7 @@ from redetr.structures import DetectionModel
 Sides = dict[str, Apart]
 IN_TORCH = ("training step", "inference")
 EXPORTED = ("ONNX Runtime", "OpenVINO")
-SELECTION = ("models", "exported")  # flags that choose rows, and change none
+SELECTION = ("models", "exported")  # flags that select rows, but do not change them
 
 
 def our_model(name: str) -> DetectionModel:
@@ -145,10 +145,10 @@ def sides_of(name: str, kind: str, arguments: argparse.Namespace, folder: Path) 
 
 
 def measured(sides: Sides, rounds: int, in_torch: bool, processor_time: bool) -> dict[str, Any]:
-    """A row. Operations are counted where PyTorch computes."""
+    """A row of the table. Operations are counted for sides that run in PyTorch."""
     for side in sides.values():
         side()  # starts it
-    # While the sides wait.
+    # Measured while the sides wait.
     if processor_time:
         rate = matrix_rate("cpu", torch.float32, clock=time.process_time)
         seconds = measure(sides, rounds, warm_up=2, clock=Apart.processor_s)

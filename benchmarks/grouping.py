@@ -1,5 +1,5 @@
-"""How long does grouping images by size hold up a rank? Before: sizes from whole targets, computed
-when the first of 64 batches is needed. Now: from stored sizes, in a process ahead of the steps.
+"""How long does grouping images by size delay a rank? Before: sizes come from whole targets, when
+the first of 64 batches is needed. Now: from stored sizes, in a process ahead of the steps.
 
     python benchmarks/grouping.py
 

@@ -1,15 +1,16 @@
-"""How many images per second does one core prepare for training, from JPEG files to what is sent to
-the GPU?
+"""How many images per second does one core prepare for training, from JPEG files to the data that
+is sent to the GPU?
 
     python benchmarks/loader.py
 
-`redetr` against the original DETR's way (PIL, torchvision's first transforms, floats on the host)
-with its training augmentation, and against Transformers' image processors, which resize the whole
-image. 200 made-up photographs of 640x480 with the spectrum of real ones, quality 90, 155 kB each,
-as large as COCO's. One thread; the sides take turns in runs of 20 images; images per second of
-processor time, since other work may run beside it. Then the same in one loader process, which adds
-the cost of handing batches of two over. And how much of a batch is padding, with and without
-grouping by size, for images of COCO's most common sizes. Writes results/DATE-loader.json.
+`redetr` is compared with the original DETR (PIL, torchvision's first transforms, floats on the
+host) with its training augmentation, and with Transformers' image processors, which resize the
+whole image. The data are 200 synthetic photographs of 640x480 with the spectrum of real ones, at
+quality 90, with 155 kB each, as large as COCO's. Each side uses one thread; sides take turns in
+runs of 20 images. Results are images per second of processor time, since other programs may be
+running. Then the same is measured in a loader process, which adds the cost of transferring batches
+of two. Also reports the share of a batch that is padding, with and without grouping by size, for
+images of COCO's most common sizes. Writes results/DATE-loader.json.
 """
 
 import os
@@ -46,7 +47,8 @@ from redetr.structures import Batch, StoredTarget, collate
 IMAGES, ROUNDS, RUN, BOXES = 200, 5, 20, 7
 MEAN, STD = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
 
-# (height, width) of COCO's most common images, and roughly how many of 100 have them.
+# The most common sizes (height, width) of COCO's images, and roughly how many of 100 images have
+# them.
 SIZES = {
     (480, 640): 26,
     (427, 640): 18,
@@ -113,8 +115,8 @@ def photograph(seed: int, height: int = 480, width: int = 640) -> Image.Image:
 
 
 def original_way(path: Path, draw: random.Random) -> Tensor:
-    """The augmentation of the original DETR on PIL images, to normalised floats. Boxes are left
-    out, in its favour."""
+    """The augmentation of the original DETR on PIL images, up to normalised floats. It is not
+    applied to boxes, in favour of the original."""
     image = Image.open(path).convert("RGB")
     if draw.random() < 0.5:
         image = F.hflip(image)
@@ -132,7 +134,7 @@ def resized(image: Image.Image, shorter: int, longest: int | None = None) -> Ima
 
 
 class OriginalWay(Dataset[Tensor]):
-    """As the original loads: a worker makes padded batches of floats."""
+    """Loads like the original: a worker makes padded batches of floats."""
 
     def __init__(self, data: Photographs):
         self.data, self.draw = data, random.Random(0)
@@ -239,7 +241,7 @@ def summary(rates: dict[str, list[float]]) -> dict[str, object]:
 
 
 def ratio(rates: dict[str, list[float]], ours: str, others: list[str]) -> float:
-    """How many times as fast as the fastest of the others."""
+    """How many times as fast as the fastest of the others `ours` is."""
     return round(
         statistics.median(rates[ours]) / max(statistics.median(rates[other]) for other in others), 2
     )

@@ -33,7 +33,7 @@ EVALUATIONS = 3
 
 
 def run(folder: Path, seed: int, steps: int, masks: bool) -> list[dict[str, Any]]:
-    """Trains, or resumes what was cut, and returns the evaluations."""
+    """Trains, or resumes an interrupted run, and returns the evaluations."""
     config = demo_config("digits", folder, steps)
     config = replace(config, seed=seed, masks=masks, eval_every=-(-steps // EVALUATIONS))
     evaluations = evaluations_in(folder)

@@ -60,7 +60,7 @@ def config_of(scenes: Path, folder: Path, seed: int, steps: int) -> TrainConfig:
 
 
 def run(scenes: Path, folder: Path, seed: int, steps: int) -> dict[str, Any]:
-    """Trains, or resumes what was cut, and measures in both ways."""
+    """Trains, or resumes an interrupted run, and measures in both ways."""
     config = config_of(scenes, folder, seed, steps)
     finished = folder / "metrics.jsonl"
     if not finished.exists() or not any("AP" in line for line in read_metrics(folder)):

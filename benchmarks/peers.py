@@ -4,7 +4,8 @@ from typing import Any
 
 from torch import nn
 
-# Depths of the stages of the backbone, and what differs from the defaults, which are those of R50.
+# The depths of the stages of the backbone, and the differences from the defaults, which are those
+# of R50.
 _RTDETR: dict[str, tuple[list[int], dict[str, Any]]] = {
     "rtdetr_r18": ([2, 2, 2, 2], {"hidden_expansion": 0.5, "decoder_layers": 3}),
     "rtdetr_r50": ([3, 4, 6, 3], {}),

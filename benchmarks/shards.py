@@ -1,4 +1,4 @@
-"""What does it cost, or save, to read images from tar archives instead of files?
+"""What does reading images from tar archives instead of files cost or save?
 
     python benchmarks/shards.py
 
@@ -37,7 +37,7 @@ IMAGES, DIFFERENT, RUN, ROUNDS = 1000, 20, 250, 3
 
 
 class PartsHandler(http.server.SimpleHTTPRequestHandler):
-    """Sends parts of files, which Python's own does not."""
+    """Serves parts of files, which Python's handler does not support."""
 
     protocol_version = "HTTP/1.1"
 
@@ -97,7 +97,7 @@ def read(data: DetectionDataset, index: int) -> int:
 
 
 def drop_from_memory(data: DetectionDataset, order: list[int]) -> None:
-    """Asks the system to forget the files of these images, or the archives they are in."""
+    """Asks the system to drop the files of these images, or their archives, from memory."""
     files = set()
     for index in order:
         parts = split_path(data.path(index))
@@ -127,7 +127,7 @@ def opening_s(source: str, queue: multiprocessing.Queue) -> None:
 
 
 def in_process(function: Callable[..., None], *arguments: object) -> object:
-    """What a function puts into its queue, in a new process."""
+    """The value that a function puts into its queue in a new process."""
     context = multiprocessing.get_context("fork")
     queue = context.Queue()
     process = context.Process(target=function, args=(*arguments, queue))

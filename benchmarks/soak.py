@@ -1,13 +1,13 @@
-"""Does a run that is stopped and killed for an hour, again and again, stay the same run?
+"""Does a run that is stopped and killed again and again for an hour stay the same run?
 
     python benchmarks/soak.py                 # an hour
     python benchmarks/soak.py --minutes 1 --every-s 20
 
 Two runs train side by side, each on two ranks with loader processes, and evaluate once a minute.
-One is left alone. In the other, every few minutes a signal comes, or a rank or a loader is killed,
-and the run is resumed. The curves and the weights of both are compared bit for bit. Recorded are
-also the memory of a rank over the undisturbed run, and what was left in the folder and in /dev/shm.
-Writes results/DATE-soak.json.
+One is undisturbed. In the other, every few minutes a signal is sent, or a rank or a loader is
+killed, and the run is resumed. The curves and the weights of both are compared bit for bit. Also
+records the memory of a rank during the undisturbed run, and files that are left over in the run
+folder and in /dev/shm. Writes results/DATE-soak.json.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from record import record
 
 DISTURBANCES = ("SIGTERM", "SIGINT", "rank killed", "loader killed")
 _SAMPLE_S = 1.0
-_RATE_STEPS = 60  # that the rate of a run is measured over
+_RATE_STEPS = 60  # over which the rate of a run is measured
 
 
 def arguments_of(folder: Path, steps: int, eval_every: int) -> list[str]:
@@ -60,7 +60,7 @@ def steps_per_s(folder: Path) -> float:
 
 
 def memory_mb(process: Rank) -> float:
-    """What a process holds; 0 once it has ended."""
+    """The memory of a process; 0 after it has ended."""
     status = Path(f"/proc/{process.pid}/status")
     try:
         lines = status.read_text().splitlines()
@@ -93,7 +93,7 @@ def loaders_of(process: Rank) -> list[int]:
 
 
 def disturb(ranks: list[Rank], what: str, chance: random.Random) -> None:
-    """Does it to one rank, or to all where a terminal or a batch system would."""
+    """Applies `what` to one rank, or to all ranks if a terminal or a batch system would do so."""
     victim = chance.choice(ranks)
     if what == "rank killed":
         victim.kill()
@@ -106,14 +106,14 @@ def disturb(ranks: list[Rank], what: str, chance: random.Random) -> None:
 
 
 def disturbed(arguments: list[str], every_s: float, chance: random.Random) -> list[dict[str, Any]]:
-    """Trains until the run has ended by itself; returns what was done to it, and how it ended
-    then."""
+    """Trains until the run ends by itself; returns the disturbances, and how the run ended after
+    each."""
     events = []
     folder = Path(arguments[arguments.index("--output") + 1])
     while True:
         ranks = start_ranks(arguments)
         what = DISTURBANCES[len(events) % len(DISTURBANCES)]
-        if len(events) % 5:  # else also in the set-up
+        if len(events) % 5:  # one in five also comes during set-up
             wait_for(folder, ranks, last_line(folder)["step"] + 1)
         deadline = time.monotonic() + every_s * chance.uniform(0.5, 1.5)
         while time.monotonic() < deadline and ranks[0].poll() is None:

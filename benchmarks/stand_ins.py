@@ -1,5 +1,5 @@
-"""Imported first by the benchmarks of a GPU: what redetr imports and they never call may be
-missing; a mock stands in.
+"""Imported first by the GPU benchmarks. Replaces packages that redetr imports but that these
+benchmarks never call by mocks, if they are missing.
 
 A GPU machine without a network often has PyTorch, torchvision, numpy, scipy and a copy of this
 checkout, and no more.
@@ -17,7 +17,7 @@ PACKAGES = ("hotcoco", "rich", "safetensors", "matplotlib", "yaml", "filelock", 
 
 
 class _StandIns(MetaPathFinder, Loader):
-    """Asked after all other finders, so only for what is not installed."""
+    """Asked after all other finders, so it only finds packages that are not installed."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

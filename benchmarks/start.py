@@ -1,15 +1,15 @@
-"""Does `redetr train` start as fast with a large data set as it did at an earlier commit?
+"""Does `redetr train` start as fast with a large data set as at an earlier commit?
 
     python benchmarks/start.py COMMIT
     python benchmarks/start.py COMMIT --images 5000 --rounds 3
 
 The package at COMMIT and this checkout take turns: in each round, each starts to train twice on 8
 images, on a data set in COCO format and on one in YOLO format. The first start finds no caches; the
-second finds those of the first. With 8 images, a start costs what it costs whatever the data:
-Python, PyTorch and the step. A process is killed when it has logged its first step; what it took of
-the processor until then is counted, with its threads. The median and the spread of the rounds; the
-ratio is the median over rounds of the ratio within a round. Below 1, this checkout is faster.
-Writes results/DATE-start.json.
+second finds those of the first. With 8 images, a start has only the costs that do not depend on the
+data: Python, PyTorch and the step. A process is killed after it has logged its first step; its
+processor time until then is counted, including its threads. Reports the median and the spread of
+the rounds; the ratio is the median over rounds of the ratio within a round. Below 1, this checkout
+is faster. Writes results/DATE-start.json.
 """
 
 import argparse
@@ -30,8 +30,8 @@ from step_before import ROOT, unpack
 from store import write_split
 
 BOXES, CLASSES = 15, 80  # of an image, of a data set
-FEW = 8  # images of the val splits, and of the data set that is small
-LINKS = 60_000  # of one file, which file systems limit
+FEW = 8  # images of the val splits, and of the small data set
+LINKS = 60_000  # of one file, as file systems limit their number
 POLL_S = 0.02
 
 
@@ -102,7 +102,7 @@ def start(package: Path, data: Path, folder: Path, number: int) -> float:
 
 
 def round_of(packages: dict[str, Path], data: dict[str, Path], folder: Path) -> dict[str, Any]:
-    """The processor time of each kind of start, of each side."""
+    """The processor time of each kind of start, for each side."""
     times: dict[str, dict[str, float]] = {}
     for name, root in data.items():
         for side, package in packages.items():

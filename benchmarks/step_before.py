@@ -1,14 +1,14 @@
-"""Does a training step cost more than it did at an earlier commit?
+"""Does a training step cost more than at an earlier commit?
 
     python benchmarks/step_before.py COMMIT
     python benchmarks/step_before.py COMMIT --image-size 256 --batch-size 32 --device cuda
 
 The package at COMMIT and this checkout take turns: in each round, each trains a few steps of the
-same recipe on `digits` with `redetr train`, as a user does, with the whole loop around the step.
-A round counts the images per second of all windows of the log but the first, which warms up; the
-ratio is the median over rounds of the ratio within a round. Above 1, this checkout is faster. Also
-the largest difference between their losses: where the recipe has stayed the same, it is rounding.
-Writes results/DATE-step-before.json.
+same recipe on `digits` with `redetr train`, as a user does, with the whole loop around the step. A
+round measures the images per second in all windows of the log except the first, which is warm-up;
+the ratio is the median over rounds of the ratio within a round. Above 1, this checkout is faster.
+Also reports the largest difference between their losses, which is rounding if the recipe has not
+changed. Writes results/DATE-step-before.json.
 """
 
 import argparse
@@ -62,7 +62,7 @@ def train(package: Path, output: Path, arguments: argparse.Namespace) -> list[di
 
 
 def largest_difference(before: list[dict[str, Any]], now: list[dict[str, Any]]) -> float:
-    """Between the losses in the windows, relative."""
+    """The largest relative difference between the losses in the windows."""
     differences = []
     for old, new in zip(before, now, strict=True):
         for name in old:

@@ -1,14 +1,14 @@
-"""What does a large data set cost at the start of a run, in time and memory?
+"""What time and memory does a large data set take at the start of a run?
 
     python benchmarks/store.py
     python benchmarks/store.py --images 1000000 --boxes 15000000 --processes 40 --with-store-only
 
 A data set in COCO format, by default of 100,000 images (hard links of one file) and 1.5 M boxes.
-Each way in a process of its own, all in one run: without a store, as every rank did at every start
-before; the first start, which writes the store and reads every image's header; a later start. Then
-several processes, by default four, that have it open at the same time and have read every box: what
-each adds to the memory of the machine (proportional set size: shared pages are divided among those
-who share them). Forty are as many as eight ranks with four loaders each. Processor time, and memory
+Three kinds of start are measured, each in a process: without a store; the first start, which writes
+the store and reads the header of every image; and a later start. Then several processes, by default
+four, have the data set open at the same time and have read every box. The memory that each adds is
+its proportional set size, in which shared pages are divided among the processes that share them.
+Forty processes correspond to eight ranks with four loaders each. Reports processor time, and memory
 above that of a process that has imported the library. Writes results/DATE-store.json.
 """
 
@@ -32,7 +32,7 @@ from redetr.data import open_dataset, store
 from redetr.doctor.check import essential_faults
 
 CLASSES = 80
-_LINKS = 60_000  # of one file, which file systems limit
+_LINKS = 60_000  # of one file, as file systems limit their number
 
 
 def write_split(root: Path, split: str, images: int, boxes: int) -> None:
@@ -64,7 +64,8 @@ def write_split(root: Path, split: str, images: int, boxes: int) -> None:
 
 
 def proportional_mb() -> float:
-    """The memory of this process, shared pages divided among those who share them."""
+    """The memory of this process, in which shared pages are divided among the processes that share
+    them."""
     for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
         if line.startswith("Pss:"):
             return int(line.split()[1]) / 1e3
@@ -72,7 +73,7 @@ def proportional_mb() -> float:
 
 
 def start(root: Path, queue: Any, is_stored: bool = True, barrier: Any = None) -> None:
-    """What a rank does with its data when it starts."""
+    """Opens the data like a rank at its start."""
     if not is_stored:
         store.WORTH = sys.maxsize
     used = resource.getrusage(resource.RUSAGE_SELF)

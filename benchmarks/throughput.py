@@ -1,14 +1,15 @@
-"""How many images a second does `redetr train` take, in each precision, and how much memory?
+"""How many images per second does `redetr train` process in each precision, and with how much
+memory?
 
     python benchmarks/throughput.py --device cuda
     python benchmarks/throughput.py --device cuda --modes bf16 bf16-compiled
 
-100 steps of redetr_n on handwritten digits, everything included: loading, matching, the optimizer,
-the log. Each mode is a process of its own. The first fifth of the steps warms up and is not
-counted; how long it took is said apart: that is where compiling happens. "fp32" rounds nothing to
-TF32; "tf32" lets products and convolutions do so; "default" is `--precision fp32` in PyTorch's
-default, where convolutions round to TF32 and products do not. On a CPU these three are the same.
-Writes results/DATE-throughput-DEVICE.json.
+100 steps of redetr_n on handwritten digits, including loading, matching, the optimizer and the log.
+Each mode is a process. The first fifth of the steps is warm-up and is not counted; its time, which
+includes compilation, is reported separately. "fp32" rounds nothing to TF32; "tf32" lets matrix
+products and convolutions do so; "default" is `--precision fp32` with PyTorch's defaults, in which
+convolutions round to TF32 and products do not. On a CPU, these three are the same. Writes
+results/DATE-throughput-DEVICE.json.
 """
 
 import argparse
@@ -32,13 +33,14 @@ MODES = ("fp32", "default", "tf32", "bf16", "bf16-compiled")
 
 
 def round_to_tf32(mode: str) -> None:
-    """For bf16, too: what autocast leaves in fp32 is as in PyTorch's default."""
+    """Sets the rounding of a mode. In the modes with bf16, operations that autocast leaves in fp32
+    use PyTorch's default."""
     torch.set_float32_matmul_precision("high" if mode == "tf32" else "highest")
     torch.backends.cudnn.allow_tf32 = mode != "fp32"
 
 
 def train(mode: str, arguments: argparse.Namespace) -> dict[str, Any]:
-    """What a run of that mode logs, and the most memory that it took."""
+    """The log of a run in this mode, and its peak memory."""
     keep_memory()
     round_to_tf32(mode)
     with tempfile.TemporaryDirectory() as folder:

@@ -1,14 +1,14 @@
-"""Is a large photograph looked at in tiles as well as the tiles that the model is evaluated on? On
-`crowns`.
+"""Are detections in a large photograph, divided into tiles, as good as in the tiles on which the
+model is evaluated? Measured on `crowns`.
 
     pip download --no-deps deepforest==2.1.0
     python benchmarks/tiles.py runs/crowns deepforest-2.1.0-py3-none-any.whl
 
-`redetr predict --tile` looks at the whole of the large photograph that `make_crowns.py` cuts. The
-model has not seen a pixel of its right quarter: there AP is measured, for the tiles of the
-validation split one by one, and for what was found in the whole photograph. Once by the measure of
-`redetr evaluate`, boxes cut into those tiles and compared with their annotations; and once as one
-image, with as many detections as there are (COCO's limit of 100 is for small images). Writes
+`redetr predict --tile` processes the whole large photograph that `make_crowns.py` cuts. The model
+was not trained on any pixel of its right quarter. AP is measured there, both for the tiles of the
+validation split one by one, and for the detections in the whole photograph. It is measured as in
+`redetr evaluate`, with boxes cut at the tiles and compared with their annotations, and also on the
+quarter as one image, with all detections (COCO's limit of 100 is for small images). Writes
 results/DATE-tiles.json and a picture of the whole photograph.
 """
 
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def predicted(checkpoint: str, image: Image.Image, overlap: float) -> Found:
-    """What the command finds in the photograph."""
+    """The detections of the command in the photograph."""
     with tempfile.TemporaryDirectory() as folder:
         image.save(f"{folder}/large.png")
         command = [
@@ -124,7 +124,7 @@ def predicted(checkpoint: str, image: Image.Image, overlap: float) -> Found:
 
 
 def joined(parts: list[Detections], corners: list[tuple[int, int]]) -> Found:
-    """All boxes of all tiles, where they are in the photograph."""
+    """All boxes of all tiles, in pixels of the photograph."""
     boxes = np.concatenate(
         [part.boxes.numpy() + np.array(at * 2) for part, at in zip(parts, corners, strict=True)]
     )
@@ -134,13 +134,13 @@ def joined(parts: list[Detections], corners: list[tuple[int, int]]) -> Found:
 
 
 def corner(tiles, index: int) -> tuple[int, int]:
-    """Where the tile is in the photograph: left, top."""
+    """The position (left, top) of the tile in the photograph."""
     left, top = (int(part[1:]) for part in tiles.path(index).stem.split("_")[-2:])
     return left, top
 
 
 def inside(boxes: np.ndarray, frame: tuple[int, int, int, int]) -> tuple[np.ndarray, np.ndarray]:
-    """The boxes cut at the frame, and the share of each that is in it."""
+    """The boxes clipped to the frame, and the share of each that is inside."""
     cut = boxes.clip(frame[:2] * 2, frame[2:] * 2)
     return cut, area(cut) / np.maximum(area(boxes), 1e-6)
 
@@ -213,8 +213,8 @@ def xywh(box: np.ndarray) -> list[float]:
 
 
 def draw(found: Found, large: Photograph, border: int) -> float:
-    """As many boxes as there are crowns, the surest ones (see `demo.prediction_grid`); returns the
-    least score."""
+    """Draws as many boxes as there are crowns, those with the best scores (see
+    `demo.prediction_grid`); returns the lowest score."""
     count = min(len(large.boxes), len(found.scores))
     scale = SHOWN_PX / max(large.image.size)
     picture = large.image.resize([round(scale * side) for side in large.image.size])

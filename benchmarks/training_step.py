@@ -1,18 +1,18 @@
-"""How fast is a training step? DETR-R50 on 2 images of 512x640, all losses, against the 2020 way
-and Transformers.
+"""How fast is a training step? DETR-R50 on 2 images of 512x640 with all losses, compared with the
+code of 2020 and with Transformers.
 
     python benchmarks/training_step.py
     python benchmarks/training_step.py --device cuda --height 800 --width 1066 \\
         --batch-size 4 --precision bf16
 
-The same work on all sides: the stem and the first stage are frozen, auxiliary losses are on,
-dropout is where the original has it (Transformers leaves out two of three unless told), AdamW
-steps, the gradient is clipped. Each side is a process, ours with `keep_memory`, as the command line
-runs it; sides take turns; medians. The others compute in fp32, as their users do unless told
-otherwise; beside ours in bf16 on a GPU there is a side of Transformers in bf16, too. Also what a
-step takes at most in memory (weights, gradients and the state of the optimizer included), its
-operations, and the time that these would need at the rate of a large matrix product. On a GPU, fp32
-means fp32: no side may round to TF32 but the one that is named so. Writes
+All sides do the same work: the stem and the first stage are frozen, auxiliary losses are on,
+dropout is where the original has it (Transformers leaves out two of three by default), the
+optimizer is AdamW, and the gradient is clipped. Each side is a process, ours with `keep_memory`,
+which our command line uses; sides take turns; results are medians. The others compute in fp32,
+their default; if ours computes in bf16 on a GPU, there is also a side of Transformers in bf16. Also
+reports the peak memory of a step (including weights, gradients and the state of the optimizer), its
+operations, and the time that these would take at the rate of a large matrix product. On a GPU, fp32
+means fp32: only the side with that name rounds to TF32. Writes
 results/DATE-training-step-DEVICE-PRECISION.json, "-compiled" with --compile.
 """
 
@@ -55,7 +55,7 @@ def batch_of(arguments: argparse.Namespace) -> tuple[Tensor, list[dict[str, Tens
 def step_of(
     model: nn.Module, losses: Callable[[], Tensor], dtype: torch.dtype, fused: bool
 ) -> Callable[[], None]:
-    """One optimizer step; `losses` gives the total."""
+    """A function that takes one optimizer step; `losses` returns the total loss."""
     device = next(model.parameters()).device
     if fused:
         optimizer = build_optimizer(model, 1e-4, 1e-5, 1e-4)

@@ -1,15 +1,16 @@
-"""Which learns more in the same time, from scratch: redetr_n or a nano YOLO with its own defaults?
+"""Which learns more from scratch in the same time: redetr_n, or a nano YOLO with its defaults?
 
     pip install ultralytics        # AGPL-3.0: installed by whoever runs this, and by nothing else
     python benchmarks/yolo.py --sets dense shapes digits --minutes 1 2 5 --threads 1 --seeds 0 1 2
 
 All read the same files: 2,000 images of each set of `scenes.py`, or 8,000 images of digits, and 300
-for validation. Each run is a process of its own, held to as many cores as it has threads; sides
-take turns. All spend the given minutes on training: Ultralytics stops by its clock, `redetr_n`
-takes as many steps as its first steps say that fit. What a run really took is written beside its
-AP. The boxes of all models are judged by one evaluation, which equals pycocotools.
+for validation. Each run is a process with as many cores as threads; sides take turns. All train for
+the given minutes: Ultralytics stops by its clock, and `redetr_n` takes as many steps as will fit,
+judging by its first steps. The time that a run really took is recorded next to its AP. The boxes of
+all models are judged by the same evaluation, which equals pycocotools.
 
-A stopped benchmark goes on where it was. Writes results/DATE-yolo.json and a plot of the curves.
+A stopped benchmark continues where it stopped. Writes results/DATE-yolo.json and a plot of the
+curves.
 """
 
 import argparse
@@ -41,7 +42,7 @@ FOLDER = Path("runs/benchmark-yolo")
 
 
 class Row(NamedTuple):
-    """A run: what is trained, and how."""
+    """A run: the model, the data, and the settings."""
 
     data: str
     threads: int
@@ -51,7 +52,7 @@ class Row(NamedTuple):
 
     @property
     def file(self) -> Path:
-        """Where its result is kept."""
+        """The file with the result of the run."""
         name = f"{self.data}-{self.threads}-threads-{self.minutes:g}-min-{self.seed}-{self.side}"
         return FOLDER / f"{name}.json"
 
@@ -74,7 +75,7 @@ def write_digits(folder: Path) -> None:
 
 
 def data_of(name: str) -> Path:
-    """The YAML file of a data set, which is written if it is not there."""
+    """The YAML file of a data set, which is written if it is missing."""
     folder = FOLDER / "data" / name
     description = folder / "data.yaml"  # written last
     if not description.exists():
@@ -117,7 +118,7 @@ def run_redetr(row: Row, data: Path, folder: Path) -> dict[str, Any]:
 
 
 def step_seconds(run: Path) -> list[float]:
-    """Seconds of all steps, from the log of a run: a number for each line."""
+    """The seconds per step in the log of a run, one number for each line."""
     seconds = []
     before = 0
     for text in (run / "metrics.jsonl").read_text().splitlines():
@@ -136,7 +137,7 @@ def run_yolo(row: Row, data: Path, folder: Path) -> dict[str, Any]:
 
     model = YOLO(f"{row.side}.yaml")
     moments: list[float] = []
-    # It would choose one thread less than there are cores.
+    # By default, it would use one thread less than there are cores.
     model.add_callback("on_train_start", lambda trainer: torch.set_num_threads(row.threads))
     model.add_callback("on_train_epoch_start", lambda trainer: moments.append(time.perf_counter()))
     model.add_callback("on_train_epoch_end", lambda trainer: moments.append(time.perf_counter()))
@@ -191,7 +192,7 @@ def judged(boxes: list[tuple[Any, Any, Any]], data: Path) -> dict[str, float]:
 
 
 def run(row: Row) -> None:
-    """A run, in this process, which is held to as many cores as it has threads."""
+    """Executes a run in this process, with as many cores as threads."""
     cores = sorted(os.sched_getaffinity(0))[: row.threads]
     os.sched_setaffinity(0, cores)
     data = data_of(row.data)
@@ -202,7 +203,7 @@ def run(row: Row) -> None:
 
 
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
-    """AP by minutes: a plot for each set and number of threads."""
+    """Plots AP over minutes, for each data set and number of threads."""
     from matplotlib import pyplot as plt
 
     trained = {row["side"] for row in rows}
@@ -228,7 +229,7 @@ def draw(rows: list[dict[str, Any]], file: Path) -> None:
 
 
 def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """The median AP of all seeds, by what was trained for how long, and by side."""
+    """The median AP over seeds, by data set, minutes and threads, and by side."""
     table: dict[str, dict[str, list[float]]] = {}
     for row in rows:
         threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"

@@ -67,7 +67,7 @@ def save_weights(path: Path, weights: dict[str, torch.Tensor], about: dict[str, 
 
 @contextmanager
 def _explaining_full_disk(path: Path) -> Iterator[None]:
-    """Names the file and the likely cause, as the errors of PyTorch's and safetensors' writers do
+    """Names the file and the likely cause, which errors of PyTorch's and safetensors' writers do
     not."""
     try:
         yield

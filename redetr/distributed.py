@@ -30,15 +30,15 @@ from redetr.threads import cores
 
 _WAITING = "waiting"
 _POLL_S = 0.02
-_ENDED = "ended"  # key of the store: what the first rank that ended by itself noted
-_ANSWER_S = 1.0  # for that note to arrive; its rank breaks the connections just after it
+_ENDED = "ended"  # key of the store: the note of the first rank that ended by itself
+_ANSWER_S = 1.0  # for that note to arrive; its rank breaks the connections right after it
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-# gloo has no error class of its own: it raises RuntimeError. Its messages give the line of its own
-# source that failed, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] ...", but
-# for "Application timeout caused pair closure", which says that another rank did not answer.
+# gloo has no error class, and raises RuntimeError. Its messages begin with the failed line of its
+# source, such as "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] ...", except for
+# "Application timeout caused pair closure", which means that another rank did not respond.
 _GLOO_LOCATION = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
 _GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
 
@@ -90,7 +90,8 @@ class SetUp:
             self._store.set(_ENDED, f"rank {self._rank} ended ({reason})")
 
     def end_of_another(self) -> str:
-        """Which rank ended by itself, and why; empty if none did, or if that is unknown.
+        """The rank that ended by itself, and the reason; empty if there is none, or if it is
+        unknown.
 
         A store that is cut off does not respond, and no time limit covers all of its calls, so a
         thread asks it.
@@ -211,7 +212,7 @@ def _as_bytes(rows: np.ndarray) -> Tensor:
 
 
 def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
-    """As `Dist.main_only`, outside a process group: for what is reported after the run."""
+    """Like `Dist.main_only`, but outside a process group, for reports after the run."""
     return function if read_launch().rank == 0 else lambda *args, **kwargs: None
 
 
@@ -229,9 +230,9 @@ def read_launch() -> Launch:
     """What torchrun's variables in the environment say. Those that an earlier job left behind do no
     harm.
 
-    A world of one needs nobody's address, so it starts whatever else is set. Raises InputError for
-    values that are not numbers or contradict each other, and for a larger world whose processes
-    have no way to meet.
+    A world of one process needs no address, so it starts regardless of other variables. Raises
+    InputError if values are not numbers or contradict each other, or if the processes of a larger
+    world have no address at which to meet.
     """
     world_size = _number_in_environment("WORLD_SIZE", default=1, least=1)
     if world_size == 1:
@@ -419,8 +420,8 @@ def pick_device(device: str) -> torch.device:
 def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
     """Warnings for the user about trained BatchNorm layers, whose statistics depend on the batch.
 
-    Raises InputError where a run would not be what it seems: different statistics in each rank or
-    micro-batch, or synchronised BatchNorm on a CPU, where PyTorch has none.
+    Raises InputError if statistics would differ between ranks or micro-batches, or for synchronised
+    BatchNorm on a CPU, which PyTorch does not support.
     """
     # Those of frozen parts are in evaluation mode.
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]

@@ -28,7 +28,7 @@ _PIECE_S = 300.0  # for a piece as a whole
 class Deadline:
     """A time limit for an answer as a whole: that of a socket begins anew with every byte.
 
-    Add its `handlers` to an opener; what is read in the block of `within` is cut off in time.
+    Add its `handlers` to an opener; reading in the block of `within` is then cut off in time.
     """
 
     def __init__(self) -> None:
@@ -124,10 +124,10 @@ class _HttpsHandler(urllib.request.HTTPSHandler):
 def fetch(url: str, path: Path) -> Path:
     """`path`, downloaded from `url` unless it is there; progress is shown on standard error.
 
-    A name that ends in a hash, as `resnet50-0676ba61.pth` does, is held to it. If several
-    processes on a machine need the file, one downloads it and the others wait. What a broken
-    connection leaves in `path.part` is continued, at once and by later calls. Raises InputError
-    with the path where the user can put the file.
+    If a name ends with a hash, such as `resnet50-0676ba61.pth`, the content is checked against it.
+    If several processes on a machine need the file, one downloads it and the others wait. An
+    interrupted download is kept in `path.part` and continued, at once or by later calls. Raises
+    InputError with the path where the user can put the file.
     """
     if path.exists():  # before anything is written: a cache may be read-only
         return require_hash(path, path.name)

@@ -1,4 +1,4 @@
-"""What earlier versions wrote: settings, as this one reads them, and weights of no use to it."""
+"""Converts settings of earlier versions, and drops weights that this version does not need."""
 
 from collections.abc import Collection
 from pathlib import Path
@@ -10,7 +10,7 @@ from redetr.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor
 
-# Models of earlier versions, by what they are now: redetr_n with these options.
+# Models of earlier versions, which are now redetr_n with these options.
 _EARLIER_MODELS = {
     "redetr_s": ("backbone=[64, 128, 256]", "hidden_dim=192", "dim_feedforward=768"),
     "redetr_m": (

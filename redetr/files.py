@@ -16,8 +16,8 @@ RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run`
 
 
 def open_file(path: str | os.PathLike) -> BufferedReader:
-    """The file at `path`, opened for reading. Raises OSError, also for what is not a regular file:
-    a pipe or a device may keep its reader waiting, or never end."""
+    """The file at `path`, opened for reading. Raises OSError if it cannot be opened or is not a
+    regular file, because reading a pipe or a device may block or never end."""
     file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115 - closed by the caller
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
         return file

@@ -24,10 +24,10 @@ def no_garbage_collection() -> Iterator[None]:
 def quick_imports() -> Iterator[None]:
     """Around the imports of a command, of which PyTorch is one: takes a quarter off their time.
 
-    Python does not look for reference cycles in the block, nor later among what the modules hold by
-    its end, which stays as long as the process; some 9 MB that it would have freed stay as well.
-    This concerns the whole process, so the command line does it, and `import redetr` does not. It
-    does nothing where PyTorch was imported before.
+    Python does not look for reference cycles in the block, nor later among the objects that modules
+    hold at its end, which live as long as the process. About 9 MB that it would have freed stay in
+    memory. This concerns the whole process, so the command line does it, and `import redetr` does
+    not. It does nothing where PyTorch was imported before.
     """
     if "torch" in sys.modules:
         yield

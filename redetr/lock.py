@@ -170,7 +170,7 @@ class FolderLock:
 
 
 def _try_lock(file: int) -> tuple[bool, bool]:
-    """Whether nobody else has the lock of the kernel, and whether that is certain.
+    """Whether no other process has the lock of the kernel, and whether that is certain.
 
     The loader processes do not inherit a lock of this kind: it ends with this process even where
     they outlive it.

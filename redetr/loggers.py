@@ -1,10 +1,9 @@
-"""Where the numbers of a run go beside metrics.jsonl: TensorBoard, MLflow, Weights & Biases, and
-functions of your own.
+"""Sends the numbers of a run to TensorBoard, MLflow, Weights & Biases, and your own functions.
 
 A logger is chosen by `--log NAME`, needs the extra of its name, and receives each line that
-metrics.jsonl gets. MLflow's server is what MLFLOW_TRACKING_URI says, else a folder `mlruns` beside
-the run folder; WANDB_MODE=offline keeps what Weights & Biases gets in the run folder. A resumed run
-continues under its id, which `loggers.json` in the run folder holds.
+metrics.jsonl gets. MLFLOW_TRACKING_URI sets MLflow's server; by default, it is a folder `mlruns`
+next to the run folder. With WANDB_MODE=offline, the data for Weights & Biases stays in the run
+folder. A resumed run continues with its id, which is stored in `loggers.json` in the run folder.
 """
 
 import json

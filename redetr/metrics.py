@@ -292,11 +292,14 @@ def tables_of(evaluation: hotcoco.COCOeval) -> Tables:
     """The results of an evaluation by `coco_evaluation`, class by class."""
     assert evaluation.eval is not None
     precision = evaluation.eval["precision"][..., -1]  # of the best 100
-    bins = evaluation.calibration(n_bins=_SCORE_STEPS, iou_threshold=0.5)["bins"]
+    recall = evaluation.eval["recall"]
+    calibration = evaluation.calibration(n_bins=_SCORE_STEPS, iou_threshold=0.5)
+    bins = calibration["bins"]
     counts = np.array([row["count"] for row in bins], np.int64)
     shares_of_correct = np.array([row["avg_accuracy"] for row in bins])
     correct = np.rint(counts * shares_of_correct).astype(np.int64)
-    return Tables(precision, evaluation.eval["recall"], np.stack([counts, correct]))
+    by_score = np.stack([counts, correct])
+    return Tables(precision, recall, by_score)
 
 
 def tables_without_objects(num_classes: int, scores: NDArray[np.floating]) -> Tables:

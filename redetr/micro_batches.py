@@ -1,9 +1,9 @@
 """The largest micro-batch that the memory holds, found by trial before the first step.
 
-The global batch stays as it is: it is split into as many micro-batches as needed, which give the
-same gradient. What is tried is a step of a copy of the model, on noise of the largest size that the
-run pads images to, with as many objects as the fullest image has: two micro-batches, since
-gradients of the first are kept beside the second, and the optimizer.
+The global batch does not change: it is split into as many micro-batches as needed, which give the
+same gradient. A trial is a step of a copy of the model on noise, with the largest size to which the
+run pads images, and as many objects as in the fullest image. It has two micro-batches, because the
+gradients of the first are kept during the second, and includes the optimizer.
 """
 
 import copy
@@ -29,7 +29,7 @@ from redetr.step import training_outputs
 from redetr.structures import Batch, DetectionModel, RelativeBoxes, Size, Target
 from redetr.wording import counted
 
-_SAMPLED = 1000  # images whose sizes are looked at
+_SAMPLED = 1000  # images whose sizes are examined
 _IN_A_MOSAIC = 4  # images
 # Shares of the memory that a step may take: on a GPU the rest is for fragments, on a host also for
 # decoded images and loader processes.
@@ -105,8 +105,9 @@ def meter_of(device: torch.device) -> Meter:
 def largest_fitting(most: int, peak_of: Callable[[int], float], limit: float) -> int:
     """The largest number up to `most` for which `peak_of` is within the limit; 0 if none is.
 
-    Numbers are doubled, then what is between the last two is halved. One whose peak would be over
-    the limit, by the line through the last two, is not tried: a host ends a process that is.
+    Numbers are doubled, and then the range between the last two is halved. A number whose peak
+    memory would exceed the limit, by linear extrapolation of the last two, is not tried, because
+    the host would kill the process.
     """
     fits, fails = 0, most + 1
     peaks: list[tuple[int, float]] = []  # of numbers that fit
@@ -206,7 +207,7 @@ class _Trial:
         self._has_masks = criterion.config.has_masks
 
     def run(self, number: int) -> None:
-        """An optimizer step of two micro-batches of so many images."""
+        """An optimizer step of two micro-batches of `number` images."""
         config = self._config
         model = copy.deepcopy(self._model).train()
         optimizer = build_optimizer(

@@ -66,7 +66,7 @@ class Monitor:
         broken = _keep_until(self._path, step)
         self._file = self._path.open("a", encoding="utf-8")
         self._console = console
-        self._live = console is not None and console.is_interactive  # else lines, as in a file
+        self._live = console is not None and console.is_interactive  # otherwise, prints lines
         self._remaining = TimeRemainingColumn(
             elapsed_when_finished=False, table_column=Column(no_wrap=True)
         )
@@ -95,7 +95,7 @@ class Monitor:
         self._progress.update(self._task, completed=step)
 
     def train_line(self, line: dict[str, Any]) -> None:
-        """Records a line of training numbers and shows the most informative ones: beside the bar,
+        """Records a line of training numbers, and shows the most informative ones, next to the bar
         or as a line."""
         numbers = self._numbers(line)
         self._progress.update(self._task, numbers=numbers)
@@ -153,11 +153,11 @@ class Monitor:
             self._callback(line)
 
     def _with_logger(self, name: str, work: Callable[[Logger], None]) -> None:
-        """Does `work` with a logger. One that fails, as where a server is gone, is said and left
-        out: a run does not end for it."""
+        """Does `work` with a logger. If it fails, for example because a server is gone, it is
+        reported and dropped, and the run continues."""
         try:
             work(self._loggers[name])
-        except Exception as error:  # each library has its own
+        except Exception as error:  # each library has its own errors
             del self._loggers[name]
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             self.say(f"warning: --log {name} fails and is dropped: {reason}")

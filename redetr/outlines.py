@@ -1,4 +1,5 @@
-"""Outlines of masks: polygons along the edges of pixels, which hold exactly what the mask does.
+"""Outlines of masks: polygons along the edges of pixels, which enclose exactly the pixels of the
+mask.
 
 A polygon is int64 `[P, 2]`: x, y of its corners in pixels, without the first one again at the end.
 """
@@ -86,7 +87,7 @@ def _turn(
 
 
 def _is_hole(polygon: Polygon) -> bool:
-    """Whether the polygon runs counter-clockwise, as one sees an image."""
+    """Whether the polygon runs counter-clockwise when the image is displayed."""
     x, y = polygon.T
     next_x, next_y = np.roll(polygon, -1, axis=0).T
     return (x * next_y - next_x * y).sum() < 0

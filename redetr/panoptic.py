@@ -109,8 +109,8 @@ def panoptic_of_batch(
 ) -> list[Panoptic]:
     """The segments of each image of a batch; masks are computed for the queries that count.
 
-    `sizes` are what the model saw of the images, without padding. `is_thing` `[C]` says of each
-    class whether it is a thing or stuff.
+    `sizes` are the sizes of the images in the model's input, without padding. `is_thing` `[C]`
+    states whether each class is a thing.
     """
     all_scores, all_labels = best_classes(outputs["pred_logits"], "softmax")  # [B, Q] each
     # "No object" has to be less likely than the class, which a score above a half implies.
@@ -136,8 +136,8 @@ def panoptic_segments(
     is_thing: Sequence[bool],
     orig_size: Size,
 ) -> Panoptic:
-    """The segments of an image of (H, W) from the logits `[K, h, w]` of queries, without padding,
-    at the size that the model saw.
+    """The segments of an image of `orig_size` (H, W), from the logits `[K, h, w]` of queries,
+    without padding, at the size of the model's input.
 
     `labels` `[K]` are in [0, C), and `is_thing` `[C]` says which of these are things.
     """

@@ -104,10 +104,10 @@ def decode_masks(
     """The masks of `queries` `[K]` of one image of the batch, bool `[n, H, W]` on the host, a few
     at a time.
 
-    `size` is what the model saw of the image, without the padding up to `canvas`; `orig_size` is
-    (H, W). Logits are interpolated once, bilinearly, from the model's resolution to the original
-    image; a pixel belongs to an object where they are above 0. With `original`, masks are decided
-    by `original_masks`.
+    `size` is the size of the image in the model's input, without the padding up to `canvas`;
+    `orig_size` is (H, W). Logits are interpolated once, bilinearly, from the model's resolution to
+    the original image; a pixel belongs to an object where they are above 0. With `original`, masks
+    are decided by `original_masks`.
 
     Deviation: the originals of models in real time interpolate twice, to the canvas and to the
     image.

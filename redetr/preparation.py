@@ -96,10 +96,9 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
 def _model(
     config: TrainConfig, data: DetectionDataset, fresh: bool
 ) -> tuple[DetectionModel, list[str]]:
-    """The model of a `fresh` run with its first weights, or of one that is resumed, and what is to
-    be said of it."""
-    # A resumed run has its weights in its checkpoint; the file that it once started from may be
-    # gone.
+    """The model of a `fresh` run with its initial weights, or of a resumed run, and notes for the
+    user."""
+    # A resumed run has its weights in its checkpoint; the file from which it started may be gone.
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     model.is_thing = data.is_thing
@@ -113,10 +112,10 @@ def _model(
 def _with_threads(
     settings: Settings, model: DetectionModel, dist: Dist, fresh: bool
 ) -> tuple[Settings, list[str]]:
-    """The settings with the number of threads that a trial chose, if there was one, and what is to
-    be said of it.
+    """The settings with the number of threads that a trial chose, if there was one, and notes for
+    the user.
 
-    A resumed run computes on as many as before, so that it ends with the same weights.
+    A resumed run uses as many threads as before, so that it ends with the same weights.
     """
     choice = None
     one_process = dist.world_size == 1 and dist.device.type == "cpu"

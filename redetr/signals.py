@@ -42,8 +42,8 @@ class StopSignals:
     def watch(self, arriving: int) -> None:
         """Reads the numbers of signals as they arrive, until one is 0.
 
-        Python calls a handler when the main thread is back from what it computes or waits for. If
-        that is not soon after the last Ctrl-C, the process ends here.
+        Python calls a handler only when the main thread returns from a computation or a wait. If
+        that does not happen soon after the last Ctrl-C, the process ends here.
         """
         interrupts = 0
         while True:

@@ -168,7 +168,7 @@ class State:
         return factor < _FALLEN_RATE
 
     def save(self, folder: Path) -> None:
-        """Writes `last.pt`; the checkpoint before it stays as `previous.pt`."""
+        """Writes `last.pt`; the previous checkpoint is kept as `previous.pt`."""
         save_checkpoint(folder / "last.pt", self.to_dict(), folder / "previous.pt")
 
     def restore(self, path: Path, saved: dict[str, Any]) -> None:
@@ -266,7 +266,7 @@ def start_folder(
     else:
         notes = []
     dist.meet()
-    # Also a barrier: nobody writes into the folder before everybody has looked there.
+    # Also a barrier: no rank writes to the folder before all ranks have examined it.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()
     if len(set(steps)) > 1:
         raise InputError(

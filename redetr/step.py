@@ -68,8 +68,8 @@ def receive(
 
 
 def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) -> Outputs:
-    """Returns what the losses of a batch are computed from: with denoising, also the outputs of
-    noisy queries, and masks only where they are cheap."""
+    """Returns the outputs from which the losses of a batch are computed: with denoising, also those
+    of noisy queries, and masks only where they are cheap."""
     groups = criterion.config.denoising
     if criterion.masks_on_demand:
         return model(batch.images, batch.padding, all_masks=False)

@@ -88,13 +88,13 @@ class LossConfig:
     The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
     of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
     box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
-    encoder (`enc_outputs`), which are matched and judged like a layer of the decoder. `denoising`:
-    how many groups of noisy queries the model is trained with, see `denoising.py`. `loss_fgl`,
-    `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`: fine-grained
-    localisation (FGL), and distillation (DDF) of queries with an object and of those with none;
-    `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the losses of
-    masks, which are judged on the whole canvas or on crops around objects as `mask_region` says:
-    see `mask_losses.py`.
+    encoder (`enc_outputs`), which are matched and evaluated like a layer of the decoder.
+    `denoising`: how many groups of noisy queries the model is trained with, see `denoising.py`.
+    `loss_fgl`, `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`:
+    fine-grained localisation (FGL), and distillation (DDF) of queries with an object and of those
+    with none; `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the
+    losses of masks, which are judged on the whole canvas or on crops around objects as
+    `mask_region` says: see `mask_losses.py`.
     """
 
     scores: Literal["softmax", "sigmoid"] = "softmax"
@@ -213,17 +213,22 @@ def collate(
     `device` and `dtype` are by default those of the first image. `convert` is applied to each image
     on the device, before padding; the copy to the device does not wait if the image is pinned.
 
-    Raises ValueError for an empty list or an image larger than the canvas.
+    Raises ValueError for an empty list, an image of another shape than `[C, h, w]` with the same C
+    for all, or one larger than the canvas.
     """
-    if not images:
+    if not len(images):
         raise ValueError("collate needs at least one image")
+    channels = len(images[0])
+    for i, image in enumerate(images):
+        if image.ndim != 3 or len(image) != channels:
+            raise ValueError(f"image {i} is {list(image.shape)}, expected [{channels}, h, w]")
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = _fitting_canvas(sizes, canvas)
     first = images[0]
     device = first.device if device is None else device
     dtype = first.dtype if dtype is None else dtype
 
-    shape = (len(images), len(first), height, width)
+    shape = (len(images), channels, height, width)
     padded = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format).zero_()
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
     for i, image in enumerate(images):

@@ -172,7 +172,7 @@ class _StepInput:
 
 @dataclass
 class _Run:
-    """A run in progress: what is trained, on what data, and where it reports."""
+    """A run in progress: the model, the data, and the monitor."""
 
     state: State
     criterion: SetCriterion
@@ -183,7 +183,7 @@ class _Run:
     lock: FolderLock
     monitor: Monitor | SilentMonitor
     signals: StopSignals
-    continuation: str  # what a user does to resume it
+    continuation: str  # how a user resumes it
     after_evaluation: AfterEvaluation | None = None
     custom: CustomAugmentation | None = None
 

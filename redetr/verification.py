@@ -179,7 +179,8 @@ def compare(
         dtype = PRECISIONS[name]
         with _exact_products():
             split = split_gradient(model, criterion, samples, dist, accumulate, dtype)
-            # Where rounding counts, of the same parts: kernels differ with the size of a batch.
+            # If rounding matters, with the same parts, because kernels depend on the size of a
+            # batch.
             num_parts = 1 if dtype == torch.float64 else accumulate * dist.world_size
             whole = whole_gradient(model, criterion, samples, dist.device, dtype, num_parts)
         errors_here = [_relative_error(split, whole, names) for names in parts.values()]
@@ -200,7 +201,7 @@ def split_gradient(
     accumulate: int,
     dtype: torch.dtype,
 ) -> dict[str, Tensor]:
-    """The gradient by parameter, as training computes it: every rank its slices of the batch.
+    """The gradient by parameter, computed as in training, where every rank has slices of the batch.
     Communicates."""
     model = copy.deepcopy(model).to(weights_dtype(dtype))
     micro_batches = []
@@ -223,12 +224,13 @@ def whole_gradient(
     dtype: torch.dtype,
     num_parts: int = 1,
 ) -> dict[str, Tensor]:
-    """The gradient by parameter of the whole batch in this process alone, in so many parts.
+    """The gradient by parameter of the whole batch, divided into `num_parts`, in this process
+    alone.
 
-    With all of the batch as one part, it is the definition of what every layout has to give. In
-    fp32 and bf16, batches of other sizes are rounded differently, as kernels differ, and where
-    scores or costs all but tie, another query is chosen: by as much as 2e-5 in fp32 and 0.3 in
-    bf16 (`redetr_n` on 8 threads).
+    With the whole batch as one part, it defines the gradient that every layout has to give. In fp32
+    and bf16, kernels round batches of other sizes differently, and at near ties of scores or costs,
+    another query is chosen. The differences reach 2e-5 in fp32 and 0.3 in bf16 (`redetr_n` on 8
+    threads).
     """
     model = copy.deepcopy(model).to(weights_dtype(dtype)).train()
     counts = criterion.counts([target for _, target in samples])
@@ -243,7 +245,7 @@ def whole_gradient(
 
 
 def put_in_general_position(model: DetectionModel) -> None:
-    """Fills weights that are all zero, as those of box heads are at first, with small noise.
+    """Fills weights that are all zero, such as the initial ones of box heads, with small noise.
 
     With them, boxes are equal squares, and two queries within one large object may be exchanged at
     exactly the same cost. Rounding decides which one is matched, and that depends on the batch.

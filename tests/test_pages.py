@@ -85,7 +85,7 @@ def test_no_page_of_another_tool_is_replaced(tmp_path, capsys, command):
 
 def test_files_beside_a_page_are_replaced_with_it_only(tmp_path):
     (tmp_path / "sheet.png").touch()
-    with pytest.raises(InputError, match="already exists, without a redetr page beside it"):
+    with pytest.raises(InputError, match="already exists, without a redetr page next to it"):
         require_redetr_page(tmp_path, "sheet.png")
     write_page(tmp_path / "index.html", contact_sheet([]))
     require_redetr_page(tmp_path, "sheet.png")

@@ -23,8 +23,8 @@ const images = [];
 const underway = {};
 
 /**
- * Runs `work(signal)` and aborts what ran under the same name before.
- * The elements `name`-status and `name`-error say how it is going.
+ * Runs `work(signal)`, and aborts earlier work of the same name.
+ * The elements `name`-status and `name`-error show its progress and its error.
  */
 async function latest(name, work) {
   abort(name);

@@ -84,7 +84,7 @@ class App:
             timeout_graceful_shutdown=_GOODBYE_S,
         )
         server = uvicorn.Server(config)
-        # Requests in progress are cut off at the end, which needs no traceback.
+        # Requests in progress are cut off when the server stops, which needs no traceback.
         logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         with self._socket() as listening:
             address = self._address(listening)

@@ -72,9 +72,9 @@ def parse_flags(
     default: Any = tyro.MISSING_NONPROP,
     description: str | None = None,
 ) -> Command:
-    """The command, a dataclass, with the values that `args` give its fields.
+    """The command, a dataclass, with the values in `args`.
 
-    Prints help, or what is wrong with `args`, and exits, as `tyro.cli` does.
+    Like `tyro.cli`, prints help or an error and exits if `args` ask for help or are not valid.
     """
     return tyro.cli(
         command,
@@ -89,7 +89,7 @@ def parse_flags(
 
 @_RULES.primitive_rule
 def _image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None:
-    """How a flag of type `ImageSize` is written."""
+    """The syntax of a flag of type `ImageSize`."""
     if info.type != ImageSize:
         return None
     return PrimitiveConstructorSpec(
@@ -105,8 +105,8 @@ def _image_size(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec[Any] | None
 def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
     """The flags of a dataclass.
 
-    As by tyro's own rule, but sentences break where the terminal ends and not where the source
-    does, and defaults are shown only where the sentence does not state them itself.
+    Like tyro's own rule, but sentences are wrapped at the width of the terminal instead of that of
+    the source, and defaults are shown only if the sentence does not state them.
     """
     if not dataclasses.is_dataclass(info.type):
         return None
@@ -128,7 +128,7 @@ def _off_flag(name: str) -> str:
     return "--no-" + name.replace("_", "-")
 
 
-@cache  # tyro asks many times for the same
+@cache  # tyro asks for the same texts many times
 def docstrings_of_fields(kind: type) -> dict[str, str]:
     """The string below each field of a dataclass and of its bases, on one line."""
     texts: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""The result of every reader of a data set: one split as arrays, and its faults."""
+"""The result of all readers of data sets: a split as arrays, and its faults."""
 
 import os
 import unicodedata
@@ -36,12 +36,12 @@ Masks = MaskColumns | SegmentImages
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
 NOT_READ = "not an image, or a damaged one"
-_BLOCK = 2**16  # boxes that are cut to their images at a time
+_BLOCK = 2**16  # boxes that are clipped to their images at a time
 
 
 def data_folder(root: Path) -> Path:
-    """The folder of a data set that is given by it, by a YAML file in it, or by a JSON file in its
-    `annotations/`."""
+    """The folder of a data set, which is given by the folder, by a YAML file in it, or by a JSON
+    file in its `annotations/`."""
     if not root.is_file():
         return root
     parent = root.parent
@@ -52,11 +52,11 @@ def data_folder(root: Path) -> Path:
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault in one file: where it first occurs, what is wrong there, what to do, and
-    how often it occurs.
+    """A kind of fault in a file: its first occurrence, the problem, the remedy, and how often it
+    occurs.
 
-    An error would spoil training; `open_dataset` raises the first one. Warnings and notes are
-    reported, and left to users.
+    An error would spoil training, so `open_dataset` raises the first one. Warnings and notes are
+    reported, and users decide.
     """
 
     severity: Severity
@@ -69,7 +69,7 @@ class Fault:
 
     @classmethod
     def from_error(cls, code: str, error: InputError, source: Path) -> "Fault":
-        """The fault that `error` speaks of; `source` is the file if the error names none."""
+        """The fault described by `error`; `source` is the file if the error names none."""
         file = source
         if error.where is not None:
             file = Path(error.where)
@@ -86,7 +86,7 @@ class Fault:
         )
 
     def in_split(self, split: Split) -> "Fault":
-        """The fault as it weighs in this split: no error of test spoils training."""
+        """The fault with its severity in this split: an error in test does not spoil training."""
         if split == "test" and self.severity == "error":
             return replace(self, severity="warning")
         return self
@@ -102,10 +102,10 @@ class Fault:
 
 @dataclass(frozen=True)
 class Annotations:
-    """One split, sorted by the names of the images, so that a data set is the same in every format.
+    """A split, sorted by the names of its images, so that a data set is the same in every format.
 
-    N images, A objects, of which image `i` owns `first[i]:first[i + 1]`. Rows with an error are
-    left out, so that the rest can be looked at.
+    There are N images and A objects; image `i` has the objects `first[i]:first[i + 1]`. Rows with
+    an error are left out, so that the rest can be examined.
     """
 
     source: Path  # the annotation file, or the folder of them
@@ -125,8 +125,8 @@ class Annotations:
     box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
     masks: Masks | None = None  # [A], if they were read
-    is_thing: tuple[bool, ...] = ()  # of each class, not stuff; empty if the source does not say
-    stored: Path | None = None  # what the columns are mapped from, see `data/store.py`
+    is_thing: tuple[bool, ...] = ()  # whether each class is a thing, not stuff; empty if unknown
+    stored: Path | None = None  # the store that the columns are mapped from, see `data/store.py`
     # why the files of images that are left out cannot be read, by their paths below the folder
     unreadable: dict[str, str] = field(default_factory=dict)
 
@@ -138,12 +138,13 @@ class Annotations:
         return self.folder / os.fsdecode(self.names[index])
 
     def objects_of(self, index: int) -> slice:
-        """Which objects are on an image."""
+        """The objects of an image."""
         start, stop = self.first[index : index + 2].tolist()
         return slice(start, stop)
 
     def only(self, images: np.ndarray, objects: np.ndarray) -> "Annotations":
-        """These images, bool `[N]`, and of the objects on them these, bool `[A]`."""
+        """The annotations with only these images, bool `[N]`, and of their objects only these, bool
+        `[A]`."""
         counts_before = np.diff(self.first)
         is_kept = objects & np.repeat(images, counts_before)
         kept_before = np.append(0, np.cumsum(is_kept))  # [A + 1]
@@ -160,7 +161,7 @@ class Annotations:
         return replace(self, first=first, stored=None, **columns)
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        """A loader process that is not forked maps a store as well, instead of being sent all."""
+        """Pickled as the path of the store if there is one, which a loader process then maps."""
         if self.stored is None:
             return super().__reduce_ex__(protocol)
         from redetr.data.store import reopened
@@ -173,20 +174,21 @@ class Annotations:
         return np.repeat(np.arange(len(self)), counts)
 
     def object_counts(self) -> np.ndarray:
-        """Objects of each image, crowds not counted, int64 `[N]`."""
-        crowds = np.flatnonzero(self.iscrowd)  # few, where there are millions of objects
+        """The number of objects in each image without crowds, int64 `[N]`."""
+        crowds = np.flatnonzero(self.iscrowd)  # few, even among millions of objects
         images = np.searchsorted(self.first, crowds, side="right") - 1
         return np.diff(self.first) - np.bincount(images, minlength=len(self))
 
     def native_size(self) -> int | None:
-        """The longer side of the images in pixels, the median of all; None without images."""
+        """The median of the longer sides of the images in pixels; None without images."""
         if not len(self):
             return None
         longer_sides = self.sizes.max(1)
         return int(np.median(longer_sides))
 
     def require_sound(self) -> None:
-        """Raises InputError with the first error, and how many other kinds there are."""
+        """Raises InputError with the first error and the number of other kinds, if there are
+        errors."""
         errors = [fault for fault in self.faults if fault.severity == "error"]
         if not errors:
             return
@@ -198,11 +200,11 @@ class Annotations:
 
 
 class Rows:
-    """Images, objects or classes on their way in: what is wrong with some is collected, and they
-    are left out."""
+    """Images, objects or classes while they are read. Collects faults; rows with errors are left
+    out."""
 
     def __init__(self, count: int, faults: list[Fault], locate: Callable[[int], tuple[Path, str]]):
-        """`locate` returns the file of row `i` and where in it the row is."""
+        """`locate` returns the file of row `i`, and the place of the row in it."""
         self.good = np.ones(count, bool)
         self.faults = faults
         self.locate = locate
@@ -216,7 +218,7 @@ class Rows:
         severity: Severity = "error",
     ) -> None:
         """Adds a fault for the rows that are `bad` (bool `[N]`), with the `text` of the first. Rows
-        that had an error before do not count."""
+        with an earlier error do not count."""
         bad = np.asarray(bad, bool) & self.good
         if not bad.any():
             return
@@ -228,7 +230,7 @@ class Rows:
             self.good &= ~bad
 
     def forget(self) -> None:
-        """Frees what the rows hold, if that is in memory; no more faults can be added."""
+        """Frees the memory of the rows. No more faults can be added afterwards."""
 
 
 @dataclass
@@ -240,8 +242,8 @@ class Images:
     names: list[str]  # path below the folder
     ids: np.ndarray  # [N] int64
     sizes: np.ndarray  # [N, 2] int64, height and width
-    called: Callable[[int], str]  # what a message calls image `i`
-    unreadable: Sequence[str] = ()  # names of those whose files are not images, or damaged
+    called: Callable[[int], str]  # the name of image `i` in messages
+    unreadable: Sequence[str] = ()  # names of images whose files are damaged or not images
 
 
 @dataclass
@@ -251,11 +253,11 @@ class Objects:
     rows: Rows
     image: np.ndarray  # [A] int64, which of the images it is on; -1 = none
     labels: np.ndarray  # [A] int64; -1 = a class that is left out
-    corners: np.ndarray  # [A, 4] float64, xyxy pixels, not yet cut to the image
+    corners: np.ndarray  # [A, 4] float64, xyxy pixels, not yet clipped to the image
     iscrowd: np.ndarray  # [A] bool
-    area: np.ndarray  # [A] float32; below 0 = that of the box
+    area: np.ndarray  # [A] float32; negative = that of the box
     ids: np.ndarray  # [A] int64
-    quoted: Callable[[int], str]  # how the source gives box `i`
+    quoted: Callable[[int], str]  # box `i` as in the source, for messages
     remedy: str  # what to do about a box that leaves its image
     box_format: BoxFormat  # of the source
     outlines: np.ndarray | None = None  # [A, 4] float64, xyxy around the outline; NaN = none
@@ -266,7 +268,7 @@ class Objects:
 def assemble(
     source: Path, classes: dict[int, str], images: Images, objects: Objects, faults: list[Fault]
 ) -> Annotations:
-    """The annotations of a split; `classes` are names by category id, which labels count in their
+    """The annotations of a split. `classes` has names by category id; labels number them in this
     order."""
     all_boxes, masks = _judged(source, classes, images, objects, faults)
     good = np.flatnonzero(images.rows.good)
@@ -309,14 +311,17 @@ def assemble(
 def _judged(
     source: Path, classes: dict[int, str], images: Images, objects: Objects, faults: list[Fault]
 ) -> tuple[np.ndarray, MaskColumns | None]:
-    """Adds what is wrong with objects and classes; the boxes, xyxy `[A, 4]`, cut to their images,
-    and the masks. What messages quote is let go of: it takes half of the memory."""
-    image_is_good = np.append(images.rows.good, False)  # the last one is for objects on no image
+    """Adds the faults of objects and classes; returns the boxes, xyxy `[A, 4]`, clipped to their
+    images, and the masks.
+
+    Values that messages quote are freed, because they take half of the memory.
+    """
+    image_is_good = np.append(images.rows.good, False)  # the last is for objects without an image
     has_class = objects.labels >= 0
     objects.rows.good &= image_is_good[objects.image] & has_class
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
-    objects.corners = np.zeros((0, 4))  # no longer needed: the most memory of all
+    objects.corners = np.zeros((0, 4))  # no longer needed, and takes most of the memory
     masks = judge_masks(objects, images, all_boxes)
     faults += _repeated_names(source, classes)
     faults += _unwritable_names(source, classes)
@@ -341,22 +346,23 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
 
 @dataclass
 class _Clipped:
-    """Boxes cut to their images, and what is odd about them."""
+    """Boxes clipped to their images, and their faults."""
 
     boxes: np.ndarray  # [A, 4] float32, xyxy
-    leaves: np.ndarray  # [A] bool, by more than people overshoot
-    has_area: np.ndarray  # [A] bool, before they were cut
+    leaves: np.ndarray  # [A] bool, exceeds the image by more than annotators overshoot
+    has_area: np.ndarray  # [A] bool, before clipping
     is_negative: np.ndarray  # [A] bool, in width or height
 
 
 def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clipped:
-    """Boxes `[A, 4]` cut to their images; `sizes` are width and height of these, `[N + 1, 2]`."""
+    """Boxes `[A, 4]` clipped to their images; `sizes` `[N + 1, 2]` are the width and height of
+    these."""
     count = len(corners)
     boxes = np.empty((count, 4), np.float32)
     leaves = np.empty(count, bool)
     has_area = np.empty(count, bool)
     is_negative = np.empty(count, bool)
-    # In blocks: together, what is needed in between would be the most memory of all.
+    # In blocks, because intermediate values for all boxes would take most of the memory.
     for start in range(0, count, _BLOCK):
         rows = slice(start, start + _BLOCK)
         size = sizes[image[rows]]
@@ -374,7 +380,8 @@ def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clip
 
 
 def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
-    """An error if names of classes are blank, or hold what no text file or terminal takes."""
+    """An error if names of classes are blank, or have characters that text files or terminals
+    cannot represent."""
     ids = []
     for id_, name in classes.items():
         if not name.strip() or not all(map(_is_writable, name)):
@@ -397,14 +404,14 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     rows = objects.rows
     outlines = objects.outlines
     if outlines is None:
-        outlines = np.broadcast_to(np.nan, objects.corners.shape)  # takes no memory
+        outlines = np.broadcast_to(np.nan, objects.corners.shape)  # without memory
     judge_mask_sizes(objects, images, outlines)
     counted = rows.good & ~objects.iscrowd
     area = np.where(counted, objects.area, -1)
     formats = _format_faults(source, objects, outlines, area, counted)
     if formats:
         return formats
-    if objects.masks is None or not objects.masks.for_training:  # else they are judged with masks
+    if objects.masks is None or not objects.masks.for_training:  # otherwise judged with masks
         judge_outlines(objects, images, objects.corners, counted)
     no_area = area_differs(objects.corners, area, counted)
 
@@ -426,7 +433,7 @@ def _format_faults(
     area: np.ndarray,
     counted: np.ndarray,
 ) -> list[Fault]:
-    """An error if outlines and areas fit the boxes in another format only."""
+    """An error if outlines and areas agree with the boxes in another format only."""
     other = other_format(objects.corners, outlines, area, objects.box_format, counted)
     if other is None:
         return []
@@ -440,9 +447,9 @@ def _format_faults(
 
 
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
-    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Adds a fault for those that leave them,
-    and one for those without area."""
-    image_sizes = np.concatenate([images.sizes, [[1, 1]]])  # the last one is for no image
+    """Boxes clipped to their images, float32 xyxy `[A, 4]`. Adds a fault for boxes that exceed
+    their image, and one for boxes without area."""
+    image_sizes = np.concatenate([images.sizes, [[1, 1]]])  # the last is for objects without one
     clipped = _clipped(objects.corners, objects.image, image_sizes[:, ::-1])
 
     def outside(i: int) -> str:
@@ -459,7 +466,7 @@ def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:
 
 
 def _judge_empty_boxes(objects: Objects, clipped: _Clipped) -> None:
-    """Leaves out boxes without area: a warning if they are few, else an error."""
+    """Leaves out boxes without area, with a warning if they are few, or an error otherwise."""
     rows = objects.rows
     boxes = clipped.boxes
     no_side = boxes[:, 2:] <= boxes[:, :2]

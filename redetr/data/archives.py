@@ -1,7 +1,7 @@
-"""Files in folders and in tar archives alike: `shards/train-000.tar/a.jpg` is the path of `a.jpg`
-in an archive.
+"""Opens files in folders and in tar archives alike: `shards/train-000.tar/a.jpg` is the path of
+`a.jpg` in an archive.
 
-The index of an archive says where each file in it begins, so files are read in any order.
+The index of an archive has the offset of each file, so files can be read in any order.
 """
 
 import errno
@@ -22,14 +22,14 @@ from redetr.files import open_file
 SUFFIX = ".tar"
 _INSIDE = f"{SUFFIX}/"
 
-# For each path, the state that the archive was in when it was opened, and its index.
+# For each path, the state of the archive when it was opened, and its index.
 _OPENED: dict[str, tuple[str, "Archive"]] = {}
 _THREAD = threading.local()
 
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive and where the files in it begin."""
+    """An archive with its index."""
 
     path: str
     rows: np.ndarray  # [N] as `read_index` returns, often mapped from a file
@@ -37,7 +37,8 @@ class Archive:
     remote: RemoteFile | None = None  # the archive on a server, if `path` only points to it
 
     def span(self, name: str) -> tuple[int, int]:
-        """The offset and the size of a file's content in bytes. Raises FileNotFoundError."""
+        """The offset and size of a file's content in bytes. Raises FileNotFoundError if there is no
+        such file."""
         encoded_name = os.fsencode(name)
         names = self.rows["name"]
         i = bisect_left(names, encoded_name)
@@ -48,13 +49,13 @@ class Archive:
         return int(row["offset"]), int(row["size"])
 
     def read(self, name: str) -> bytes:
-        """The content of a file. Raises OSError."""
+        """The content of a file. Raises OSError if it cannot be read."""
         offset, size = self.span(name)
         if self.remote is not None:
             return self._received(self.remote, offset, size)
         with open_file(self.path) as file:
             if hasattr(os, "posix_fadvise"):
-                # The kernel would read the same amount again ahead, which nobody asks for.
+                # Otherwise, the kernel would read the same amount again ahead, in vain.
                 os.posix_fadvise(file.fileno(), offset, size, os.POSIX_FADV_RANDOM)
             file.seek(offset)
             content = file.read(size)
@@ -84,9 +85,9 @@ class Archive:
 
 
 def open_archive(path: str | os.PathLike) -> Archive:
-    """The archive at `path` with its index, which is made if the archive is new or has changed.
+    """The archive at `path` with its index, which is created if the archive is new or has changed.
 
-    Raises InputError for a damaged archive, OSError if it cannot be read.
+    Raises InputError if the archive is damaged, and OSError if it cannot be read.
     """
     location = os.path.abspath(path)
     state = state_of(location)
@@ -103,7 +104,7 @@ def open_archive(path: str | os.PathLike) -> Archive:
                 rows = read_index(file, os.fspath(path))
         store_index(location, state, rows)
         mapped = stored_index(location, state)
-        if mapped is not None:  # loader processes share the memory of what is mapped
+        if mapped is not None:  # loader processes share the mapped memory
             rows = mapped
     archive = Archive(location, rows, os.stat(location).st_mtime_ns, remote)
     _OPENED[location] = (state, archive)
@@ -111,8 +112,8 @@ def open_archive(path: str | os.PathLike) -> Archive:
 
 
 def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
-    """The path of an archive and the path of a file in it; None if `path` is that of no archive
-    and of nothing in one."""
+    """The path of an archive, and the path inside it; None if `path` is neither that of an archive
+    nor inside one."""
     text = os.fspath(path)
     start = text.find(_INSIDE)
     while start >= 0:
@@ -130,8 +131,8 @@ def split_path(path: str | os.PathLike) -> tuple[str, str] | None:
 def open_data_file(path: str | os.PathLike) -> BytesIO | BufferedReader:
     """The file at `path`, in a folder or in an archive, opened for reading.
 
-    A file in an archive is read at once. Raises OSError as `open_file` does, and InputError for a
-    damaged archive.
+    A file in an archive is read into memory. Raises OSError like `open_file`, and InputError if an
+    archive is damaged.
     """
     try:
         return open_file(path)
@@ -144,8 +145,8 @@ def open_data_file(path: str | os.PathLike) -> BytesIO | BufferedReader:
 
 
 def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
-    """When a file was changed, in ns, and its size in bytes; a file in an archive has the time of
-    the archive. Raises OSError and ValueError."""
+    """The time of the last change in ns, and the size in bytes; a file in an archive has the time
+    of the archive. Raises OSError if the file is missing, and ValueError for an impossible path."""
     try:
         stat = os.stat(path)
     except NotADirectoryError:
@@ -161,13 +162,13 @@ def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
 
 
 def names_below(path: str | os.PathLike) -> set[str]:
-    """The names in a folder, in an archive, or in a folder of an archive; none if `path` does not
-    exist. Raises InputError for a damaged archive."""
+    """The names in a folder, in an archive, or in a folder inside an archive; empty if `path` does
+    not exist. Raises InputError if an archive is damaged."""
     try:
         return set(os.listdir(path))
     except NotADirectoryError:
         parts = split_path(path)
-    except (OSError, ValueError):  # it does not exist, or is not a path: it holds a null byte
+    except (OSError, ValueError):  # it does not exist, or is no path, as it has a null byte
         return set()
     if parts is None:
         return set()
@@ -194,7 +195,7 @@ def copy_data_file(source: Path, destination: Path) -> None:
 
 
 def archives_in(folder: Path) -> list[Path]:
-    """The tar archives in a folder, sorted by name as bytes; none if it cannot be listed."""
+    """The tar archives in a folder, sorted by name as bytes; empty if it cannot be listed."""
     try:
         names = os.listdir(folder)
     except OSError:

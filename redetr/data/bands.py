@@ -1,9 +1,9 @@
-"""Images with any number of bands: arrays in `.npy` files, and TIFF files that Pillow does not
+"""Reads images with any number of bands: arrays in `.npy` files, and TIFF files that Pillow cannot
 read, such as GeoTIFF of satellites.
 
-TIFF needs the extra `tiff` (tifffile, and imagecodecs for its compressions). The first page is
-read. Bands of more than 8 bits become 8 by the rule of `data/pixels.py`: red, green and blue
-together, other bands each for itself, as they may measure different things.
+TIFF needs the extra `tiff` (tifffile, and imagecodecs for compression). The first page is read.
+Bands of more than 8 bits are converted to 8 by the rule of `data/pixels.py`: red, green and blue
+together, and other bands separately, because they may measure different quantities.
 """
 
 import logging
@@ -27,20 +27,20 @@ _LAYOUTS = ("YX", "YXS", "YXC", "SYX")  # axes of an image, with S or C for its 
 
 
 def is_tiff(file: BinaryIO) -> bool:
-    """Whether an opened file begins as a TIFF; it is read from its start again afterwards."""
+    """Whether an opened file begins like a TIFF. The file is left at its start."""
     return _start(file) in TIFF_STARTS
 
 
 def has_bands(file: BinaryIO) -> bool:
-    """Whether an opened file is of a kind that `read_bands` reads."""
+    """Whether `read_bands` can read this kind of file."""
     return _start(file) == _NPY_START[:4] or is_tiff(file)
 
 
 def read_bands(file: BinaryIO) -> NDArray:
-    """The values `[H, W, C]` of all bands in an opened file, as stored; NaN where it says that
-    there is none.
+    """The stored values `[H, W, C]` of all bands in an opened file; NaN for values that are marked
+    as missing.
 
-    Raises ValueError for a file with other contents, and what NumPy, tifffile and Pillow raise.
+    Raises ValueError for a file with other contents, and the errors of NumPy, tifffile and Pillow.
     """
     start = _start(file)
     if start == _NPY_START[:4]:
@@ -55,7 +55,8 @@ def read_bands(file: BinaryIO) -> NDArray:
 
 
 def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
-    """Height, width and number of bands of what `read_bands` would read, without decoding it."""
+    """Height, width and number of bands of the result of `read_bands`, without decoding the
+    file."""
     if _start(file) == _NPY_START[:4]:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0
@@ -72,23 +73,24 @@ def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
 
 
 def count_images(file: BinaryIO) -> int:
-    """How many images a file holds, of which `read_bands` reads the first; smaller copies and
-    pages that are bands of it do not count."""
+    """The number of images in a file, of which `read_bands` reads the first. Smaller copies, and
+    pages that are bands of one image, do not count."""
     if _start(file) == _NPY_START[:4]:
         return 1
     with ExitStack() as stack:
         image, _ = _first_page(file, stack)
         whole_pages = sum(not page.is_reduced for page in image.parent.pages)
-        bands_in_pages = hasattr(image, "levels")  # a series, and not a page
+        bands_in_pages = hasattr(image, "levels")  # a series rather than a page
         read_pages = len(image.pages) if bands_in_pages else 1
         return 1 + max(0, whole_pages - read_pages)
 
 
 def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
-    """Values `[H, W, C]` as 8 bits for a model of so many channels, `[H, W, channels]`.
+    """Values `[H, W, C]` as 8 bits for a model with `channels` channels, `[H, W, channels]`.
 
-    A model of three takes the first three bands, or a single one three times; a model of one takes
-    the brightness of three. Raises ValueError for other numbers of bands than the model takes.
+    A model with three channels gets the first three bands, or a single band three times. A model
+    with one channel gets the brightness of three bands. Raises ValueError if the number of bands
+    does not fit the model.
     """
     bands = values.shape[2]
     if channels == 3 and bands == 1:
@@ -106,7 +108,7 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
 
 
 def _start(file: BinaryIO) -> bytes:
-    """The first bytes of an opened file, which is left at its start."""
+    """The first bytes of an opened file. The file is left at its start."""
     file.seek(0)
     start = file.read(4)
     file.seek(0)
@@ -125,8 +127,8 @@ def _require_image(shape: tuple[int, ...], dtype: np.dtype) -> None:
 
 
 def _first_page(file: BinaryIO, stack: ExitStack) -> tuple[Any, str]:
-    """The first image of a TIFF file, which is open as long as the stack is, and its axes. Raises
-    InputError without tifffile."""
+    """The first image of a TIFF file, and its axes. The file stays open as long as the stack.
+    Raises InputError if tifffile is not installed."""
     try:
         import tifffile
     except ImportError:
@@ -147,7 +149,7 @@ def _first_page(file: BinaryIO, stack: ExitStack) -> tuple[Any, str]:
 
 @contextmanager
 def _damage_raises(logger: logging.Logger) -> Iterator[None]:
-    """Raises ValueError for what tifffile logs as an error, after which it would read on."""
+    """Raises ValueError for damage that tifffile only logs as an error."""
     messages: list[str] = []
 
     class Collect(logging.Handler):

@@ -1,7 +1,7 @@
-"""Decoded images, kept once per host for all ranks and loader processes of a run.
+"""Caches decoded images, once per host for all ranks and loader processes of a run.
 
-They are in a file without a name, in memory or on a disk: when the run ends, however it does, the
-file is gone, so nothing is left behind and nothing can be out of date. Linux only.
+They are in a file without a name, in memory or on a disk. When the run ends in any way, the file is
+gone, so nothing is left behind or out of date. Linux only.
 """
 
 import os
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from redetr.data.cgroups import group_memory
 
-_SHARE = 0.25  # of what is free, unless the user says how much
-_HEADER = 8  # bytes: up to where the file is taken
-_ROW = 32  # bytes per image: where its pixels begin (0 = not kept), height, width, channels
+_SHARE = 0.25  # of the free memory or space, unless the user sets a size
+_HEADER = 8  # bytes, with the length of the used part of the file
+_ROW = 32  # bytes per image: offset of its pixels (0 = not cached), height, width, channels
 
 
 def host() -> str:
@@ -29,8 +29,8 @@ def host() -> str:
 
 
 def spare_bytes(folder: str | None = None) -> int:
-    """A share of the free space on the disk of `folder`, or of the memory that this host, or the
-    container or job that this process is in, has available."""
+    """A share of the free space on the disk of `folder`, or else of the available memory of this
+    host, or of the container or job of this process."""
     if folder:
         free = shutil.disk_usage(folder).free
         return int(_SHARE * free)
@@ -38,12 +38,12 @@ def spare_bytes(folder: str | None = None) -> int:
 
 
 def available_memory() -> int:
-    """Bytes of memory that this host, or the container or job that this process is in, has left."""
+    """The available bytes of memory of this host, or of the container or job of this process."""
     return max(0, int(min(_host_memory(), group_memory())))
 
 
 def _host_memory() -> int:
-    """Bytes of memory that this host has available."""
+    """The available bytes of memory of this host."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         name, kilobytes, *_ = line.split()
         if name == "MemAvailable:":
@@ -62,15 +62,16 @@ def _row_at(index: int) -> int:
 
 
 class ImageCache:
-    """Images `[C, H, W]` uint8 by number; once it holds `limit` bytes it takes no more.
+    """A cache of images `[C, H, W]` uint8, by index; beyond `limit` bytes, no more images are
+    added.
 
-    The file lives as long as the object that made it. Others of this user on this `host()` share it
-    by its `path`. Two processes that decode an image at the same time both write it, which costs
-    room and changes nothing.
+    The file lives as long as the object that created it. Other processes of the user on this
+    `host()` share it by its `path`. If two processes decode an image at the same time, both write
+    it, which only takes space.
     """
 
     def __init__(self, num_images: int, limit: int, folder: str | None = None):
-        """A new file, on the disk of `folder` or in memory."""
+        """Creates a new file, on the disk of `folder` or in memory."""
         file = _nameless_file(folder) if folder else os.memfd_create("images")
         weakref.finalize(self, os.close, file)
         self.path = f"/proc/{os.getpid()}/fd/{file}"
@@ -80,7 +81,7 @@ class ImageCache:
         self._file = -1
 
     def get(self, index: int) -> Tensor | None:
-        """The image, if it is kept."""
+        """The image; None if it is not cached."""
         file = self._opened()
         row = os.pread(file, _ROW, _row_at(index))
         if not any(row):  # also beyond the end of the file
@@ -91,9 +92,9 @@ class ImageCache:
         return torch.from_numpy(pixels).permute(2, 0, 1)
 
     def put(self, index: int, image: Tensor) -> None:
-        """Keeps the image, if there is room."""
+        """Adds the image, if there is space."""
         pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
-        # A full disk: the image will be decoded again, which costs time and nothing else.
+        # The disk is full: the image will be decoded again, which only costs time.
         with suppress(OSError):
             self._write(index, pixels)
 
@@ -104,12 +105,13 @@ class ImageCache:
         file = self._opened()
         count = os.pwrite(file, pixels.data, start)
         if count == pixels.nbytes:
-            # The row last: a process that sees it can read all of the pixels.
+            # The row comes last, so that a process that sees it can read all pixels.
             row = np.array([start, *pixels.shape], np.int64)
             os.pwrite(file, row.data, _row_at(index))
 
     def _take(self, count: int) -> int:
-        """The start of `count` bytes that nobody else will write; 0 if there are not so many."""
+        """The offset of `count` bytes that no other process will write; 0 if there is not enough
+        space."""
         with self._locked() as file:
             taken = int.from_bytes(os.pread(file, _HEADER, 0), "little")
             start = max(self._start, taken)
@@ -131,8 +133,8 @@ class ImageCache:
             fcntl.flock(file, fcntl.LOCK_UN)
 
     def _opened(self) -> int:
-        """The file, opened once in each process: a lock does not hold between those that share an
-        opening."""
+        """The file, opened separately in each process, because processes that share an opening do
+        not lock each other out."""
         if self._process != os.getpid():
             self._process = os.getpid()
             self._file = os.open(self.path, os.O_RDWR)

@@ -1,5 +1,5 @@
-"""How much memory the control groups of Linux leave to this process: those of a container, of
-systemd or of a batch system, in both versions."""
+"""Determines how much memory the control groups of Linux leave to this process: those of a
+container, of systemd or of a batch system, in both versions."""
 
 import math
 from collections.abc import Iterator
@@ -10,8 +10,8 @@ _NO_LIMIT = 2**60  # version 1 writes a number near 2^63 for none
 
 
 class _Files(NamedTuple):
-    """What a version calls the files of a group, and the part of its memory that holds files which
-    nobody has used of late: the kernel takes it back when it is needed."""
+    """The names of the files of a group in a version, and of the part of its memory that caches
+    files and was not used recently, which the kernel can reclaim."""
 
     limits: tuple[str, ...]
     used: str
@@ -23,10 +23,10 @@ _V2 = _Files(("memory.max", "memory.high"), "memory.current", "inactive_file")
 
 
 def group_memory(root: Path = Path("/")) -> float:
-    """Bytes that the limits on this process leave; infinite without a limit.
+    """The bytes that the limits on this process leave; infinite without a limit.
 
-    A limit holds for all groups inside a group, so each group from that of the process up to the
-    outermost counts. `root` is where the file system begins.
+    A limit also applies to all groups inside a group, so all groups count, from that of the process
+    up to the outermost. `root` is the root of the file system.
     """
     remaining = math.inf
     for folder, files in _groups(root):
@@ -35,7 +35,7 @@ def group_memory(root: Path = Path("/")) -> float:
 
 
 def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
-    """The folders of the groups that this process is in, innermost first."""
+    """The folders of the groups of this process, innermost first."""
     process_groups = (root / "proc/self/cgroup").read_text().splitlines()
     for mount in (root / "proc/self/mountinfo").read_text().splitlines():
         options, _, kind = mount.partition(" - ")
@@ -66,7 +66,7 @@ def _upwards(outermost: Path, shown: str, path: str) -> Iterator[Path]:
 
 
 def _remaining_in(folder: Path, files: _Files) -> float:
-    """Bytes that the limit of one group leaves."""
+    """The bytes that the limit of one group leaves."""
     limit = math.inf
     for name in files.limits:
         file = folder / name

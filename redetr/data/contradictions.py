@@ -1,9 +1,9 @@
-"""Where the parts of one annotation contradict each other: its box, its outline, its area, and the
-size of the image that they speak of. What every reader checks, on arrays.
+"""Finds contradictions between the parts of an annotation: its box, its outline, its area, and the
+size of its image. All readers use these checks, on arrays.
 
 A objects: `boxes` and `outlines` are xyxy pixels, float64 `[A, 4]`; `outlines` are the boxes around
-the outlines, NaN for objects without one. `area` is in pixels, float `[A]`, below 0 where none is
-stated.
+the outlines, NaN for objects without one. `area` is in square pixels, float `[A]`, negative if it
+is not stated.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ BoxFormat = Literal["xywh", "cxcywh", "xyxy"]
 
 FORMATS: tuple[BoxFormat, ...] = ("xywh", "cxcywh", "xyxy")
 _SAME_IOU = 0.9
-_OTHER_IOU = 0.5  # polygons, masks and boxes of one object are drawn with some difference
+_OTHER_IOU = 0.5  # polygons, masks and boxes of one object differ a little
 _SAME_AREA = 0.02  # relative
-# No mask is larger than its box, but for the pixels on its border, and few fill so small a part.
+# No mask is larger than its box, except for pixels on its border, and few masks fill so little of
+# it.
 _LARGER_THAN_BOX = 1.5
 _SHARE_OF_BOX = 1 / 200
-_THIN_ONES = 0.01  # so many objects may still fill less: kites with their string
+_THIN_ONES = 0.01  # this share of objects may fill less, such as kites with their string
 _NEARLY_ALL = 0.9
-FEWEST_FOR_CORNERS = 10  # boxes that show whether they are corners
+FEWEST_FOR_CORNERS = 10  # boxes that are needed to recognise corners
 _BLOCK = 2**16  # rows that are judged at a time
 
 
@@ -39,7 +40,7 @@ def to_corners(numbers: np.ndarray, box_format: BoxFormat) -> np.ndarray:
 
 
 def from_corners(boxes: np.ndarray, box_format: BoxFormat) -> np.ndarray:
-    """The numbers that give xyxy boxes in this format, float64 `[A, 4]`."""
+    """The numbers of xyxy boxes in this format, float64 `[A, 4]`."""
     starts = boxes[:, :2]
     ends = boxes[:, 2:]
     if box_format == "xyxy":
@@ -57,11 +58,11 @@ def other_format(
     box_format: BoxFormat,
     counted: np.ndarray | None = None,
 ) -> tuple[BoxFormat, np.ndarray] | None:
-    """The format in which the boxes agree with their own outlines and areas, and the rows that show
-    it, bool `[A]`; None if they agree as they are, or in no format.
+    """The format in which boxes agree with their outlines and areas, and the rows that show it,
+    bool `[A]`; None if they agree in `box_format`, or in no format.
 
-    `boxes` were read from `box_format`. Outlines of those that are not `counted`, bool `[A]`,
-    say nothing.
+    `boxes` were read as `box_format`. Outlines of objects that are not `counted`, bool `[A]`, are
+    ignored.
     """
     if counted is None:
         counted = np.ones(len(boxes), bool)
@@ -92,7 +93,8 @@ def other_format(
 
 
 def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndarray:
-    """Which boxes are those around their outlines, or without one have their area, bool `[A]`."""
+    """Which boxes are those around their outlines, or have the stated area if there is no outline,
+    bool `[A]`."""
     box_areas = _areas(boxes)
     has_area = (area > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     gap = np.abs(box_areas - area)
@@ -102,7 +104,7 @@ def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndar
 
 
 def outline_differs(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
-    """Which boxes are not at all those around their outlines, bool `[A]`."""
+    """Which boxes clearly differ from those around their outlines, bool `[A]`."""
     return in_blocks(lambda *rows: _iou(*rows) < _OTHER_IOU, boxes, outlines)  # NaN is not
 
 
@@ -112,8 +114,11 @@ def outline_agrees(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
 
 
 def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np.ndarray:
-    """Which areas cannot be those of objects in these boxes, bool `[A]`, of those that are
-    `counted`. Single ones may be small: not even a tenth of a box with a rope is rope."""
+    """Which areas, of those that are `counted`, cannot belong to objects in these boxes, bool
+    `[A]`.
+
+    A few areas may be small: a rope may fill less than a tenth of its box.
+    """
     box_areas = in_blocks(_areas, boxes)
     largest = in_blocks(_largest_areas, boxes)
     is_stated = counted & (area >= 0) & (box_areas > 0)
@@ -126,14 +131,14 @@ def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np
 
 
 def _largest_areas(boxes: np.ndarray) -> np.ndarray:
-    """The areas that masks in these boxes may have; they may cover parts of pixels."""
+    """The largest possible areas of masks in these boxes, which may cover parts of pixels."""
     sides = (boxes[:, 2:] - boxes[:, :2]).clip(0)
     return _LARGER_THAN_BOX * (sides + 1).prod(1)
 
 
 def in_blocks(judge: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
-    """What `judge` says of each row of the columns. In blocks: of millions of rows at a time, what
-    it needs in between would be most of the memory that reading takes."""
+    """The results of `judge` for all rows of the columns. It is called for blocks, because its
+    intermediate values for millions of rows would take most of the memory of reading."""
     parts = [judge(*(column[:0] for column in columns))]
     for start in range(0, len(columns[0]), _BLOCK):
         rows = slice(start, start + _BLOCK)
@@ -147,8 +152,8 @@ def _areas(boxes: np.ndarray) -> np.ndarray:
 
 
 def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Intersection over union of each box with the other in its row, float64 `[A]`; with a pixel
-    added on each side, so that thin outlines compare as well."""
+    """The IoU of each box with the other box in its row, float64 `[A]`. A pixel is added on each
+    side, so that thin outlines can be compared as well."""
     starts = np.maximum(boxes[:, :2], others[:, :2]) - 1
     ends = np.minimum(boxes[:, 2:], others[:, 2:]) + 1
     sides = (ends - starts).clip(0)
@@ -161,11 +166,11 @@ def _iou(boxes: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
-    """Whether numbers that are said to begin with a corner or centre and to end with width and
-    height look like two corners, although nothing states it and nothing leaves its image.
+    """Whether numbers that should be a corner or centre, and width and height, look like two
+    corners, although nothing states it and no box exceeds its image.
 
-    Both ends of an object lie near each other, so they change together; its width has nothing to do
-    with its position. `sizes` are width and height of the images, `[A, 2]`.
+    Both ends of an object are near each other, so they vary together, while its width does not
+    depend on its position. `sizes` are width and height of the images, `[A, 2]`.
     """
     if len(numbers) < FEWEST_FOR_CORNERS:
         return False
@@ -175,7 +180,7 @@ def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
         return False
     for axis in (0, 1):
         spread = min(np.ptp(first[:, axis]), np.ptp(second[:, axis]))
-        if spread < 0.05:  # they say nothing
+        if spread < 0.05:  # too little to decide
             return False
         if np.corrcoef(first[:, axis], second[:, axis])[0, 1] < 0.5:
             return False
@@ -183,8 +188,8 @@ def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
 
 
 def cross_themselves(points: np.ndarray) -> np.ndarray:
-    """Which polygons `[S, P, 2]` have sides that cross, bool `[S]`: what is drawn around an object
-    has none."""
+    """Which polygons `[S, P, 2]` have sides that cross, bool `[S]`. Outlines that are drawn around
+    an object have none."""
     ends = np.roll(points, -1, axis=1)  # of the sides that begin there
     crossing = np.zeros(len(points), bool)
     for lag in range(2, points.shape[1] // 2 + 1):  # each side with those that do not touch it
@@ -199,7 +204,7 @@ def cross_themselves(points: np.ndarray) -> np.ndarray:
 
 
 def _side(starts: np.ndarray, ends: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """On which side of a line each point is: below, above or equal to 0, `[S, P]`."""
+    """The side of a line on which each point is: negative, positive or 0, `[S, P]`."""
     along = ends - starts
     across = points - starts
     return along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]

@@ -1,9 +1,9 @@
 """Your own augmentation: a `Compose` of Albumentations or of torchvision, or a function like it.
 
-It is applied to what the built-in augmentation shows: an image of the size that the model sees,
-with the boxes and masks in it, in its own format. An image that comes back in another size is
-resized, so the size of a sample is known without it. Random numbers are a function of (seed, epoch,
-image). Objects that do not come back are gone.
+It is applied after the built-in augmentation, to an image of the size that the model sees, with its
+boxes and masks, in its own format. If it returns an image of another size, that is resized, so the
+size of a sample is known in advance. Random numbers are a function of (seed, epoch, image). Objects
+that it does not return are removed.
 """
 
 import copy
@@ -30,11 +30,11 @@ _LEAST_PX = 1.0  # sides of a box
 
 
 class _Shown(NamedTuple):
-    """An image with its objects on their way through."""
+    """An image with its objects, before or after the augmentation."""
 
     image: Tensor  # uint8 [C, h, w]
     boxes: Tensor  # [T, 4] float32, xyxy px
-    rows: Tensor  # [T] int64, which objects of the sample these are
+    rows: Tensor  # [T] int64, indices into the objects of the sample
     masks: Tensor | None  # [T, h, w] bool
 
 
@@ -42,8 +42,8 @@ class CustomAugmentation:
     """A `Compose` as a step from sample to sample."""
 
     def __init__(self, function: Callable[..., Any], source: str = ""):
-        """`source` is where it is from, `FILE.py:NAME`, and how other processes find it. Raises
-        InputError for what cannot be used."""
+        """`source` is its origin, `FILE.py:NAME`, from which other processes import it. Raises
+        InputError if `function` cannot be used."""
         self._source = source
         self._name = source or "augment"
         if not callable(function):
@@ -59,13 +59,13 @@ class CustomAugmentation:
         self._apply = _albumentations if library == "albumentations" else _torchvision
 
     def __reduce__(self) -> Any:
-        """A loader process that is not forked imports the file again."""
+        """Pickled as its source: a loader process that is not forked imports the file again."""
         if self._source:
             return load_augmentation, (self._source,)
         return super().__reduce__()
 
     def __call__(self, seed: int, sample: Sample) -> Sample:
-        """The sample as the function gives it. Raises InputError if it fails or returns what is no
+        """The augmented sample. Raises InputError if the function fails, or does not return an
         8-bit image with its objects."""
         image, target = sample
         height, width = target["size"]
@@ -74,7 +74,7 @@ class CustomAugmentation:
         shown = _Shown(image, boxes, torch.arange(len(boxes)), target.get("masks"))
         try:
             result = self._apply(self._function, seed, shown)
-        except Exception as error:  # whatever a function of others raises
+        except Exception as error:  # user code may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             text = f"fails on image {target['image_id']} ({type(error).__name__}: {reason})"
             raise InputError(text, where=self._name) from error
@@ -93,8 +93,8 @@ class CustomAugmentation:
 
 
 def load_augmentation(source: str) -> CustomAugmentation:
-    """The augmentation called NAME in a Python file, from `FILE.py:NAME`, whose code is run. Raises
-    InputError if it is not there."""
+    """The augmentation NAME in the Python file of `FILE.py:NAME`, which is executed. Raises
+    InputError if there is none."""
     path, colon, name = source.rpartition(":")
     if not colon or not name.isidentifier():
         text = f"--custom-augment {source}: not in the form FILE.py:NAME"
@@ -102,14 +102,14 @@ def load_augmentation(source: str) -> CustomAugmentation:
     file = Path(path)
     if not file.is_file():
         raise InputError("no such file", where=file, remedy="give FILE.py:NAME")
-    # Albumentations would ask a server for its newest version.
+    # Otherwise, Albumentations would ask a server for its newest version.
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     spec = importlib.util.spec_from_file_location(file.stem, file)
     assert spec is not None and spec.loader is not None, "a file has a loader"
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever is in the file
+    except Exception as error:  # user code may raise anything
         raise InputError(f"{type(error).__name__}: {error}", where=file) from error
     if not hasattr(module, name):
         raise InputError(f"has no {name}", where=file, remedy="give the name of the Compose")
@@ -117,8 +117,8 @@ def load_augmentation(source: str) -> CustomAugmentation:
 
 
 def _for_pixels(compose: Any, name: str) -> Any:
-    """A copy of a Compose of Albumentations that takes boxes as xyxy in pixels, whatever format it
-    was made for."""
+    """A copy of a Compose of Albumentations that takes boxes as xyxy in pixels, in whatever format
+    the original takes them."""
     compose = copy.deepcopy(compose)
     processor = _box_processor(compose)
     if processor is not None:
@@ -134,7 +134,8 @@ def _box_processor(compose: Any) -> Any:
 
 
 def _moves_pixels(transform: Any) -> bool:
-    """Whether a transform of Albumentations, or one inside it, moves pixels, and so boxes."""
+    """Whether a transform of Albumentations, or one inside it, moves pixels, and therefore
+    boxes."""
     from albumentations import DualTransform
 
     inner = getattr(transform, "transforms", ())
@@ -149,7 +150,7 @@ def _albumentations(compose: Any, seed: int, shown: _Shown) -> _Shown:
         result = compose(image=pixels)
         return shown._replace(image=_channels_first(result["image"]))
     rows = shown.rows.numpy()
-    # A further column travels with its box.
+    # An additional column identifies each box.
     inputs: dict[str, Any] = {
         "image": pixels,
         "bboxes": np.column_stack([shown.boxes.numpy(), rows]),
@@ -168,7 +169,8 @@ def _albumentations(compose: Any, seed: int, shown: _Shown) -> _Shown:
 
 
 def _channels_first(image: Any) -> Any:
-    """An array `[h, w, C]` as a tensor `[C, h, w]`; what `ToTensorV2` has made of it stays."""
+    """An array `[h, w, C]` as a tensor `[C, h, w]`; a tensor from `ToTensorV2` is returned
+    unchanged."""
     if not isinstance(image, np.ndarray):
         return image
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
@@ -199,7 +201,7 @@ def _torchvision(function: Callable[..., Any], seed: int, shown: _Shown) -> _Sho
 
 
 def _sample(shown: _Shown, before: Target) -> Sample:
-    """The sample of a result, in the size of the one before."""
+    """The sample from a result, resized to the size of the original sample."""
     height, width = shown.image.shape[-2:]
     size = before["size"]
     corners = shown.boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))

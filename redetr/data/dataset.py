@@ -29,10 +29,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
     the source.
 
     `notes` are sentences that a user should read once, such as how many boxes were left out.
-    `has_masks`: whether the source is known to state masks. Targets hold them if the data set was
-    opened for that, and most sources are not looked through for them otherwise. `is_thing`: whether
-    each class is one of things, not of stuff; empty if the source does not say. `channels`: bands
-    of the images as they are read, three for RGB.
+    `has_masks`: whether the source is known to have masks. Targets have them if the data set was
+    opened with masks; otherwise, most sources are not searched for them. `is_thing`: whether each
+    class is a thing, not stuff; empty if unknown. `channels`: the number of bands of the images,
+    three for RGB.
     """
 
     name: str
@@ -49,27 +49,27 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
     @abstractmethod
     def target(self, index: int) -> StoredTarget:
-        """The objects of one image, which is not decoded for it."""
+        """The objects of an image, without decoding the image."""
 
     def objects(self, index: int) -> StoredTarget:
-        """The target without masks: cheaper where these are decoded for it."""
+        """The target without masks; cheaper if masks would have to be decoded."""
         return self.compact_target(index)
 
     def compact_target(self, index: int) -> StoredTarget:
-        """The target with compressed masks, `mask_counts`: whoever needs them one after the other
-        needs no memory for all, `[T, H, W]`."""
+        """The target with compressed masks, `mask_counts`, for callers that need masks one by one,
+        and not the memory of all, `[T, H, W]`."""
         return _compact(self.target(index))
 
     def stored_size(self, index: int) -> Size:
-        """Height and width of one image; cheaper than its target where that is computed."""
+        """Height and width of an image; cheaper than its target if that is computed."""
         return self.target(index)["orig_size"]
 
     def image_id(self, index: int) -> int:
-        """The id of one image; cheaper than its target where that is computed."""
+        """The id of an image; cheaper than its target if that is computed."""
         return self.target(index)["image_id"]
 
     def image_name(self, index: int) -> str:
-        """The name of an image for users: that of its file, or its id if it has no file."""
+        """The name of an image for users: its file name, or its id if it has no file."""
         return f"image {self.image_id(index)}"
 
     @abstractmethod
@@ -90,11 +90,11 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         raise InputError(text, where=self.name, remedy="train a model with --channels for them")
 
     def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
-        """Image and target together: cheaper where both come from one computation."""
+        """Image and target together; cheaper if both come from one computation."""
         return self.image(index), self.target(index)
 
     def max_objects(self) -> int:
-        """The most objects in one image, crowds not counted."""
+        """The maximum number of objects in an image, without crowds."""
         most = 0
         for index in range(len(self)):
             is_object = ~self.objects(index)["iscrowd"]
@@ -110,7 +110,7 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         return self.sample(index)
 
     def _position(self, index: int) -> int:
-        """`index` counted from the front. Raises IndexError outside the data set."""
+        """`index` as a non-negative index. Raises IndexError if it is out of range."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"image {index} of {len(self)} in {self.name}")
         return index % len(self)

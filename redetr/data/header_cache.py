@@ -1,9 +1,9 @@
-"""The headers of image files as arrays, and the cache that keeps them between starts.
+"""The headers of image files as arrays, and their cache between starts.
 
-The cache of a folder of images is a folder of its own, in the user's, of arrays that are never
-changed: each process adds one with what it has read. When there are many, one process makes one of
-them all. So nobody waits for a lock, on disks of the network neither, and what is lost in between
-is read from the images again.
+The cache of a folder of images is a folder in the user's cache, with arrays that are never changed:
+each process adds an array of the headers that it has read. When there are many, a process merges
+them. So no process waits for a lock, not even on network disks, and headers that are lost in a
+merge are read from the images again.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import numpy as np
 from redetr.files import cache_folder, hashed_name, write_whole
 
 PLAIN = "plain"
-_MOST_PARTS = 16  # of a cache, before they are made one
+_MOST_PARTS = 16  # of a cache, before they are merged
 
 _FIELDS = [
     ("stamp", np.int64, 2),  # time of change in ns and bytes of the file that was read
@@ -33,11 +33,12 @@ _FIELDS = [
 
 
 class Header(NamedTuple):
-    """The facts about one image file. Pixels are as stored; strings not asked for are empty."""
+    """The facts about an image file. Sizes are as stored; texts that were not requested are
+    empty."""
 
     width: int = 0
     height: int = 0
-    orientation: int = 1  # how viewers turn the image; training does not
+    orientation: int = 1  # how viewers rotate the image; training does not
     content: str = ""  # hash of the file
     looks: str = ""  # hash of a thumbnail, "plain" for one without contrast
     problem: str = ""  # why it cannot be read
@@ -47,7 +48,8 @@ class Header(NamedTuple):
 
 
 class Headers(Sequence[Header]):
-    """The headers of N images, some 100 bytes each: as a list they would take five times that."""
+    """The headers of N images, with about 100 bytes each; as a list, they would take five times as
+    much."""
 
     def __init__(self, rows: np.ndarray):
         """`rows` have the fields of `_FIELDS`."""
@@ -71,7 +73,7 @@ class Headers(Sequence[Header]):
         )
 
     def put(self, i: int, header: Header) -> None:
-        """Takes the header of image `i`."""
+        """Stores the header of image `i`."""
         row = self.rows[i]
         row["width"], row["height"] = header.width, header.height
         row["orientation"], row["frames"] = header.orientation, header.frames
@@ -93,8 +95,8 @@ def content_text(content: np.ndarray) -> str:
 
 
 def first_same(contents: np.ndarray) -> np.ndarray:
-    """For each hash, uint64 `[N, 4]`, the first row with the same one; itself if there is none, or
-    it is zeros, which stand for none; int64 `[N]`."""
+    """For each hash, uint64 `[N, 4]`, the first row with the same hash, int64 `[N]`; the row itself
+    if there is none, or if its hash is zeros, which stand for no hash."""
     _, first, which = np.unique(contents[:, 0], return_index=True, return_inverse=True)
     earlier = first[which]
     is_same = (contents[earlier] == contents).all(1)
@@ -113,8 +115,11 @@ class HeaderCache:
     def look_up(
         self, names: np.ndarray, stamps: np.ndarray, looks: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of files with these names, bytes `[N]`, and stamps, `[N, 2]`; and which of them
-        are known, bool `[N]`: with looks if these are asked for, with their hashes or without."""
+        """The rows of files with these names, bytes `[N]`, and stamps, `[N, 2]`, and which of them
+        are known, bool `[N]`.
+
+        If looks are requested, only rows with looks are known; hashes may be missing.
+        """
         rows = np.zeros(len(names), _FIELDS)
         is_known = np.zeros(len(names), bool)
         for _, part in self._parts():
@@ -135,7 +140,7 @@ class HeaderCache:
         return rows, is_known
 
     def add(self, names: np.ndarray, rows: np.ndarray) -> None:
-        """Remembers rows of images with these names. Raises OSError if that cannot be written."""
+        """Adds the rows of images with these names. Raises OSError if they cannot be written."""
         part = np.empty(len(rows), [*_FIELDS, ("name", names.dtype)])
         part["name"] = names
         for field in rows.dtype.names or ():
@@ -160,11 +165,11 @@ class HeaderCache:
         write_whole(self.folder / f"part-{digest}.npy", save)
 
     def _parts(self) -> list[tuple[Path, np.ndarray]]:
-        """The arrays, the newest first; those that are damaged are left out."""
+        """The arrays, newest first, without damaged ones."""
         parts = []
         dated = []
         for file in self.folder.glob("part-*.npy"):
-            with suppress(OSError):  # another process has made one of many
+            with suppress(OSError):  # another process has merged them
                 dated.append((file.stat().st_mtime_ns, file))
         for _, file in sorted(dated, reverse=True):
             with suppress(OSError, ValueError, EOFError):

@@ -22,8 +22,8 @@ from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 
-_PER_TASK = 64  # images that a thread reads before it asks for more
-_CONTRAST = 4.0  # brightness, of 255: a thumbnail with less cannot tell copies apart
+_PER_TASK = 64  # images in a task of a thread
+_CONTRAST = 4.0  # of 255; thumbnails with less cannot distinguish copies
 _THUMBNAIL = (192, 216)  # px, height and width
 # per pixel: photographs have 0.1 and more; half of that may still be a drawing
 _PLAIN_BYTES = 0.05
@@ -32,13 +32,13 @@ _PLAIN_BYTES = 0.05
 def read_headers(
     folder: Path, names: Sequence[str], content: bool = False, looks: bool = False
 ) -> Headers:
-    """The headers of images below a folder, read on all cores; sound ones are remembered in the
-    user's cache folder.
+    """The headers of images below a folder, read on all cores; those of valid images are cached in
+    the user's cache folder.
 
-    `looks` decodes every image, which finds damage in the middle as well. Without it, only those
-    are decoded that have more than 8 bits, or so few bytes that they may be plain. Threads, not
-    processes: most of the time goes into files, hashes and decoders, and a process that holds a GPU
-    should not be forked.
+    `looks` decodes every image, which also finds damage in the middle of files. Without it, images
+    are decoded only if they have more than 8 bits, or so few bytes that they may have a single
+    colour. Threads are used instead of processes, because most of the time is spent on files,
+    hashes and decoders, and a process that uses a GPU should not be forked.
     """
     encoded = np.array([os.fsencode(name) for name in names], "S")
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
@@ -48,7 +48,7 @@ def read_headers(
         rows, is_known = cache.look_up(encoded, stamp, looks)
         headers = Headers(rows)
         is_new = ~is_known
-        if content:  # training asks for it later than for the rest, which is not read again
+        if content:  # training needs hashes later than the other facts, which are not read again
             is_new |= ~rows["content"].any(1)
             hashed = np.flatnonzero(is_known & is_new)
             hashes = pool.map(partial(_hash_part, folder, names), _tasks(hashed.tolist()))
@@ -62,13 +62,13 @@ def read_headers(
     is_new &= headers.is_sound()
     if is_new.any():
         rows["stamp"][is_new] = stamp[is_new]
-        with suppress(OSError):  # a cache that cannot be written costs time, nothing else
+        with suppress(OSError):  # a cache that cannot be written only costs time
             cache.add(encoded[is_new], rows[is_new])
     return headers
 
 
 def _tasks(images: Sequence[int]) -> list[Sequence[int]]:
-    """The images in parts that a thread reads at a time."""
+    """The images, divided into tasks for threads."""
     return [images[start : start + _PER_TASK] for start in range(0, len(images), _PER_TASK)]
 
 
@@ -80,7 +80,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
             width, height, orientation, frames, has_many_bits = describe(file, str(path))
             digest = _hash(file).hex() if content else ""
         header = Header(width, height, orientation, digest, frames=frames)
-        # Many bits may be more than training takes, or hold a few values that hide the others.
+        # Deep images may have more bits than training uses, or a few values that hide all others.
         may_be_plain = num_bytes < _PLAIN_BYTES * width * height
         if looks or has_many_bits or may_be_plain:
             channels = channels_to_look_at(path) if has_many_bits else 3
@@ -94,12 +94,12 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
 
 
 def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, int]]:
-    """Time of change and bytes of the files, zeros of those that are not there."""
+    """The time of change and the size in bytes of the files; zeros for files that are missing."""
     stamps = []
     for i in part:
         try:
             stamps.append(stamp_of_file(f"{folder}/{names[i]}"))
-        except (OSError, ValueError, InputError):  # reading it says why
+        except (OSError, ValueError, InputError):  # reported when the file is read
             stamps.append((0, 0))
     return stamps
 
@@ -117,7 +117,7 @@ def _hash_part(folder: Path, names: Sequence[str], part: Sequence[int]) -> bytes
 
 
 def _hash(file: BytesIO | BufferedReader) -> bytes:
-    """SHA-256 of all of an opened file."""
+    """The SHA-256 hash of an opened file."""
     file.seek(0)
     return hashlib.file_digest(file, "sha256").digest()
 
@@ -132,10 +132,10 @@ def _read_part(
 
 
 def _plain(path: Path, thumbnail: Tensor) -> str:
-    """The colour that nearly all pixels of an image have, empty if they differ."""
+    """The colour of nearly all pixels of an image; empty if they differ."""
     if not one_colour(_channels_last(thumbnail)):
         return ""
-    pixels = read_image(path, len(thumbnail))  # a thumbnail may have lost what is small
+    pixels = read_image(path, len(thumbnail))  # a thumbnail may have lost small details
     return one_colour(_channels_last(pixels))
 
 
@@ -145,8 +145,8 @@ def _channels_last(pixels: Tensor) -> NDArray[np.uint8]:
 
 
 def _looks(thumbnail: Tensor) -> str:
-    """Which way the brightness changes over 8x8 parts: nearly equal for copies of another size or
-    quality."""
+    """The directions in which the brightness changes over 8x8 parts, which are nearly equal for
+    copies with another size or quality."""
     grey = thumbnail.float().mean(0)
     small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
     steps = small[:, 1:] - small[:, :-1]  # [8, 8]
@@ -156,7 +156,7 @@ def _looks(thumbnail: Tensor) -> str:
 
 
 def _problem(path: Path) -> str:
-    """Why an image cannot be read, in the words of training."""
+    """Why an image cannot be read, with the text that training reports."""
     try:
         read_image(path, channels_to_look_at(path))
     except InputError as error:

@@ -1,4 +1,4 @@
-"""Image files: read whole, as stored, or refused in one line."""
+"""Reads image files completely, as stored, or refuses them in one line."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -17,8 +17,8 @@ from redetr.data.bands import bands_shape, count_images, has_bands, in_channels,
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
 
-# The formats of PIL that are read, and the endings of their files. Some of its others run programs
-# (Ghostscript for EPS), or take nearly any file for theirs (TGA, PCX).
+# The formats of PIL that are read, and their suffixes. Others run programs (Ghostscript for EPS),
+# or accept nearly any file (TGA, PCX).
 _ENDINGS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
     "PNG": (".png", ".apng"),
@@ -29,13 +29,13 @@ _ENDINGS = {
     "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
     "JPEG2000": (".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
 }
-if "avif" in features.modules and features.check("avif"):  # not in every build of PIL
+if "avif" in features.modules and features.check("avif"):  # some builds of PIL lack it
     _ENDINGS["AVIF"] = (".avif", ".avifs")
 FORMATS = tuple(_ENDINGS)
 IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
-# Content that is found instead of images: an offset, the bytes there, and their meaning.
+# Contents that occur instead of images: an offset, the bytes there, and their meaning.
 _OTHER_FILES = (
     (0, b"version https://git-lfs", "a Git LFS pointer, which `git lfs pull` replaces"),
     (0, b"<", "text such as a web page or SVG"),
@@ -62,21 +62,21 @@ READ_REMEDY = (
 
 
 def is_image_name(path: str) -> bool:
-    """Whether a file ends as images do, and is not hidden, such as the `._a.jpg` that macOS adds to
-    archives."""
+    """Whether a file has the suffix of an image and is not hidden, such as the `._a.jpg` that macOS
+    adds to archives."""
     name = path.rpartition("/")[2]
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
 
 
 class BandsError(ValueError):
-    """A file that Pillow does not read, and `data/bands.py` may."""
+    """A file that Pillow cannot read, but `data/bands.py` may."""
 
 
 def read_image(path: Path, channels: int = 3) -> Tensor:
-    """The image in a file, uint8 `[channels, H, W]`, as stored: boxes count stored pixels, EXIF is
-    not applied. Three channels are RGB.
+    """The image in a file, uint8 `[channels, H, W]`, as stored: boxes refer to stored pixels, so
+    EXIF is not applied. Three channels are RGB.
 
-    Raises InputError if the file is missing, not an image, damaged or cut short, or has another
+    Raises InputError if the file is missing, not an image, damaged or truncated, or has another
     number of bands.
     """
     image, _ = decode(path, channels=channels)
@@ -84,11 +84,11 @@ def read_image(path: Path, channels: int = 3) -> Tensor:
 
 
 def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
-    """The image in a file as viewers show it: turned as its EXIF tag says, uint8
+    """The image in a file as viewers show it, rotated according to its EXIF tag, uint8
     `[channels, H, W]`.
 
-    An animation gives its first image. Raises InputError, which calls it `name`, as `read_image`
-    does.
+    Of an animation, the first image is returned. Raises InputError like `read_image`, which calls
+    the file `name`.
     """
 
     def read(image: Image.Image) -> np.ndarray:
@@ -122,8 +122,8 @@ def _orientation_of_loaded(image: Image.Image) -> int:
 
 
 def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels `[H, W, 3]` as an EXIF tag turns them; a number that EXIF does not define turns
-    nothing."""
+    """Pixels `[H, W, 3]`, rotated according to an EXIF tag; unchanged for a value that EXIF does
+    not define."""
     image = Image.fromarray(pixels)
     image.getexif()[_ORIENTATION] = orientation
     return np.array(ImageOps.exif_transpose(image))
@@ -135,14 +135,14 @@ def decode(
     name: str = "",
     channels: int = 3,
 ) -> tuple[Tensor, tuple[int, int]]:
-    """The image in a file as `read_image` gives it, and its stored size; errors call it `name`, by
-    default its path.
+    """The image in a file, as from `read_image`, and its stored size; errors call it `name`
+    (default: its path).
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if that leaves the size `needed`: its
     decoder then skips most of the work.
     """
-    # Not torchvision's decoders: they are deprecated, and that of PNG crashes on some damaged
-    # files. simplejpeg and OpenCV take a fifth less time, a tenth of a whole sample's: too little
+    # torchvision's decoders are deprecated, and that for PNG crashes on some damaged files.
+    # simplejpeg and OpenCV take a fifth less time, which is a tenth of a whole sample: too little
     # for another dependency.
 
     def read(image: Image.Image) -> np.ndarray:
@@ -152,7 +152,7 @@ def decode(
         return to_rgb(image)
 
     pixels, stored = _decoded(file, name or str(file), READ_REMEDY, channels, read)
-    # Channels of a pixel stay side by side, see `views.interleaved`.
+    # The channels of a pixel stay adjacent, see `views.interleaved`.
     return torch.from_numpy(pixels).permute(2, 0, 1), stored
 
 
@@ -163,8 +163,11 @@ def _decoded(
     channels: int,
     read: Callable[[Image.Image], np.ndarray],
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """Pixels `[H, W, channels]` of a file, and its stored height and width. `read` returns RGB of
-    what Pillow has opened; other numbers of bands are read as they are. Raises InputError."""
+    """The pixels `[H, W, channels]` of a file, and its stored height and width.
+
+    `read` converts an image that Pillow opened to RGB; other numbers of bands are not converted.
+    Raises InputError like `read_image`.
+    """
     with _decoder_errors(name, remedy), _opened(file) as opened:
         if channels in (1, 3):
             with suppress(BandsError, PlanesError), _identified(opened) as image:
@@ -181,7 +184,8 @@ def _decoded(
 def open_image(
     file: Path | BinaryIO, name: str = "", remedy: str = READ_REMEDY
 ) -> Iterator[Image.Image]:
-    """The opened image, to be decoded in the block; what goes wrong there is an InputError."""
+    """A context with the opened image, which can be decoded in it. Errors there become
+    InputErrors."""
     with (
         _decoder_errors(name or str(file), remedy),
         _opened(file) as opened,
@@ -202,7 +206,7 @@ def _identified(file: BinaryIO) -> Image.Image:
 
 
 def _no_image(file: BinaryIO) -> str:
-    """Why a file is not read as an image, as far as its first bytes show."""
+    """Why a file is not read as an image, judging by its first bytes."""
     file.seek(0)
     head = file.read(_HEAD)
     if not head:
@@ -218,14 +222,14 @@ class Description(NamedTuple):
 
     width: int
     height: int
-    orientation: int  # how viewers turn it, 1 to 8; 1 = not at all
+    orientation: int  # of EXIF, 1 to 8; 1 = not rotated
     frames: int
     is_deep: bool  # more than 8 bits, or another number of bands than Pillow reads
 
 
 def describe(file: Path | BinaryIO, name: str = "") -> Description:
-    """The header of an image file. Raises InputError if it cannot be read, which calls it `name`,
-    by default its path."""
+    """The header of an image file. Raises InputError if it cannot be read, which calls it `name`
+    (default: its path)."""
     with _decoder_errors(name or str(file), READ_REMEDY), _opened(file) as opened:
         with suppress(BandsError), _identified(opened) as image:
             orientation = exif_orientation(image)
@@ -236,8 +240,8 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
 
 
 def count_bands(path: Path) -> tuple[int, bool]:
-    """How many bands a file has, and whether Pillow reads them, which takes no more than three of a
-    TIFF; (3, True) for what cannot be read, and for transparency."""
+    """The number of bands of a file, and whether Pillow reads them, which reads at most three bands
+    of a TIFF. (3, True) for files that cannot be read, and for images with transparency."""
     with suppress(Exception), open_data_file(path) as opened:  # see `_decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
@@ -249,13 +253,14 @@ def count_bands(path: Path) -> tuple[int, bool]:
 
 
 def channels_to_look_at(path: Path) -> int:
-    """As how many channels a file is read to look at it: as RGB, or both if it has two bands."""
+    """The number of channels with which a file is read for display: three (RGB), or two if it has
+    two bands."""
     bands, _ = count_bands(path)
     return 2 if bands == 2 else 3
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """How the EXIF tag turns the image, 1 to 8; 1 = not at all."""
+    """The EXIF orientation of the image, 1 to 8; 1 = not rotated."""
     exif = Image.Exif()
     try:
         exif.load(image.info.get("exif", b""))
@@ -266,7 +271,7 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def frame_count(image: Image.Image) -> int:
-    """How many pages or frames the opened file has, smaller copies of a page not counted.
+    """The number of pages or frames of the opened file, without smaller copies of a page.
 
     The second picture of a photograph (MPO) does not count: phones write previews there.
     """
@@ -286,7 +291,7 @@ def frame_count(image: Image.Image) -> int:
 
 
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
-    """Width and height from the header of an image file, (0, 0) if it cannot be read."""
+    """Width and height from the header of an image file; (0, 0) if it cannot be read."""
     try:
         with _opened(file) as opened:
             with suppress(BandsError), _identified(opened) as image:
@@ -303,17 +308,17 @@ def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:
 
 @contextmanager
 def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
-    """Around calls of PIL: what goes wrong becomes an InputError of one line.
+    """A context for calls of PIL, in which errors become an InputError of one line.
 
-    All exceptions, since PIL's decoders and its EXIF reader do not document theirs: besides
-    OSError, damaged files raise SyntaxError, ValueError, struct.error, DecompressionBombError and
-    others.
+    All exceptions are caught, because PIL's decoders and EXIF reader do not document theirs:
+    besides OSError, damaged files raise SyntaxError, ValueError, struct.error,
+    DecompressionBombError and others.
     """
     try:
         yield
     except FileNotFoundError:
         problem = "the image file is missing"
-    except InputError as error:  # with a cure of its own
+    except InputError as error:  # which has its own remedy
         raise InputError(error.text, where=name, remedy=error.remedy or remedy) from None
     except Exception as error:
         message = str(error) or type(error).__name__
@@ -325,8 +330,8 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
 
 
 def require_whole(file: BinaryIO, path: Path) -> int:
-    """The size in bytes of the opened image file at `path`. Raises InputError if it is cut short:
-    JPEG and PNG are judged by their last bytes, others decoded."""
+    """The size in bytes of the opened image file at `path`. Raises InputError if it is truncated:
+    JPEG and PNG are judged by their last bytes, and other formats are decoded."""
     start = file.read(8)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 16))

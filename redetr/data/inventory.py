@@ -1,5 +1,5 @@
-"""Which images and annotations a run was trained on, so that it can be repeated and is not resumed
-on others."""
+"""Records the images and annotations of a run, so that it can be repeated, and is not resumed on
+others."""
 
 import hashlib
 import json
@@ -31,37 +31,39 @@ _NOT_AS_WRITTEN = (RecursionError, AttributeError, KeyError, TypeError)
 
 @dataclass(frozen=True)
 class ImageHashes:
-    """Which image files a split has, each name once, sorted as bytes, and the hash of each."""
+    """The image files of a split, each name once, sorted as bytes, with their hashes."""
 
     names: np.ndarray  # [N] bytes
     contents: np.ndarray  # [N, 4] uint64, SHA-256; zeros for a file that could not be read
 
     @classmethod
     def of(cls, names: np.ndarray, contents: np.ndarray) -> "ImageHashes":
-        """The hashes of files whose names are in any order, each name once."""
+        """The hashes of files; names may be in any order, each once."""
         distinct, first = np.unique(names, return_index=True)
         return cls(distinct, contents[first])
 
     @classmethod
     def from_json(cls, images: Mapping[str, str]) -> "ImageHashes":
-        """The inverse of `to_json`. Raises ValueError for anything that it does not return."""
+        """The inverse of `to_json`. Raises ValueError for values that it does not return."""
         hashes = [bytes.fromhex(text or 64 * "0") for text in images.values()]
         if not all(len(hash_) == 32 for hash_ in hashes):
             raise ValueError("a hash of another length")
-        names = np.array([os.fsencode(name) for name in images], "S")
-        contents = np.frombuffer(b"".join(hashes), np.uint64).reshape(-1, 4)
+        encoded_names = [os.fsencode(name) for name in images]
+        names = np.array(encoded_names, "S")
+        all_bytes = b"".join(hashes)
+        contents = np.frombuffer(all_bytes, np.uint64).reshape(-1, 4)
         return cls.of(names, contents)
 
     def to_json(self) -> dict[str, str]:
-        """The hashes as text by the names; of a file that could not be read an empty one."""
+        """The hashes as text, by name; empty for files that could not be read."""
         images = {}
         for name, content in zip(self.names.tolist(), self.contents, strict=True):
             images[os.fsdecode(name)] = content_text(content)
         return images
 
     def first_change(self, other: "ImageHashes") -> str:
-        """The first name that only one of the two has, or with another hash; empty if they are
-        equal."""
+        """The first name that only one of the two has, or that has different hashes; empty if both
+        are equal."""
         common, mine, theirs = np.intersect1d(
             self.names, other.names, assume_unique=True, return_indices=True
         )
@@ -73,7 +75,7 @@ class ImageHashes:
 
 @dataclass(frozen=True)
 class Inventory:
-    """Which images and annotations a split has, so that a run can be repeated."""
+    """The images and annotations of a split, so that a run can be repeated."""
 
     name: str
     count: int
@@ -83,10 +85,9 @@ class Inventory:
 
 
 def inventory(data: DetectionDataset, dist: Dist) -> Inventory:
-    """Which images a data set has, with the hash of each (on rank 0), and hashes of its
-    annotations, so that a run can be repeated. Communicates: each rank reads its share of the
-    files, so none waits for another longer than for a share.
+    """The images of a data set with their hashes (on rank 0), and hashes of its annotations.
 
+    Communicates: each rank reads its share of the files, so no rank waits longer than for a share.
     Raises InputError if ranks have read different annotations.
     """
     dist.doing(f"reading the images of {data.name}")
@@ -106,13 +107,13 @@ def inventory(data: DetectionDataset, dist: Dist) -> Inventory:
 
 
 def _contents_of_images(annotations: Annotations, dist: Dist) -> ImageHashes:
-    """The hash of each image file; on rank 0, where a large data set's are remembered.
+    """The hash of each image file, on rank 0, which caches those of a large data set.
     Communicates."""
     file = annotations.stored / "contents.npy" if annotations.stored else None
     contents = None
     if dist.rank == 0 and file is not None:
         contents = _read_contents(file, len(annotations))
-    # Rank 0 alone decides: what others see may be another host's.
+    # Only rank 0 decides, because other ranks may see the cache of another host.
     is_known, *_ = dist.gather([contents is not None])
     if not is_known:
         share = slice(dist.rank, None, dist.world_size)
@@ -141,7 +142,7 @@ def _read_contents(file: Path, count: int) -> np.ndarray | None:
 
 
 def _write_array(file: Path, array: np.ndarray) -> None:
-    with suppress(OSError):  # costs time, nothing else
+    with suppress(OSError):  # only costs time
         write_whole(file, lambda path: np.save(path, array))
 
 
@@ -149,9 +150,10 @@ _NO_IMAGES = ImageHashes(np.zeros(0, "S1"), np.zeros((0, 4), np.uint64))
 
 
 def _hashes(annotations: Annotations) -> dict[str, str]:
-    """Hashes of what training and evaluation take from annotations, by what a message calls it.
+    """Hashes of the parts of annotations that training and evaluation use, by their names in
+    messages.
 
-    Ids of images and objects are not among it. Some 2 s for a thousand million bytes of boxes.
+    Ids of images and objects do not count. Takes about 2 s for 1 GB of boxes.
     """
     names = b"\0".join(annotations.names.tolist())
     classes = repr((annotations.category_ids, annotations.class_names)).encode()
@@ -176,8 +178,8 @@ def _bytes(text: bytes) -> np.ndarray:
 
 
 def write_inventories(file: Path, inventories: Mapping[str, Inventory]) -> None:
-    """Writes the inventories of a run as JSON. The hashes of many images are an array beside it: as
-    text they would take a gigabyte to write and to read."""
+    """Writes the inventories of a run as JSON. The hashes of many images are written to an array
+    file next to it, because writing and reading them as text would take a gigabyte."""
     content = {}
     for split, current in inventories.items():
         fields: dict[str, Any] = {
@@ -195,8 +197,10 @@ def write_inventories(file: Path, inventories: Mapping[str, Inventory]) -> None:
 
 
 def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[str]:
-    """Raises InputError if `file`, the inventories of the run that resumes, has other images,
-    another content of one, or other annotations. Returns notes on what could not be compared.
+    """Raises InputError if `file`, the inventories of the resumed run, has other images, an image
+    with other content, or other annotations.
+
+    Returns notes on parts that could not be compared.
     """
     if not file.exists():
         return [f"warning: {file} is missing: whether the data has changed was not checked"]
@@ -259,7 +263,7 @@ def _save_hashes(images: ImageHashes, path: Path) -> None:
 
 
 def _read_images(file: Path, fields: Mapping[str, Any]) -> ImageHashes:
-    """The hashes in the text of an inventory, or in the file beside it."""
+    """The hashes in the text of an inventory, or in the file next to it."""
     if "images" in fields:
         return ImageHashes.from_json(fields["images"])
     with open_file(file) as opened, np.load(opened) as arrays:
@@ -267,8 +271,8 @@ def _read_images(file: Path, fields: Mapping[str, Any]) -> ImageHashes:
 
 
 def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
-    """A sentence on images that several splits have, and one on those that a split has twice; the
-    content of their files is the same."""
+    """A sentence on images that are in several splits, and one on images that are in a split twice.
+    The contents of their files are equal."""
     splits = list(inventories)
     counts = [len(inventories[split].images.names) for split in splits]
     split_of = np.repeat(np.arange(len(splits)), counts)

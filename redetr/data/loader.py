@@ -1,4 +1,4 @@
-"""Loading samples in worker processes, and putting them on the device as one padded batch."""
+"""Loads samples in worker processes, and puts them on the device as one padded batch."""
 
 import math
 import shutil
@@ -31,28 +31,28 @@ from redetr.distributed import rank_cores
 from redetr.errors import InputError, LostError, RedetrError
 from redetr.structures import Batch, Size, collate
 
-ANSWER_S = 120.0  # how long a batch may take to arrive, unless the user asks for another limit
+ANSWER_S = 120.0  # how long a batch may take to arrive, by default
 _NO_BOXES = np.zeros((0, 4), np.float32)
-_GRACE_S = 60  # how long a worker outlives a signal to end
-_DEATH_S = 1.0  # until the system reports that a process has ended whose connection broke
-_SHARED_FOLDER = Path("/dev/shm")  # where Linux has shared memory
-_QUEUES_BYTES = 2**15  # of it for what a loader process is spoken to with, at most
+_GRACE_S = 60  # how long a worker continues after a signal to end
+_DEATH_S = 1.0  # until the system reports the end of a process whose connection broke
+_SHARED_FOLDER = Path("/dev/shm")  # shared memory on Linux
+_QUEUES_BYTES = 2**15  # of shared memory, at most, for the queues of a loader process
 _SHARED_MEMORY = (
     "shared memory (/dev/shm) may be too small: start the container with --shm-size 1g or more, "
     "or use --num-workers 0"
 )
 
-# The loader processes of this process; those that have ended leave by themselves.
+# The loader processes of this process; processes that have ended are removed automatically.
 _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
-# The limit, s, within which they did not answer, so that they were ended; empty otherwise.
+# The time limit, s, after which they were ended because they did not respond; empty otherwise.
 _SILENT: list[float] = []
 
 
 class Samples(Dataset[Sample]):
     """A data set seen through a transform, addressed by (epoch, index).
 
-    In the first `mosaic_epochs` epochs, some samples are mosaics and mixtures with other images.
-    `custom` is done to all of them at the end.
+    In the first `mosaic_epochs` epochs, some samples are mosaics or mixtures with other images.
+    `custom` is applied to all samples at the end.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class Samples(Dataset[Sample]):
     def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
         """The samples of a batch, or the error of one of them.
 
-        `load_batches` raises the error: a worker process would garble it.
+        `load_batches` raises the error, because one that is raised in a worker process would be
+        garbled.
         """
         try:
             return [self[key] for key in keys]
@@ -111,8 +112,8 @@ class Samples(Dataset[Sample]):
             return error
 
     def size(self, key: Key) -> Size:
-        """Height and width of the sample, without decoding an image; some 20 us, or 50 where the
-        view depends on the boxes."""
+        """Height and width of the sample, without decoding an image. Takes about 20 us, or 50 if
+        the view depends on the boxes."""
         epoch, index = key
         random = draws_of(self.seed, epoch, index)
         draw = self.transform.draw
@@ -143,7 +144,7 @@ class Samples(Dataset[Sample]):
             image, stored_size = decode(path(index), smallest, channels=channels)
             if stored_size == target["orig_size"]:
                 return image, target
-        return self.dataset.compact_sample(index)  # or the error that its file has
+        return self.dataset.compact_sample(index)  # raises the error of its file, if any
 
 
 class _PackedMasks(NamedTuple):
@@ -164,9 +165,9 @@ class _PackedMasks(NamedTuple):
 
 
 def _pack(samples: list[Sample] | InputError) -> Any:
-    """Samples as they travel between processes, with arrays in their targets.
+    """Packs samples for the transfer between processes, with arrays in their targets.
 
-    Each tensor would cost a file descriptor, 0.3 ms.
+    Each tensor would cost a file descriptor, and 0.3 ms.
     """
     if isinstance(samples, InputError):
         return samples
@@ -176,18 +177,18 @@ def _pack(samples: list[Sample] | InputError) -> Any:
         arrays: dict[str, Any] = {}
         for name, value in target.items():
             arrays[name] = value.numpy() if isinstance(value, Tensor) else value
-        if "masks" in target:  # most of what travels: eight pixels in a byte
+        if "masks" in target:  # the largest part, packed as eight pixels per byte
             arrays["masks"] = _PackedMasks.of(arrays["masks"])
         packed.append((_shared(image) if is_worker else image, arrays))
     return packed
 
 
 def _shared(image: Tensor) -> Tensor | np.ndarray:
-    """The image in shared memory, or as an array `[h, w, 3]` where half of that is taken: the array
-    travels through a pipe, which takes longer and needs none.
+    """The image in shared memory, or as an array `[h, w, 3]` if half of the shared memory is used.
+    The array is sent through a pipe, which is slower but needs none.
 
-    PyTorch would share it when the batch is sent, in a thread whose failure loses the batch. The
-    other half is for the queues of further loaders and for NCCL.
+    PyTorch would move it to shared memory when the batch is sent, in a thread whose failure loses
+    the batch. The other half is left for the queues of further loaders, and for NCCL.
     """
     if _SHARED_FOLDER.is_dir():
         total, _, free = shutil.disk_usage(_SHARED_FOLDER)
@@ -213,15 +214,15 @@ def _unpack(packed: list[tuple[Tensor | np.ndarray, dict[str, Any]]]) -> list[Sa
 def _start_worker(number: int) -> None:
     # Workers run side by side: with more threads they would compete for the same cores.
     torch.set_num_threads(1)
-    # A signal to all processes of a run is meant for the main one, which still needs its workers to
-    # end the step.
+    # A signal to all processes of a run is meant for the main process, which still needs its
+    # workers to complete the step.
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
 def spare_workers() -> int:
-    """Loader processes that a rank may start, by the cores of the host."""
+    """The number of loader processes that a rank may start, from the cores of the host."""
     return min(8, max(1, rank_cores() - 1))
 
 
@@ -239,12 +240,13 @@ class _PoolsByNumber(Dataset[np.ndarray]):
 
 
 def _unchanged(pool: Any) -> Any:
-    return pool  # PyTorch would make a tensor of it, in shared memory
+    return pool  # PyTorch would convert it to a tensor in shared memory
 
 
 def pools_ahead(sampler: TrainSampler) -> Iterator[list[list[Key]]]:
-    """The pools of `sampler`, each computed in a separate process while the one before it is
-    trained on: the sizes of 64 global batches take seconds, and every rank needs them all."""
+    """The pools of `sampler`. Each is computed in a separate process while the previous one is
+    trained on, because the sizes of 64 global batches take seconds, and every rank needs all of
+    them."""
     loader = DataLoader(
         _PoolsByNumber(replace(sampler)),
         batch_size=None,
@@ -263,8 +265,8 @@ def pools_ahead(sampler: TrainSampler) -> Iterator[list[list[Key]]]:
 
 class _Loader(DataLoader):
     def check_worker_number_rationality(self) -> None:
-        """PyTorch would warn twice at each start of more processes than cores; the user chose their
-        number."""
+        """Suppresses PyTorch's two warnings about more processes than cores, whose number the user
+        chose."""
 
 
 def load_batches(
@@ -276,9 +278,9 @@ def load_batches(
 ) -> Iterator[list[Sample]]:
     """Lists of samples in the sampler's order.
 
-    They are padded later, when all ranks have agreed on a canvas. Raises InputError for an image
-    that cannot be read. Within `watching_workers`, a process that dies, or whose batch does not
-    arrive within `timeout_s`, raises LostError.
+    They are padded later, after all ranks have agreed on a canvas. Raises InputError if an image
+    cannot be read. Within `watching_workers`, raises LostError if a process dies, or if its batch
+    does not arrive within `timeout_s`.
     """
     loader = _Loader(
         samples,
@@ -288,7 +290,8 @@ def load_batches(
         pin_memory=pin_memory,
         worker_init_fn=_start_worker if num_workers else None,
         prefetch_factor=4 if num_workers else None,
-        # Does not hold where a process stops while it sends: `_next` limits that as well.
+        # This limit has no effect if a process hangs while it sends, so `_next` has a limit as
+        # well.
         timeout=timeout_s + _DEATH_S if num_workers else 0,
     )
     batches = _started(loader)
@@ -297,15 +300,15 @@ def load_batches(
             try:
                 raise batch
             finally:
-                # The error knows this frame. If the frame knew the error, both would stay until a
-                # garbage collection, which closes the queues to the loader processes before it
-                # asks these to end, and waits 5 s for each.
+                # The error refers to this frame. If the frame referred to the error, both would
+                # stay until a garbage collection, which closes the queues to the loader processes
+                # before it asks these to end, and then waits 5 s for each.
                 del batch
         yield _unpack(batch)
 
 
 def _started(loader: DataLoader) -> Iterator[Any]:
-    """The batches of `loader`, whose processes are started here and noted in `_WORKERS`."""
+    """The batches of `loader`, whose processes are started here and recorded in `_WORKERS`."""
     if loader.num_workers and _SHARED_FOLDER.is_dir():
         needed = (1 + loader.num_workers) * _QUEUES_BYTES
         if shutil.disk_usage(_SHARED_FOLDER).free < needed:
@@ -319,9 +322,9 @@ def _started(loader: DataLoader) -> Iterator[Any]:
 
 
 def _next(batches: Iterator[Any], timeout_s: float) -> Any:
-    """The next batch, None after the last.
+    """The next batch; None after the last.
 
-    When it does not come in time, ends the loader processes, so that nothing waits for them any
+    If it does not arrive in time, ends the loader processes, so that nothing waits for them any
     more, and raises LostError.
     """
     if not _WORKERS:
@@ -330,7 +333,7 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
     def end() -> None:
         alive = [worker for worker in _WORKERS if worker.is_alive()]
         if alive:
-            _SILENT.append(timeout_s)  # first: PyTorch raises as soon as one has died
+            _SILENT.append(timeout_s)  # before they end, when PyTorch raises
         for worker in alive:
             worker.kill()
 
@@ -349,11 +352,11 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
 
 @contextmanager
 def watching_workers() -> Iterator[None]:
-    """Raises LostError, one line, when a loader process dies or does not answer. Ends those that
-    are left at the end of the block.
+    """A context that raises LostError, with one line, if a loader process dies or does not respond.
+    It ends the remaining processes at its end.
 
-    PyTorch raises wherever the main process happens to be. If that is taking a sample from the dead
-    one, the connection breaks before PyTorch has noticed, in one of many ways.
+    PyTorch raises wherever the main process happens to be. If that is receiving a sample from the
+    dead process, the connection breaks before PyTorch has noticed, in one of many ways.
     """
     try:
         yield
@@ -368,9 +371,9 @@ def watching_workers() -> Iterator[None]:
 
 
 def _loss(error: Exception) -> str:
-    """Which trouble of loader processes is behind `error`, in words; empty if none is."""
+    """The problem of loader processes that caused `error`, in words; empty if there is none."""
     if _SILENT and not isinstance(error, LostError):
-        # PyTorch raised, a second time or late, because of a process that was ended here.
+        # PyTorch raised late, or a second time, because of a process that was ended here.
         return _silence(_SILENT[0])
     cause: BaseException | None = error
     while cause is not None and not isinstance(error, LostError):
@@ -412,13 +415,13 @@ def _one_has_died() -> bool:
 
 
 def _end_workers() -> None:
-    """Kills the loader processes that are left, also those that hang or wait for an alarm."""
+    """Kills the remaining loader processes, including those that hang or wait for an alarm."""
     workers = [worker for worker in _WORKERS if worker.is_alive()]
     if not workers:
         return
     in_main_thread = threading.current_thread() is threading.main_thread()
     handler = None
-    if sys.platform != "win32" and in_main_thread:  # PyTorch's raises when a worker is killed
+    if sys.platform != "win32" and in_main_thread:  # PyTorch's handler raises if a worker is killed
         handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     for worker in workers:
         worker.kill()
@@ -455,7 +458,7 @@ def images_to_batch(
 ) -> Batch:
     """Images, uint8 `[3, h, w]`, as a normalised, padded `Batch` on `device`.
 
-    Only their bytes travel; nothing waits if they are pinned. Padding is zero after normalisation,
+    They are copied as bytes; nothing waits if they are pinned. Padding is zero after normalisation,
     as in the original.
     """
     return collate(
@@ -469,7 +472,8 @@ def images_to_batch(
 
 
 def padded_share(batches: list[Batch]) -> float:
-    """How much of the canvases of all batches is padding, from 0 to 1; known on the host."""
+    """The share of the canvases of all batches that is padding, from 0 to 1. Does not
+    synchronise."""
     canvases = 0
     shown = 0
     for batch in batches:

@@ -1,7 +1,7 @@
-"""Masks of many objects as their annotations state them, kept as arrays: polygons or RLE.
+"""Masks of many objects as stated in annotations, polygons or RLE, stored in arrays.
 
-They are pixels only where they are used: as polygons they take less memory, and `convert` can write
-what was drawn.
+They are converted to pixels only where they are used: polygons take less memory, and `convert` can
+write them as they were drawn.
 """
 
 import math
@@ -15,10 +15,10 @@ import numpy as np
 
 from redetr.structures import Size
 
-# Whether masks are read: not at all, or to look at them, or to train on them.
+# Whether masks are read: not at all, for a check, or for training.
 MaskUse = Literal["none", "check", "train"]
 
-_BLOCK = 2**16  # rows that are taken at a time
+_BLOCK = 2**16  # rows that are copied at a time
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,7 @@ class MaskColumns:
         return parts[0]["counts"] if len(parts) == 1 else hotcoco.mask.merge(parts)["counts"]
 
     def rles(self, objects: slice, size: Size) -> list[bytes]:
-        """The same of the objects of an image."""
+        """The compressed RLE of each object of an image of this size."""
         return [self.rle(i, size) for i in range(objects.start, objects.stop)]
 
     def take(self, rows: np.ndarray) -> "MaskColumns":
@@ -81,7 +81,7 @@ class MaskColumns:
         return MaskColumns(points, first_point, counts, first_count)
 
     def only(self, kept: np.ndarray) -> "MaskColumns":
-        """The same objects, of which those that are not `kept`, bool `[A]`, have no mask."""
+        """The masks of the objects that are `kept`, bool `[A]`. All other objects have none."""
         points, first_point = _emptied(self.points, self.first_point, kept)
         counts, first_count = _emptied(self.counts, self.first_count, kept)
         return MaskColumns(points, first_point, counts, first_count)
@@ -90,7 +90,7 @@ class MaskColumns:
 def _taken(
     values: np.ndarray, first: np.ndarray, rows: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The values of these rows, one after the other, and where each begins."""
+    """The concatenated values of these rows, and the start of each."""
     lengths = first[rows + 1] - first[rows]
     starts = np.append(0, np.cumsum(lengths))
     count = int(starts[-1])
@@ -109,15 +109,15 @@ def _taken(
 def _emptied(
     values: np.ndarray, first: np.ndarray, kept: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The values of the rows that are kept, and where each row begins: those that are not kept
-    have none."""
+    """The values of the rows that are kept, and the start of each row. All other rows have no
+    values."""
     taken, _ = _taken(values, first, np.flatnonzero(kept))
     lengths = np.where(kept, np.diff(first), 0)
     return taken, np.append(0, np.cumsum(lengths))
 
 
 class MaskProblem(NamedTuple):
-    """Why what an annotation states is not a mask."""
+    """Why a value in an annotation is not a valid mask."""
 
     code: str
     text: str
@@ -125,9 +125,9 @@ class MaskProblem(NamedTuple):
 
 
 class MaskBuilder:
-    """Masks on their way in, one object after the other.
+    """Collects masks while annotations are read, one object after another.
 
-    `for_training`: what is not a mask is an error then, else a warning.
+    `for_training`: whether invalid masks are errors or warnings.
     """
 
     @classmethod
@@ -138,15 +138,15 @@ class MaskBuilder:
     def __init__(self, for_training: bool):
         self.for_training = for_training
         self.severity: Literal["error", "warning"] = "error" if for_training else "warning"
-        self.problems: dict[int, MaskProblem] = {}  # by the number of the object
+        self.problems: dict[int, MaskProblem] = {}  # by the index of the object
         self._points = array("d")
         self._first_point = array("q", [0])
         self._counts = bytearray()
         self._first_count = array("q", [0])
 
     def add(self, mask: Sequence[Sequence[float]] | bytes | MaskProblem | None) -> None:
-        """Adds the next object: its polygons `[x, y, x, y, ...]`, its compressed RLE, why it has
-        no mask, or that none is stated."""
+        """Adds the next object: its polygons `[x, y, x, y, ...]`, its compressed RLE, its problem,
+        or None if no mask is stated."""
         if isinstance(mask, MaskProblem):
             self.problems[len(self._first_point) - 1] = mask
         elif isinstance(mask, bytes):
@@ -160,15 +160,15 @@ class MaskBuilder:
         self._first_count.append(len(self._counts))
 
     def scale(self, factors: np.ndarray) -> None:
-        """Multiplies the points of each object by its factors, `[A, 2]`, as fractions of an image
-        become pixels."""
+        """Multiplies the points of each object by its factors, `[A, 2]`, which converts fractions
+        of an image to pixels."""
         points = np.frombuffer(self._points, np.float64).reshape(-1, 2)
         points *= np.repeat(factors, np.diff(self._first_point), axis=0)
-        # What was 0 or 100 px before it became a fraction is so again.
+        # Whole numbers of px that were stored as fractions are whole again.
         np.round(points, 9, out=points)
 
     def columns(self) -> MaskColumns:
-        """All that was added."""
+        """The masks of all objects that were added."""
         return MaskColumns(
             np.frombuffer(self._points, np.float64).reshape(-1, 2),
             np.frombuffer(self._first_point, np.int64),

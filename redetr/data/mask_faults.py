@@ -1,7 +1,7 @@
-"""The faults of masks: of each mask alone, and compared with its image and its box.
+"""Finds the faults of masks: of each mask alone, and compared with its image and its box.
 
-Where masks are trained on, a mask that is none is an error, and so is an object without one among
-others that have masks. Where only boxes matter, these are warnings, and the mask is left out.
+If masks are trained on, an invalid mask is an error, and so is an object without a mask among
+others that have one. If only boxes matter, these are warnings, and the mask is left out.
 """
 
 from typing import TYPE_CHECKING
@@ -17,25 +17,25 @@ from redetr.wording import counted
 if TYPE_CHECKING:
     from redetr.data.annotations import Images, Objects, Rows, Severity
 
-# People overshoot the border a little: up to this many pixels, or this share of the side, boxes are
-# clipped, and so are polygons.
+# Annotators overshoot the border a little. Up to this many pixels, or this share of the side, boxes
+# and polygons are clipped.
 OVERSHOOT_PX = 2.0
 OVERSHOOT_SHARE = 0.01
-# COCO's own train2017 holds 2 boxes without height among 860,001, and a few polygons that are
-# smaller than a pixel: so few are left out, more are a fault.
+# COCO's own train2017 has 2 boxes without height among 860,001, and a few polygons that are smaller
+# than a pixel. So few are left out; more are an error.
 FEW = 1e-4
-# Codes of the faults with which a mask is left out where it is not trained on.
+# The codes of faults with which a mask is left out if it is not trained on.
 MASKS_LEFT_OUT = ("mask-invalid", "mask-size", "mask-outside", "mask-empty")
-_MANY = 10  # boxes that are not wrong one by one
-_SHARE_OF_BOX = 1 / 200  # what fills less of its box is worth a look
-_MOST_POINTS = 500  # of a polygon that is searched for crossing sides: the time grows with n^2
-_BLOCK = 2**18  # points that are searched at a time
+_MANY = 10  # from here on, wrong boxes are a systematic fault
+_SHARE_OF_BOX = 1 / 200  # a mask that fills less of its box should be checked
+_MOST_POINTS = 500  # of a polygon that is checked for crossing sides, in quadratic time
+_BLOCK = 2**18  # points that are checked at a time
 _BATCH = 2**10  # masks that are measured at a time
 
 
 def judge_mask_sizes(objects: "Objects", images: "Images", outlines: np.ndarray) -> None:
-    """Adds faults for masks of another size than their image: errors where the box is that around
-    the mask, and so of another size as well."""
+    """Adds faults for masks that differ in size from their image. They are errors if the box was
+    computed from the mask, and is therefore wrong too."""
     stated = objects.mask_sizes
     if stated is None or not len(images.sizes):
         return
@@ -58,7 +58,7 @@ def judge_mask_sizes(objects: "Objects", images: "Images", outlines: np.ndarray)
 
 
 def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
-    """Which objects state a mask of another size than that of their image, bool `[A]`."""
+    """Which objects have a mask that differs in size from their image, bool `[A]`."""
     stated = objects.mask_sizes
     if stated is None or not len(images.sizes):
         return np.zeros(len(objects.image), bool)
@@ -69,8 +69,8 @@ def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
 def judge_outlines(
     objects: "Objects", images: "Images", boxes: np.ndarray, counted: np.ndarray
 ) -> None:
-    """Adds a fault for boxes, xyxy `[A, 4]`, that are not at all those around their outlines, of
-    the objects that are `counted`, bool `[A]`: an error if they are most of many."""
+    """Adds a fault for boxes, xyxy `[A, 4]`, that clearly differ from those around their outlines,
+    of the objects that are `counted`, bool `[A]`. It is an error if most of many boxes differ."""
     outlines = objects.outlines
     if outlines is None:
         return
@@ -96,10 +96,9 @@ def judge_outlines(
 
 
 def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns | None:
-    """The masks of the objects, without those that are none, if they are read; adds the faults of
-    all.
+    """The valid masks of the objects; None if masks are not read. Adds the faults of all masks.
 
-    `boxes` are those of the objects, cut to their images, xyxy `[A, 4]`.
+    `boxes` are the boxes of the objects, clipped to their images, xyxy `[A, 4]`.
     """
     builder = objects.masks
     if builder is None:
@@ -124,19 +123,20 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
 
 
 def _report_problems(rows: "Rows", builder: MaskBuilder) -> None:
-    """Adds the faults of what is not a mask by itself."""
+    """Adds the faults of values that are not valid masks."""
     problems = builder.problems
     remedies = {problem.remedy: problem.code for problem in problems.values()}
     for remedy, code in remedies.items():
+        bad_rows = [row for row, problem in problems.items() if problem.remedy == remedy]
         bad = np.zeros(len(rows.good), bool)
-        bad[[row for row, problem in problems.items() if problem.remedy == remedy]] = True
+        bad[bad_rows] = True
         rows.fault(code, bad, lambda i: problems[i].text, remedy, builder.severity)
 
 
 def _report_missing(
     rows: "Rows", builder: MaskBuilder, masks: MaskColumns, is_there: np.ndarray
 ) -> None:
-    """Adds a fault for objects without mask among others that have one."""
+    """Adds a fault for objects without a mask among others that have one."""
     missing = rows.good & ~is_there
     with_mask = int(masks.has_mask.sum())
     if not with_mask:
@@ -152,7 +152,8 @@ def _report_missing(
 def _report_outside(
     rows: "Rows", builder: MaskBuilder, masks: MaskColumns, sizes: np.ndarray, sound: np.ndarray
 ) -> np.ndarray:
-    """Adds a fault for polygons that leave their images, and returns which do, bool `[A]`."""
+    """Adds a fault for polygons that exceed their images, and returns which objects have them, bool
+    `[A]`."""
     outside = np.zeros(len(masks), bool)
     with_polygons = np.flatnonzero(masks.has_polygons)
     if not len(with_polygons):
@@ -178,7 +179,7 @@ def _report_outside(
 
 
 def _areas(masks: MaskColumns, sizes: np.ndarray, sound: np.ndarray) -> np.ndarray:
-    """The pixels of each mask that is `sound`, int64 `[A]`; -1 of others."""
+    """The number of pixels of each mask that is `sound`, int64 `[A]`; -1 for others."""
     areas = np.full(len(masks), -1, np.int64)
     rows = np.flatnonzero(sound)
     for start in range(0, len(rows), _BATCH):
@@ -193,7 +194,7 @@ def _areas(masks: MaskColumns, sizes: np.ndarray, sound: np.ndarray) -> np.ndarr
 
 
 def _report_empty(rows: "Rows", builder: MaskBuilder, is_empty: np.ndarray, count: int) -> None:
-    """Adds a fault for masks without a pixel. Where they are few, their objects are left out."""
+    """Adds a fault for empty masks. If they are few, their objects are left out."""
     are_few = is_empty.sum() <= FEW * count
     text = "its mask covers no pixel"
     if not builder.for_training or not are_few:
@@ -206,7 +207,7 @@ def _report_empty(rows: "Rows", builder: MaskBuilder, is_empty: np.ndarray, coun
 
 
 def _report_thin(rows: "Rows", areas: np.ndarray, boxes: np.ndarray, sound: np.ndarray) -> None:
-    """Adds a warning for masks that fill next to nothing of their boxes."""
+    """Adds a warning for masks that fill hardly anything of their boxes."""
     box_areas = (boxes[:, 2:] - boxes[:, :2]).prod(1)
     is_thin = sound & (areas < _SHARE_OF_BOX * box_areas)
 

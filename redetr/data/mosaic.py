@@ -1,4 +1,4 @@
-"""Samples made of several images: mosaics of four, and two images mixed."""
+"""Samples made of several images: mosaics of four images, and mixes of two."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -12,8 +12,8 @@ from redetr.structures import RelativeBoxes, Target
 
 _MOSAICS = 0.5  # share of the samples
 _MIXED = 0.2
-_SPLIT = (0.3, 0.7)  # where a mosaic is divided, as a share of its sides
-# How much of an image is in a mosaic, as a share of the largest part that has the right shape.
+_SPLIT = (0.3, 0.7)  # the range of the division of a mosaic, as a share of its sides
+# The size of the part of an image in a mosaic, as a share of the largest part with the right shape.
 _WINDOW = (0.5, 1.0)
 _WEIGHT = (0.45, 0.55)  # of the first of two mixed images
 
@@ -25,7 +25,7 @@ def combined(
     first: StoredSample,
     other: Callable[[], StoredSample],
 ) -> Sample:
-    """The sample of `first` alone, in a mosaic, or mixed with another one.
+    """A sample of `first` alone, in a mosaic, or mixed with another image.
 
     `other` draws further images.
     """
@@ -43,7 +43,7 @@ def combined(
 
 
 def mosaic(random: Random, transform: Transform, size: Size, sources: list[StoredSample]) -> Sample:
-    """Four images side by side in one of this size; each fills its part and may be cropped.
+    """A mosaic of four images with this size. Each image fills its part, and may be cropped.
 
     The result has the id of the first source.
     """
@@ -72,14 +72,14 @@ def mosaic(random: Random, transform: Transform, size: Size, sources: list[Store
 
 
 def _in_canvas(masks: Tensor, size: Size, rows: slice, columns: slice) -> Tensor:
-    """Masks `[T, h, w]` of a part of an image as masks of all of it, `[T, *size]`."""
+    """Masks `[T, h, w]` of a part of an image as masks of the whole image, `[T, *size]`."""
     whole = torch.zeros(len(masks), *size, dtype=torch.bool)
     whole[:, rows, columns] = masks
     return whole
 
 
 def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
-    """Rows and columns of the four parts that meet in a random point."""
+    """The rows and columns of four parts that meet in a random point."""
     height, width = size
     down = max(1, round(height * random.uniform(*_SPLIT)))
     across = max(1, round(width * random.uniform(*_SPLIT)))
@@ -90,18 +90,21 @@ def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
 
 def _part(random: Random, stored: Size, size: Size) -> View:
     """A random window of the shape of `size`, mirrored or not."""
-    largest_scale = min(stored[0] / size[0], stored[1] / size[1])
+    stored_height, stored_width = stored
+    shown_height, shown_width = size
+    largest_scale = min(stored_height / shown_height, stored_width / shown_width)
     scale = largest_scale * random.uniform(*_WINDOW)
-    height = max(1, int(size[0] * scale))
-    width = max(1, int(size[1] * scale))
-    left = random.randint(0, stored[1] - width)
-    top = random.randint(0, stored[0] - height)
+    height = max(1, int(shown_height * scale))
+    width = max(1, int(shown_width * scale))
+    left = random.randint(0, stored_width - width)
+    top = random.randint(0, stored_height - height)
+    region = (left, top, left + width, top + height)
     is_mirrored = random.random() < 0.5
-    return View((left, top, left + width, top + height), size, is_mirrored)
+    return View(region, size, is_mirrored)
 
 
 def mixed(weight: float, first: Sample, second: Sample) -> Sample:
-    """Both images, of one size, laid over each other, with the objects of both."""
+    """The weighted mean of both images, which have the same size, with the objects of both."""
     image, target = first
     other_image, other_target = second
     blended = torch.lerp(other_image.float(), image.float(), weight)

@@ -20,8 +20,8 @@ _CROWNS = Path(__file__).parent / "formats" / "crowns"
 
 
 def folder_of(source: str | Path) -> Path:
-    """The folder (or the YAML file of YOLO format) of a data set that is given by its path, or
-    called crowns; for an address, a folder in the user's cache, see `redetr.data.remote`."""
+    """The folder (or YAML file in YOLO format) of a data set that is given by its path, or of
+    crowns. For a URL, a folder in the user's cache, see `redetr.data.remote`."""
     if source == "crowns":
         return _CROWNS
     if is_address(source):
@@ -30,7 +30,7 @@ def folder_of(source: str | Path) -> Path:
 
 
 def absolute_source(source: str) -> str:
-    """The same data set for `open_dataset` from any working directory."""
+    """The argument of `open_dataset` for the same data set from any working directory."""
     if source in _EMBEDDED or is_address(source):
         return source
     if not source.startswith("hf:"):
@@ -130,13 +130,13 @@ def open_on_ranks(
 
 
 def _stamp(source: str) -> str | None:
-    """The stamp of a folder; None of other data sets. Raises InputError for a folder without
-    one."""
+    """The stamp of a folder; None for other data sets. Raises InputError if the folder has no data
+    set."""
     folder = folder_of(source)
     if source in _EMBEDDED or source.startswith("hf:") or not folder.exists():
         return None
     try:
-        splits_of(folder)  # without a data set, the folder may be far too large to look through
+        splits_of(folder)  # raises first: without a data set, a folder may be far too large
         return stamp_of(data_folder(folder))
-    except OSError:  # whoever reads it says why
+    except OSError:  # reported by its reader
         return None

@@ -1,4 +1,5 @@
-"""Pixels of any depth, with or without transparency, as 8-bit RGB: the same everywhere.
+"""Converts pixels of any depth, with or without transparency, to 8-bit RGB, by the same rule
+everywhere.
 
 **Depth.** Values of more than 8 bits are divided by the largest one of their scale: of 8, 10, 12,
 14 or 16 bits, or 0 to 1 for floats, whichever is the smallest that holds the values of the image.
@@ -36,14 +37,14 @@ _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "lit
 
 
 class PlanesError(ValueError):
-    """A TIFF that Pillow would read wrongly, and tifffile reads."""
+    """A TIFF that Pillow would read wrongly, but tifffile can read."""
 
 
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Pixels `[H, W, 3]` of an image that PIL has opened.
+    """The pixels `[H, W, 3]` of an image that PIL has opened.
 
-    Call it before `image.load()`: PIL keeps 8 bits of 16-bit colour. Raises what PIL's decoders do,
-    and ValueError if no pixel is a finite number.
+    Must be called before `image.load()`, in which PIL drops 8 bits of 16-bit colour. Raises the
+    errors of PIL's decoders, and ValueError if no pixel is a finite number.
     """
     image = _in_8_bits(image)
     if is_transparent(image):
@@ -109,7 +110,7 @@ def scaled_to_8_bits(values: NDArray) -> NDArray[np.uint8]:
 
 
 def _extent(values: NDArray) -> tuple[float, float]:
-    """The smallest and the largest value without the few most extreme ones, unless all others are
+    """The smallest and the largest value, without the few most extreme ones, unless all others are
     equal."""
     num_clipped = int(_CLIPPED * values.size)
     if num_clipped:
@@ -121,7 +122,7 @@ def _extent(values: NDArray) -> tuple[float, float]:
 
 
 def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
-    """Which values become black and white."""
+    """The values that become black and white."""
     scales = (1, *_SCALES) if is_float else _SCALES
     span = highest - lowest
     for scale in scales:
@@ -136,7 +137,7 @@ def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]
 
 
 def _in_8_bits(image: Image.Image) -> Image.Image:
-    """The image in a mode of 8 bits; an image that has no more is returned as it is."""
+    """The image in a mode with 8 bits. An image that has no more bits is returned unchanged."""
     if _has_deep_planes(image):
         raise PlanesError(
             "16-bit colour in separate planes: save it with its channels side by side"
@@ -153,7 +154,7 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
 
 
 def _without_gaps(image: Image.Image) -> NDArray:
-    """The values of a grey image, NaN where its file says that it has none."""
+    """The values of a grey image; NaN for values that the file marks as missing."""
     values = np.asarray(image)
     try:
         gap = float(str(_tiff_tag(image, _NO_DATA)))
@@ -176,8 +177,8 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
-    """16-bit colour in 8 bits: decoded twice, once for each byte, which PIL does not offer at
-    once."""
+    """Converts 16-bit colour to 8 bits. The image is decoded twice, once for each byte, because PIL
+    cannot return both at once."""
     channels, _, order = raw_mode.partition(";")
     if channels == "LA":  # four bytes a pixel, as in RGBA, which PIL takes one by one
         pairs = _decoded_as(image, "RGBA").astype(np.uint16)
@@ -196,7 +197,7 @@ def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
 
 
 def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
-    """The pixels of an image that is opened but not loaded, unpacked in another way."""
+    """The pixels of an image that is opened but not loaded, unpacked with this raw mode."""
     assert opened.fp is not None and opened.format is not None
     opened.fp.seek(0)
     content = io.BytesIO(opened.fp.read())
@@ -214,7 +215,7 @@ def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]
 
 
 def _has_deep_planes(image: Image.Image) -> bool:
-    """Whether a TIFF holds 16-bit colour plane by plane, of which PIL makes a wrong image."""
+    """Whether a TIFF has 16-bit colour in separate planes, which PIL decodes wrongly."""
     bits = _tiff_tag(image, _BITS)
     is_deep_colour = isinstance(bits, tuple) and len(bits) > 1 and max(bits) > 8
     return is_deep_colour and _tiff_tag(image, _PLANES) == _SEPARATE
@@ -227,9 +228,10 @@ def _tiff_tag(image: Image.Image, number: int) -> object:
 
 
 def is_transparent(image: Image.Image) -> bool:
-    """Whether an opened image has a band of transparency or a transparent colour.
+    """Whether an opened image has an alpha channel or a transparent colour.
 
-    A fourth band of a TIFF file that does not say what it is may be infrared.
+    A fourth band of a TIFF file is not transparency unless the file states it, because it may be
+    infrared.
     """
     if image.format == "TIFF" and not _tiff_tag(image, _EXTRA_SAMPLES):
         return False

@@ -1,4 +1,4 @@
-"""Relative paths in files that come from elsewhere."""
+"""Checks relative paths in files from elsewhere."""
 
 import os
 import posixpath
@@ -7,8 +7,8 @@ from typing import Any
 
 
 def path_inside(name: Any) -> str:
-    """`name` as a path below a folder or in an archive: with forward slashes, and without `.` and
-    `..`. Empty if `name` is no such path, or leads out of the folder."""
+    """`name` as a path below a folder or in an archive, with forward slashes, and without `.` and
+    `..`. Empty if `name` is not such a path, or if it leads out of the folder."""
     if not isinstance(name, str) or not name or "\0" in name:
         return ""
     path = posixpath.normpath(name.replace("\\", "/"))

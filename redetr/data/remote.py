@@ -1,9 +1,9 @@
-"""Archives on a server, which are read part by part when they are needed (range requests).
+"""Reads archives on a server part by part, when the parts are needed (range requests).
 
-A data set at an address such as `https://host/shards` has a list of its files there,
-`shards.json`: `{"files": ["annotations/instances_train.json", "train-00000.tar", ...]}`. Its mirror
-is a folder in the user's cache with a full copy of each small file, and a pointer instead of each
-archive: its address, size and version. Code that reads an archive in the mirror asks the server.
+A data set at a URL such as `https://host/shards` has a list of its files there, `shards.json`:
+`{"files": ["annotations/instances_train.json", "train-00000.tar", ...]}`. Its mirror is a folder in
+the user's cache with a full copy of each small file, and a pointer instead of each archive: its
+address, size and version. Code that reads an archive in the mirror asks the server.
 """
 
 import errno
@@ -34,8 +34,8 @@ from redetr.files import cache_folder, first_bytes, hashed_name, write_whole
 
 LIST_FILE = "shards.json"
 ARCHIVE = ".tar"
-INDEX = ".index"  # the index of an archive has this ending behind the archive's name
-_MARK = b"redetr: an archive on a server\n"  # how a pointer begins
+INDEX = ".index"  # suffix of the index of an archive, after the archive's name
+_MARK = b"redetr: an archive on a server\n"  # the start of a pointer
 _LARGEST_POINTER = 2**16  # bytes
 _LARGEST_VERSION = 2**12  # bytes
 _BUFFER = 2**16  # bytes of one request while the headers in an archive are read
@@ -54,7 +54,7 @@ def is_address(source: str | Path) -> bool:
 
 
 class _TemporaryError(Exception):
-    """A request failed, and may succeed in a moment."""
+    """A request failed, but may succeed in a moment."""
 
 
 @dataclass(frozen=True)
@@ -67,17 +67,17 @@ class RemoteFile:
 
     @classmethod
     def at(cls, address: str) -> "RemoteFile":
-        """Asks the server for the size and version of a file. Raises InputError if it does not
-        answer, or sends whole files only."""
+        """Requests the size and version of a file from the server. Raises InputError if it does not
+        respond, or supports only whole files."""
         size, version, _ = _request_part(address, 0, 1)
         return cls(address, size, version)
 
     @classmethod
     def in_pointer(cls, file: str | os.PathLike) -> "RemoteFile | None":
-        """The file that a pointer in a mirror points to; None if the local file is none.
+        """The file to which a pointer in a mirror points; None if the local file is not a pointer.
 
-        Other folders hold no pointers: a data set from a stranger must not choose a server. Raises
-        InputError for a damaged pointer.
+        Pointers in other folders are ignored, because an untrusted data set must not choose a
+        server. Raises InputError if the pointer is damaged.
         """
         path = Path(file)
         if not path.is_relative_to(_mirrors()):
@@ -99,7 +99,8 @@ class RemoteFile:
         return _MARK + fields.encode()
 
     def read(self, offset: int, size: int) -> bytes:
-        """A part of the file. Raises InputError if it cannot be read, or has changed."""
+        """A part of the file. Raises InputError if it cannot be read, or if the file has
+        changed."""
         if size <= 0:
             return b""
         total, version, content = _request_part(self.address, offset, size)
@@ -109,14 +110,14 @@ class RemoteFile:
         return content
 
     def index(self) -> np.ndarray:
-        """The index of this archive from the headers in it, as `read_index` returns it. Costs one
-        request for each file of more than 64 kB in the archive. Raises InputError."""
+        """The index of this archive from its headers, as from `read_index`. Takes one request for
+        each file of more than 64 kB in the archive. Raises InputError if it cannot be read."""
         with io.BufferedReader(_RemoteStream(self), _BUFFER) as file:
             return read_index(file, self.address)
 
 
 class _RemoteStream(io.RawIOBase):
-    """A remote file as a stream from which Python reads."""
+    """A remote file as a readable stream."""
 
     def __init__(self, remote: RemoteFile):
         self._remote = remote
@@ -150,8 +151,8 @@ _THREAD = threading.local()
 def _connections() -> Any:
     """The connections of this thread, which stay open between requests.
 
-    They also belong to this process, because a fork must not use those of its parent. Raises
-    InputError if urllib3 is not installed.
+    They also belong to this process, because a forked process must not use those of its parent.
+    Raises InputError if urllib3 is not installed.
     """
     if getattr(_THREAD, "process_id", None) != os.getpid():
         try:
@@ -180,8 +181,8 @@ def _pool_for(address: str) -> Any:
 
 
 def _with_retries(address: str, request: Callable[[], _Reply]) -> _Reply:
-    """Returns what `request` returns. It is called again after a failure that may pass, at most
-    `_ATTEMPTS` times. Raises InputError."""
+    """Returns the result of `request`, which is called up to `_ATTEMPTS` times, if its failures are
+    temporary. Raises InputError if all attempts fail."""
     for attempt in range(_ATTEMPTS):
         try:
             return request()
@@ -195,9 +196,9 @@ def _with_retries(address: str, request: Callable[[], _Reply]) -> _Reply:
 
 @contextmanager
 def _opened(address: str, headers: dict[str, str]) -> Iterator[Any]:
-    """The server's response, whose content is still to be read.
+    """A context with the server's response, whose content was not read yet.
 
-    Raises InputError, and `_TemporaryError`, also for failures while the content is read.
+    Raises InputError or `_TemporaryError`, also for failures while the content is read.
     """
     import urllib3
 
@@ -218,7 +219,7 @@ def _opened(address: str, headers: dict[str, str]) -> Iterator[Any]:
         finally:
             has_content = response.status in (http.client.OK, http.client.PARTIAL_CONTENT)
             if not has_content or not response.isclosed():
-                response.close()  # else the rest would have to be read first
+                response.close()  # otherwise, the rest would have to be read first
             response.release_conn()
     except (urllib3.exceptions.HTTPError, OSError) as error:
         words = str(error).split()
@@ -228,12 +229,12 @@ def _opened(address: str, headers: dict[str, str]) -> Iterator[Any]:
 
 def _request_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
     """The size of a file on a server, its version, and `size` bytes of it from `offset` on. Raises
-    InputError."""
+    InputError if it cannot be read."""
     return _with_retries(address, partial(_try_part, address, offset, size))
 
 
 def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
-    """What `_request_part` returns, by a single request."""
+    """The result of `_request_part`, with a single request."""
     last = offset + size - 1
     with _opened(address, {"Range": f"bytes={offset}-{last}"}) as response:
         if response.status == http.client.OK:
@@ -256,8 +257,8 @@ def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
 
 
 def _content(response: Any, size: float = math.inf) -> bytes:
-    """The content, at most `size` bytes of it. A server that sends it too slowly to ever end is a
-    failure that may pass."""
+    """The content, at most `size` bytes. Raises `_TemporaryError` if the server sends it too
+    slowly."""
     started = time.monotonic()
     content = bytearray()
     while len(content) < size:
@@ -286,12 +287,12 @@ def _status_error(address: str, status: int) -> InputError:
 
 def _request_file(address: str, known_version: str = "") -> tuple[str, bytes | None]:
     """The version and the content of a small file; no content if it has the known version. Raises
-    InputError."""
+    InputError if it cannot be read."""
     return _with_retries(address, partial(_try_file, address, known_version))
 
 
 def _try_file(address: str, known_version: str) -> tuple[str, bytes | None]:
-    """What `_request_file` returns, by a single request."""
+    """The result of `_request_file`, with a single request."""
     headers = {}
     if known_version.startswith(('"', "W/")):  # an ETag, not a time
         headers["If-None-Match"] = known_version
@@ -312,10 +313,10 @@ def _mirrors() -> Path:
     return Path(os.path.abspath(cache_folder("remote")))
 
 
-@cache  # one update per process: reading a file that has changed since then raises an error
+@cache  # one update per process: reading a file that has changed since then raises InputError
 def mirror(address: str) -> Path:
-    """The local folder of the data set at an address, brought up to date. Files that have not
-    changed stay as they are. Raises InputError."""
+    """The local folder of the data set at a URL, which is updated. Files that have not changed are
+    kept. Raises InputError if the server cannot be read."""
     address = address.rstrip("/")
     _, _, last_part = urlsplit(address).path.rpartition("/")
     name = path_inside(last_part) or "data"
@@ -342,7 +343,7 @@ def _update_mirror(address: str, folder: Path) -> None:
 
 
 def _read_list(address: str) -> list[str]:
-    """The names in the list of files at an address. Raises InputError."""
+    """The names in the list of files at a URL. Raises InputError if it cannot be read."""
     remedy = "redetr convert --shards writes it; put it beside the archives"
     try:
         _, content = _request_file(address)
@@ -363,7 +364,7 @@ def _read_list(address: str) -> list[str]:
 
 
 def _update_file(address: str, folder: Path, names: frozenset[str], name: str) -> None:
-    """Brings the file `name` of a mirror up to date; `names` are all files on the server."""
+    """Updates the file `name` of a mirror; `names` are all files on the server."""
     file_address = f"{address}/{quote(name)}"
     file = folder / name
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -374,7 +375,7 @@ def _update_file(address: str, folder: Path, names: frozenset[str], name: str) -
 
 
 def _update_pointer(address: str, file: Path, has_index: bool) -> None:
-    """Points `file` to the archive at an address, and stores its index if the server has it."""
+    """Points `file` to the archive at a URL, and stores its index if the server has it."""
     remote = RemoteFile.at(address)
     _replace(file, remote.pointer())
     state = state_of(file)
@@ -398,12 +399,13 @@ def _update_copy(address: str, file: Path) -> None:
 
 
 def _replace(file: Path, content: bytes) -> None:
-    """Writes a file unless it has this content already: caches depend on its time of change."""
+    """Writes a file unless it already has this content, because caches depend on its time of
+    change."""
     if not file.exists() or file.read_bytes() != content:
         write_whole(file, lambda path: path.write_bytes(content))
 
 
 def state_of(archive: str | os.PathLike) -> str:
-    """A text that changes with an archive, or with the pointer to one."""
+    """A text that changes whenever the archive, or the pointer to it, changes."""
     stat = os.stat(archive)
     return f"{stat.st_size} {stat.st_mtime_ns}"

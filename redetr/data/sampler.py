@@ -1,8 +1,8 @@
-"""Which image is in which batch: a function of only (seed, step).
+"""Decides which image is in which batch, as a function of only (seed, step).
 
-It does not depend on the ranks, micro-batches and workers. The data order is one endless sequence,
-epoch after epoch, each a permutation of all images. Global batch `k` is the `k`-th run of
-`batch_size` images of it, so no image is dropped at the end of an epoch and none comes twice.
+The order does not depend on ranks, micro-batches and workers. It is one endless sequence of epochs,
+each of which is a permutation of all images. Global batch `k` has the `k`-th group of `batch_size`
+images in it, so no image is dropped at the end of an epoch, and none is repeated.
 """
 
 import math
@@ -21,12 +21,12 @@ from redetr.data.views import Size
 Key = tuple[int, int]  # (epoch, index of the image in the data set)
 SizeOf = Callable[[Key], Size]
 
-# Batches among which images of similar size are brought together.
+# Groups of batches, within which images of similar size are put together.
 _POOL = 64
 Pools = Iterable[list[list[Key]]]  # each of 64 batches
 
 
-@lru_cache(maxsize=2)  # a batch, or a pool of them, may reach from one epoch into the next
+@lru_cache(maxsize=2)  # a batch, or a pool of them, may extend into the next epoch
 def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of the images in an epoch, int64 `[num_images]`."""
     generator = torch.Generator().manual_seed(drawn_from(seed, epoch))
@@ -38,11 +38,11 @@ def global_batch(
 ) -> list[Key]:
     """Returns the (epoch, index) pairs of optimizer step `step`, counted from 0.
 
-    With `size_of`, which returns the (height, width) of a sample, images trade places within epochs
-    and runs of 64 batches, so that those of a batch have nearly the same size. With the original's
-    multi-scale augmentation of COCO, it brings the padding of a batch of 16 from 54% down to 9%.
-    Each image still occurs once per epoch. The cost: the sizes in a batch are no longer drawn
-    independently.
+    With `size_of`, which returns the (height, width) of a sample, images are reordered within
+    epochs and groups of 64 batches, so that the images of a batch have nearly the same size. With
+    the original's multi-scale augmentation of COCO, it brings the padding of a batch of 16 from 54%
+    down to 9%. Each image still occurs once per epoch. The cost: the sizes in a batch are no longer
+    drawn independently.
     """
     if size_of:
         pool, index_in_pool = divmod(step, _POOL)
@@ -58,9 +58,9 @@ def global_batch(
 def grouped_pool(
     number: int, batch_size: int, num_images: int, seed: int, size_of: SizeOf
 ) -> list[list[Key]]:
-    """Returns the batches of run `number`, grouped by size."""
-    # The images of the run by epoch, which they do not leave, and how many of them each batch takes
-    # in the plain order.
+    """Returns the batches of pool `number`, grouped by size."""
+    # The images of the pool by epoch, within which they are reordered, and how many of them each
+    # batch has in the original order.
     keys_of_epoch: dict[int, list[Key]] = {}
     shares_of_epoch: dict[int, Counter[int]] = {}
     for batch in range(_POOL):
@@ -73,7 +73,7 @@ def grouped_pool(
     grouped: list[list[Key]] = [[] for _ in range(_POOL)]
     for epoch, keys in keys_of_epoch.items():
         shares = list(shares_of_epoch[epoch].items())
-        draws_of(seed, number, epoch).shuffle(shares)  # so that sizes come in any order
+        draws_of(seed, number, epoch).shuffle(shares)  # so that sizes are in random order
         images = [(size_of(key), key) for key in keys]
         for batch, similar in _dealt(shares, images):
             grouped[batch] += similar
@@ -86,10 +86,10 @@ _pool_once = lru_cache(maxsize=2)(grouped_pool)
 def _dealt(
     shares: list[tuple[int, int]], images: list[tuple[Size, Key]]
 ) -> Iterator[tuple[int, list[Key]]]:
-    """Yields (batch, its keys), with keys of similar size together.
+    """Yields (batch, its keys), with keys of similar size in each batch.
 
-    `shares` are (batch, how many images it takes). The images are halved by the side in which they
-    differ most, and the batches with them; each half is halved again, down to single batches.
+    `shares` are (batch, number of its images). The images are divided in two by the side in which
+    they differ most, and the batches with them; each half is divided again, down to single batches.
     """
     if len(shares) == 1:
         ((batch, _),) = shares
@@ -110,7 +110,7 @@ def _dealt(
 
 
 def slice_of(batch_size: int, micro: int, accumulate: int, rank: int, world_size: int) -> slice:
-    """Returns where micro-batch `micro` of `rank` lies in the global batch.
+    """Returns the slice of the global batch for micro-batch `micro` of `rank`.
 
     Slices differ by at most one image if their number does not divide the batch.
     """
@@ -128,8 +128,8 @@ class TrainSampler(Sampler[list[Key]]):
     The steps are those in [first_step, last_step). Micro-batch m of rank r is slice
     `m * world_size + r` of the global batch. Slices may differ by an image: losses are sums over
     global counts, so equal sizes are not needed. With `size_of`, which returns the size of a
-    sample, images of similar size come together, see `global_batch`: in the `pools` with the
-    numbers of `pool_numbers`, which others may compute ahead.
+    sample, images of similar size are grouped, see `global_batch`. The `pools` with the numbers of
+    `pool_numbers` may be computed ahead, elsewhere.
     """
 
     num_images: int
@@ -167,11 +167,11 @@ class TrainSampler(Sampler[list[Key]]):
                     yield keys
 
     def pool_numbers(self) -> range:
-        """Returns the numbers of the pools that the steps are in."""
+        """Returns the numbers of the pools that contain the steps."""
         return range(self.first_step // _POOL, math.ceil(self.last_step / _POOL))
 
     def pool(self, number: int) -> list[list[Key]]:
-        """Returns the global batches of a pool, grouped by size; some 20 us an image."""
+        """Returns the global batches of a pool, grouped by size. Takes about 20 us per image."""
         assert self.size_of is not None
         return grouped_pool(number, self.batch_size, self.num_images, self.seed, self.size_of)
 
@@ -180,7 +180,7 @@ class TrainSampler(Sampler[list[Key]]):
 class EvalSampler(Sampler[list[Key]]):
     """Yields every image once over all ranks.
 
-    Ranks take whole batches in turn, so that padding does not depend on the ranks.
+    Ranks take whole batches in turn, so that padding does not depend on the number of ranks.
     """
 
     num_images: int

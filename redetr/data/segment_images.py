@@ -1,6 +1,6 @@
-"""Masks that are drawn in one image of their ids: COCO's panoptic PNG files.
+"""Masks that are stored in one image of ids: COCO's panoptic PNG files.
 
-They are read when they are needed: a file of ids is small, and decoded in a few ms.
+They are read when they are needed, because a file of ids is small and is decoded in a few ms.
 """
 
 import os
@@ -52,7 +52,7 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
 
 
 def has_losses(image: Image.Image) -> bool:
-    """Whether the file of an opened image that is not yet decoded was saved with losses."""
+    """Whether the file of an opened image, which must not be decoded yet, has lossy compression."""
     if image.format == "WEBP" and isinstance(image, ImageFile.ImageFile) and image.fp is not None:
         image.fp.seek(0)
         return _WEBP_WITHOUT_LOSSES not in image.fp.read()
@@ -60,8 +60,8 @@ def has_losses(image: Image.Image) -> bool:
 
 
 def _without_opacity(image: Image.Image) -> Image.Image:
-    """The image without its last band if that says how opaque pixels are: matplotlib writes it.
-    Raises InputError if some are not."""
+    """The image without its alpha channel, which matplotlib writes. Raises InputError if some
+    pixels are not opaque."""
     if image.mode not in _WITH_OPACITY:
         return image
     lowest, _ = image.getchannel("A").getextrema()
@@ -81,11 +81,11 @@ def read_numbers(file: Path) -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class SegmentImages:
-    """The masks of A objects, each stored in a file as the pixels that have its id."""
+    """The masks of A objects, each stored in a file as the pixels with its id."""
 
     folder: Path
     segment_files: np.ndarray  # [F] bytes, paths below the folder
-    segment_file: np.ndarray  # [A] int64, which of the files; -1 = no mask
+    segment_file: np.ndarray  # [A] int64, index of the file; -1 = no mask
     segment_ids: np.ndarray  # [A] int64
 
     def __len__(self) -> int:
@@ -113,9 +113,9 @@ class SegmentImages:
         return self.folder / os.fsdecode(self.segment_files[self.segment_file[index]])
 
     def rles(self, objects: slice, size: Size) -> list[bytes]:
-        """The compressed RLE of each of the objects, which are those of one image of this height
-        and width. Raises InputError for a file that cannot be read, of another size, or without
-        pixels of an object."""
+        """The compressed RLE of each of the objects, which must belong to one image of this height
+        and width. Raises InputError if the file cannot be read, has another size, or has no pixels
+        of an object."""
         rows = range(objects.start, objects.stop)
         if not len(rows):
             return []

@@ -60,21 +60,21 @@ Read = Callable[[Path, Split, float, MaskUse], tuple[Annotations, str]]
 
 
 def stamp_of(folder: Path) -> str:
-    """A hash of the path, size and time of change of every file below a folder, also of those in
-    linked folders, but not of runs; some 4 us a file."""
+    """A hash of the path, size and time of change of every file below a folder, including linked
+    folders, but not those of runs. Takes about 4 us per file."""
     total = 0
     seen: set[tuple[int, int]] = set()
     pending = [os.fspath(folder)]
     while pending:
         parent = pending.pop()
         stat = os.stat(parent)
-        if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back
+        if (stat.st_dev, stat.st_ino) in seen:  # a link that leads back to a parent
             continue
         seen.add((stat.st_dev, stat.st_ino))
         of_folder = 0
         below = []
         run_files = set()
-        with os.scandir(parent) as entries:  # one by one: there may be a million
+        with os.scandir(parent) as entries:  # one by one, as there may be a million
             for entry in entries:
                 if entry.is_dir():
                     below.append(entry.path)
@@ -114,7 +114,7 @@ def read_stored(
     try:
         # Before it is read: what changes meanwhile is read again next time.
         stamp = stamp or stamp_of(folder)
-    except OSError:  # `read` says why
+    except OSError:  # reported by `read`
         return read(root, split, val_fraction, masks)
     store = _stores(root, split, val_fraction, masks) / _name(stamp)
     with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
@@ -127,7 +127,7 @@ def read_stored(
 
 def load(store: Path) -> tuple[Annotations, str]:
     """The annotations in a store, mapped, and the sentence about them. Raises OSError, ValueError,
-    KeyError or TypeError if it is not there or damaged."""
+    KeyError or TypeError if the store is missing or damaged."""
     about = json.loads((store / "about.json").read_bytes())
     columns: dict[str, Any] = {}
     for name in _COLUMNS:
@@ -187,8 +187,8 @@ def reopened(store: Path, faults: list[Fault]) -> Annotations:
 
 
 def remembered(splits: list[Annotations], name: str, compute: Callable[[], Any]) -> Any:
-    """What `compute` returns, plain JSON values, which only these splits of one folder and its
-    files decide: computed once if one of them is stored."""
+    """The result of `compute`, plain JSON values that depend only on these splits of one folder and
+    its files. It is computed only once if one of the splits is stored."""
     stores = [annotations.stored for annotations in splits if annotations.stored]
     if not stores or len({annotations.root for annotations in splits}) > 1:
         return compute()
@@ -199,13 +199,13 @@ def remembered(splits: list[Annotations], name: str, compute: Callable[[], Any])
     with suppress(OSError, ValueError):  # not computed yet
         return json.loads(file.read_bytes())
     value = compute()
-    with suppress(OSError):  # a store that cannot be written costs time, nothing else
+    with suppress(OSError):  # a store that cannot be written only costs time
         write_json(file, value)
     return value
 
 
 def _digest(annotations: Annotations) -> str:
-    """A hash of annotations that are few."""
+    """A hash of annotations, of which there are few."""
     digest = hashlib.blake2b(digest_size=12)
     for name in _COLUMNS:
         digest.update(getattr(annotations, name).tobytes())
@@ -213,7 +213,7 @@ def _digest(annotations: Annotations) -> str:
 
 
 def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "none") -> Path:
-    """The folder of the stores of a split, with masks or without."""
+    """The folder with the stores of a split, with or without masks."""
     identity = f"{root.absolute()}\0{split}\0{val_fraction}"
     if masks != "none":
         identity += f"\0{masks}"
@@ -221,13 +221,13 @@ def _stores(root: Path, split: Split, val_fraction: float, masks: MaskUse = "non
 
 
 def _name(stamp: str) -> str:
-    """The name of a store of data in the state of this stamp."""
+    """The name of the store for data with this stamp."""
     return hashed_name(f"{stamp}{_code()}".encode())
 
 
 @functools.cache
 def _code() -> str:
-    """A hash of the code of this package: another version may read something else."""
+    """A hash of the code of this package, because another version may read the data differently."""
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(Path(redetr.__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
@@ -235,8 +235,8 @@ def _code() -> str:
 
 
 def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
-    """Whether they are to be stored: many, without errors, and all of their files in the folder,
-    whose stamp says when they have changed."""
+    """Whether annotations should be stored: there are many, without errors, and all of their files
+    are in the folder, whose stamp shows when they change."""
     if len(annotations.ids) + len(annotations.boxes) < WORTH:
         return False
     has_errors = any(fault.severity == "error" for fault in annotations.faults)
@@ -245,7 +245,7 @@ def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
 
 
 def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotations, str]:
-    """The annotations, mapped from a new store; in memory where none can be written."""
+    """The annotations, mapped from a new store, or in memory if none can be written."""
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=store.parent, prefix=UNFINISHED))
@@ -258,7 +258,7 @@ def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotatio
             raise
         _remove_others(store)
         return load(store)
-    except (OSError, ValueError):  # costs time and memory, nothing else
+    except (OSError, ValueError):  # only costs time and memory
         return annotations, note
 
 
@@ -293,7 +293,7 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
 
 
 def _remove_others(store: Path) -> None:
-    """Removes stores of earlier states of the same data that nobody has open."""
+    """Removes stores of earlier states of the same data that no process has open."""
     for other in store.parent.iterdir():
         if other == store or other.name.startswith(UNFINISHED) or _is_open(other):
             continue
@@ -309,7 +309,8 @@ def _is_locked(file: Path) -> bool:
     if fcntl is None:
         return False
     try:
-        # For writing as well: shared disks do not lock files that are open for reading alone.
+        # Opened for writing as well, because shared disks do not lock files that are open only for
+        # reading.
         opened = os.open(file, os.O_RDWR)
     except OSError:  # another process is removing it, or it belongs to another user
         return False

@@ -1,4 +1,4 @@
-"""Where the files in a tar archive begin: read once, then mapped by every process that needs it.
+"""The index of a tar archive: read once, then mapped by every process that needs it.
 
 The index of an archive is kept in the user's cache under the path, the size and the time of
 change of the archive, so an archive that has changed is read again. With the index, any file takes
@@ -23,12 +23,12 @@ from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
 from redetr.files import cache_folder, hashed_name, write_whole
 
-_BLOCK = 512  # bytes; everything in an archive begins at a multiple of it
-_CHUNK = 2**20  # bytes read at a time of what follows the end
+_BLOCK = 512  # bytes; all parts of an archive begin at a multiple of it
+_CHUNK = 2**20  # bytes that are read at a time after the end
 _FIELDS = ("name", "offset", "size")
 _REMEDY = "write the archive again"
 _COPY_AGAIN = "copy or write it again"
-# How files begin in the formats gzip, bzip2, xz and Zstandard.
+# The first bytes of files in the formats gzip, bzip2, xz and Zstandard.
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
 
@@ -36,9 +36,9 @@ def read_index(file: BinaryIO, archive: str) -> np.ndarray:
     """The index of an opened archive: a structured array `[N]`, sorted by `name` as bytes, with the
     `offset` and the `size` of each file's content in bytes.
 
-    Errors call the archive `archive`. Raises InputError for an archive that is cut short or
-    damaged, and for members that are not files until they are unpacked: links, sparse files, paths
-    that lead out of the archive, a name that occurs twice.
+    Errors call the archive `archive`. Raises InputError if the archive is truncated or damaged, or
+    has members that cannot be read without unpacking: links, sparse files, paths that lead out of
+    the archive, and names that occur twice.
     """
     names: list[bytes] = []
     spans = array("q")  # offset, size, offset, size, ...; a list would take 7 times the memory
@@ -118,7 +118,8 @@ def _is_compressed(file: BinaryIO) -> bool:
 def _require_end(file: BinaryIO, offset: int, archive: str) -> None:
     """Raises InputError unless the archive ends at this byte, where `tarfile` stopped reading.
 
-    It also stops at a damaged header, and where a file is cut between two members.
+    `tarfile` also stops at a damaged header, and at the end of a file that is truncated between two
+    members.
     """
     file.seek(offset)
     end = file.read(_BLOCK)
@@ -136,7 +137,7 @@ def _require_end(file: BinaryIO, offset: int, archive: str) -> None:
 
 
 def index_folder(archive: str) -> Path:
-    """The folder in the user's cache with the index of each state that the archive was in."""
+    """The folder in the user's cache with the indices of all states of the archive."""
     path = os.fsencode(os.path.abspath(archive))
     return cache_folder("archives") / hashed_name(path)
 
@@ -152,7 +153,7 @@ def stored_index(archive: str, state: str) -> np.ndarray | None:
 
 
 def store_index(archive: str, state: str, rows: np.ndarray) -> None:
-    """Stores the index of an archive in this state, and deletes those of earlier states."""
+    """Stores the index of an archive in this state, and deletes the indices of earlier states."""
     folder = index_folder(archive)
     file = folder / _file_name(state)
     with suppress(OSError):  # without it, the next start takes more time and memory
@@ -190,7 +191,7 @@ def require_index(content: bytes, archive_size: int, source: str) -> np.ndarray:
 
 
 def _is_index(rows: Any) -> bool:
-    """Whether `rows`, which a file of NumPy's held, has the type of an index."""
+    """Whether `rows`, from a NumPy file, has the type of an index."""
     if not isinstance(rows, np.ndarray) or rows.ndim != 1 or rows.dtype.names != _FIELDS:
         return False
     name = rows.dtype["name"]
@@ -201,7 +202,7 @@ def _is_index(rows: Any) -> bool:
 
 def save_index(rows: np.ndarray, path: Path) -> None:
     """Writes an index in NumPy's format."""
-    with open(path, "wb") as file:  # given a path, NumPy may add an ending to the name
+    with open(path, "wb") as file:  # given a path, NumPy may add a suffix to the name
         np.save(file, rows, allow_pickle=False)
 
 

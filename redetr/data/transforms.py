@@ -1,9 +1,9 @@
-"""From a stored sample to what the model sees: a view of the image, its colours, and the objects
-that are visible in it.
+"""Transforms a stored sample to the model's input: a view of the image, its colours, and the
+visible objects.
 
-All draws come from a generator made of (seed, epoch, image): a sample does not depend on the rank,
-the worker or the order of loading. Images stay uint8 on the host; `normalize` makes floats of them
-on the device.
+All random numbers come from a generator for (seed, epoch, image), so a sample does not depend on
+the rank, the worker or the order of loading. Images stay uint8 on the host; `normalize` converts
+them to floats on the device.
 """
 
 import random
@@ -32,25 +32,25 @@ from redetr.masks import decode
 from redetr.structures import RelativeBoxes, StoredTarget, Target
 
 Resize = Literal["aspect", "square"]
-StoredSample = tuple[Tensor, StoredTarget]  # uint8 [3, H, W] as stored, and what is in it
+StoredSample = tuple[Tensor, StoredTarget]  # uint8 [3, H, W] as stored, and its objects
 Sample = tuple[Tensor, Target]  # uint8 [3, h, w] as the model sees it
 
 # ImageNet's statistics: what every pretrained backbone expects.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 _GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
-MIN_VISIBLE = 0.4  # a box of which less is visible is no longer an object
+MIN_VISIBLE = 0.4  # a box with a smaller visible share is dropped
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Float images for the model from uint8 `[..., C, H, W]`, on whatever device they are."""
+    """Float images for the model from uint8 `[..., C, H, W]`, on the same device."""
     mean, std = _statistics(images.device, images.shape[-3])
     return (images - mean) / std
 
 
 def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of images from 0 to 1: those of ImageNet, and
-    for channels that are not its red, green or blue, the mean of its three."""
+    """Mean and standard deviation of each channel, for images from 0 to 1: those of ImageNet, or
+    for channels other than red, green and blue, the mean of ImageNet's three."""
     if channels == len(MEAN):
         return MEAN, STD
     means = MEAN if channels > len(MEAN) else ()
@@ -68,7 +68,7 @@ def statistics(channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
 def _statistics(device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation `[C, 1, 1]` of bytes.
 
-    Kept: each copy to a GPU would wait for all of its pending work.
+    Cached, because each copy to a GPU would wait for all of its pending work.
     """
     means, deviations = statistics(channels)
     mean = torch.tensor(means).mul(255)[:, None, None]
@@ -90,9 +90,9 @@ def draws_of(*key: int) -> Random:
 
 @dataclass(frozen=True)
 class Jitter:
-    """How far colours may change.
+    """The ranges of changes of colours.
 
-    Brightness, contrast and saturation are shares, hue is a share of a full turn.
+    Brightness, contrast and saturation are shares, and hue is a share of a full turn.
     """
 
     brightness: float
@@ -101,8 +101,8 @@ class Jitter:
     hue: float = 0.0
 
     def __call__(self, random: Random, image: Tensor) -> Tensor:
-        """The uint8 image `[3, H, W]` with other colours; of one with other channels, brightness
-        and contrast alone change, for all channels alike.
+        """The uint8 image `[3, H, W]` with changed colours. In an image with other channels, only
+        brightness and contrast change, equally for all channels.
 
         All four changes are linear in the colours (hue as a turn around the grey axis), so they are
         one matrix for all pixels, rounded and clipped once: 7 ms for 640x640, where one after the
@@ -159,11 +159,11 @@ def _hue_turn(share: float) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Transform:
-    """How images are shown to a model.
+    """Transforms stored samples to those that the model sees.
 
-    `draw` takes (random, height, width, boxes `[T, 4]`), all in stored px, to a `View`.
-    `min_visible` is the share of a box that must be visible for it to stay. With `closest`, an
-    image may be decoded smaller, but not smaller than this.
+    `draw` maps (random, height, width, boxes `[T, 4]`), all in stored px, to a `View`.
+    `min_visible` is the share of a box that must be visible for it to be kept. With `closest`, an
+    image may be decoded at a smaller size, but not smaller than this.
     """
 
     draw: Whole | MultiScale | Zoomed | NativeCrop
@@ -185,7 +185,7 @@ class Transform:
         return self.draw(random, height, width, boxes)
 
     def show(self, random: Random, view: View, image: Tensor, target: StoredTarget) -> Sample:
-        """The sample that this view of a stored image gives."""
+        """The sample for this view of a stored image."""
         pixels = view.pixels(image, target["orig_size"])
         if self.jitter:
             pixels = self.jitter(random, pixels)
@@ -228,8 +228,9 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
 
 
 def _visible_masks(view: View, target: StoredTarget, kept: np.ndarray) -> Tensor | None:
-    """What is seen of the masks of objects that are `kept`, bool `[T]`: bool `[kept, *size]`; None
-    if the target has none. Objects of which nothing is seen are no longer `kept`."""
+    """The visible parts of the masks of objects that are `kept`, bool `[T]`, as bool
+    `[kept, *size]`; None if the target has no masks. Objects without visible pixels are removed
+    from `kept`."""
     if "masks" not in target and "mask_counts" not in target:
         return None
     rows = np.flatnonzero(kept)
@@ -246,7 +247,7 @@ def _visible_masks(view: View, target: StoredTarget, kept: np.ndarray) -> Tensor
 
 
 class Resizing(Protocol):
-    """How a model takes images: see `DetectionModel`."""
+    """The settings with which a model resizes images, see `DetectionModel`."""
 
     @property
     def resize(self) -> Resize: ...
@@ -257,9 +258,9 @@ class Resizing(Protocol):
 def final_size(model: Resizing, image_size: ImageSize) -> Final:
     """The size at which a model sees images.
 
-    "aspect" takes the shorter side to `image_size`, the longer one to at most `max_size`; "square"
-    stretches to `image_size` x `image_size`, or to a height and a width. Raises ValueError for two
-    sides of a model that keeps the aspect ratio.
+    "aspect" resizes the shorter side to `image_size`, and the longer one to at most `max_size`.
+    "square" stretches to `image_size` x `image_size`, or to a height and a width. Raises ValueError
+    if two sides are given for a model that keeps the aspect ratio.
     """
     if model.resize == "square":
         return Stretch(image_size) if isinstance(image_size, int) else Stretch(*image_size)
@@ -295,11 +296,11 @@ def augmentation(augment: Augment, final: Final) -> Transform:
         return Transform(NativeCrop(shape), less_colour)
 
     def scaled(px: int) -> int:
-        """A length that the original gives for images of 800 px."""
+        """A length that the original states for images of 800 px, at this size."""
         return round(shorter * px / 800)
 
     scales = tuple(scaled(px) for px in range(480, 801, 32))
     crop_from = tuple(scaled(px) for px in (400, 500, 600))
     draw = MultiScale(final, scales, crop_from, crop=(scaled(384), scaled(600)))
-    # The original keeps whatever remains of a box.
+    # The original keeps all boxes with a visible part.
     return Transform(draw, min_visible=0.0, closest=final.closer(600 / 384))

@@ -1,4 +1,4 @@
-"""Files in a data folder that belong to no split: images, and files of other kinds."""
+"""Finds files in a data folder that belong to no split: images, and files of other types."""
 
 import os
 import posixpath
@@ -21,8 +21,8 @@ from redetr.wording import counted
 
 
 def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """The images in the data folder that no split names, and other files that are passed over: one
-    fault for each kind, with its count and an example.
+    """Faults for images in the data folder that no split names, and for other files that are
+    skipped: one for each kind, with the count and an example.
 
     `splits` were read without errors. A test split that is not among them is read as well if it may
     name images that the others do not. Data without a folder has no faults.
@@ -50,7 +50,7 @@ def unclaimed_files(splits: Mapping[Split, Annotations]) -> list[Fault]:
 
 
 def unclaimed_beside(annotations: Annotations) -> list[Fault]:
-    """What `unclaimed_files` reports, for a single split: of images, only those in its folders.
+    """The faults of `unclaimed_files` for a single split, with only the images in its folders.
 
     The other splits are read if they may name images that this one does not.
     """
@@ -188,7 +188,7 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
 
 
 def _near(contents: Contents, used: set[str]) -> Contents:
-    """The contents without other files and links that lie in no folder of used images."""
+    """The contents without other files and links outside the folders of used images."""
     folders = _folders(used)
     return replace(
         contents,

@@ -1,4 +1,4 @@
-"""Images whose files cannot be read, left out of a data set on request."""
+"""Leaves out images that cannot be read, on request."""
 
 import json
 import os
@@ -14,20 +14,21 @@ from redetr.data.headers import read_headers
 from redetr.errors import InputError
 from redetr.wording import counted
 
-# Which images are left out: those that cannot be read, which has to be found out, or these, why by
-# name, as it was found out before. None: none, and one that cannot be read is an error.
+# The images to leave out: all that cannot be read, which are searched for, or those with these
+# names, which were found before, with the reasons. None: no image is left out, and one that cannot
+# be read is an error.
 LeaveOut = Mapping[str, str] | Literal["unreadable"] | None
 
-LIST_FILE = "unreadable.json"  # in the folder of a run: why, by split and by name
+LIST_FILE = "unreadable.json"  # in the folder of a run: the reasons, by split and name
 
-_CODES = ("image-unreadable", "size-invalid")  # of errors about files that no size was read from
+_CODES = ("image-unreadable", "size-invalid")  # of errors about files without a readable size
 
 
 def without(annotations: Annotations, leave_out: LeaveOut) -> Annotations:
     """The annotations without images that cannot be read, which their `unreadable` names.
 
-    To find them, every image is decoded, on all cores; those that are sound are remembered. Raises
-    InputError if no image is left.
+    To find them, every image is decoded, on all cores; valid images are cached. Raises InputError
+    if no image is left.
     """
     if leave_out is None:
         return annotations

@@ -1,8 +1,8 @@
-"""Which region of an image is seen, at what size, mirrored or turned.
+"""Views of an image: the visible region, its size, mirroring and rotation.
 
-Every geometric augmentation is drawn as one `View` before pixels are touched. So an image is
-resampled once, only its visible part is, and the size of a sample is known without decoding its
-image.
+Every geometric augmentation is drawn as one `View` before any pixels are processed. So an image is
+resampled only once, and only its visible part, and the size of a sample is known without decoding
+its image.
 
 Frames: *stored* px are those of the image file, which annotations count in; boxes are xyxy. They
 are NumPy arrays here: some dozen operations on a few numbers, which would take PyTorch as long as
@@ -37,9 +37,9 @@ _REGIONS_TRIED = 40
 
 @dataclass(frozen=True)
 class View:
-    """A region of an image, mirrored, turned, and scaled to `size`.
+    """A region of an image, mirrored, rotated, and scaled to `size`.
 
-    What lies beyond the image is grey.
+    Parts beyond the image are grey.
     """
 
     region: Region
@@ -54,7 +54,8 @@ class View:
         return bottom - top, right - left
 
     def boxes(self, boxes: np.ndarray) -> np.ndarray:
-        """Returns stored boxes `[T, 4]` in px of the result, `[T, 4]`; they may reach beyond it."""
+        """Returns stored boxes `[T, 4]` in px of the result, `[T, 4]`; they may extend beyond
+        it."""
         height, width = self.region_size
         left, top, _, _ = self.region
         origin = np.array([left, top, left, top], boxes.dtype)
@@ -62,7 +63,7 @@ class View:
         if self.mirrored:
             x1, x2 = width - x2, width - x1
         for _ in range(self.quarter_turns):
-            # What was at the right is now at the top, and what was at the top is at the left.
+            # The right side becomes the top, and the top becomes the left side.
             x1, y1, x2, y2 = y1, width - x2, y2, width - x1
             height, width = width, height
         result_height, result_width = self.size
@@ -71,7 +72,7 @@ class View:
         return np.stack([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], axis=1)
 
     def pixels(self, image: Tensor, stored: Size) -> Tensor:
-        """Returns what is seen of `image`, uint8 `[3, *size]`.
+        """Returns the view of `image`, uint8 `[3, *size]`.
 
         `image` is uint8 `[3, h, w]`, decoded at its `stored` size or smaller.
         """
@@ -98,34 +99,34 @@ class View:
         return canvas
 
     def show_mask(self, mask: np.ndarray, shown: np.ndarray) -> None:
-        """Writes what is seen of `mask`, bool `[H, W]` of the stored image, to `shown`, bool
-        `[*size]`, which is False everywhere.
+        """Writes the view of `mask`, bool `[H, W]` of the stored image, to `shown`, bool `[*size]`,
+        which must be False everywhere.
 
-        The mask is resampled exactly as the image is, as an image of black and white. What becomes
-        at least half as bright as its brightest pixel belongs to it: so an edge stays where it is,
-        and a line that is thinner than a pixel does not vanish.
+        The mask is resampled exactly like the image, as a black and white image. Pixels that are at
+        least half as bright as the brightest one belong to it, so an edge does not move, and a line
+        that is thinner than a pixel does not vanish.
         """
         visible = self._visible(mask.shape)
         left, top, right, bottom = visible
         part = mask[top:bottom, left:right]
         (box,) = self.boxes(np.array([visible], float))
         left, top, right, bottom = _whole_pixels(box, self.size)
-        # The result is turned back, not the mask forth: rounding is the same, mirrored or not.
+        # The result is mirrored instead of the mask, so that rounding is the same in both cases.
         turned_back = np.rot90(shown[top:bottom, left:right], -self.quarter_turns)
         if self.mirrored:
             turned_back = turned_back[:, ::-1]
         _resample_mask(part, turned_back)
 
     def _visible(self, stored: Size) -> Region:
-        """The region, without what lies beyond an image of this size; stored px."""
+        """The part of the region inside an image of this size, in stored px."""
         height, width = stored
         left, top, right, bottom = self.region
         return max(left, 0), max(top, 0), min(right, width), min(bottom, height)
 
 
 def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
-    """Writes `mask`, bool `[h, w]`, to `shown`, bool `[H, W]`, at its size. Only the part around
-    what is set is resampled, a fifth of the time of the whole."""
+    """Writes `mask`, bool `[h, w]`, to `shown`, bool `[H, W]`, at the size of `shown`. Only the
+    part around True pixels is resampled, which takes a fifth of the time of the whole mask."""
     rows = _reach(np.logical_or.reduce(mask, axis=1), len(shown))
     columns = _reach(np.logical_or.reduce(mask, axis=0), shown.shape[1])
     if rows is None or columns is None:
@@ -137,29 +138,29 @@ def _resample_mask(mask: np.ndarray, shown: np.ndarray) -> None:
     box = (columns.start, rows.start, columns.stop, rows.stop)
     resized = pixels.resize((width, height), Image.Resampling.BILINEAR, box)
     coverage = np.asarray(resized).astype(np.int32)
-    # Rounding is up to 1 in 255: what is covered by half is inside.
+    # Rounding is up to 1 in 255. Pixels that are half covered are inside.
     full = max(coverage.max(), 1)
     shown_part[:] = 2 * coverage + 2 >= full
 
 
 class _Reach(NamedTuple):
-    """What belongs together of an axis of a mask and of its resampled version."""
+    """Corresponding ranges on an axis of a mask and of its resampled version."""
 
     source: slice  # of the mask
     result: slice  # of the resampled mask
-    start: float  # where `result` begins and ends, in px from the start of `source`
+    start: float  # start and end of `result`, in px from the start of `source`
     stop: float
 
 
 def _reach(is_set: np.ndarray, length: int) -> _Reach | None:
-    """The part of an axis with True in it and what it becomes at this length, with all pixels that
-    have a share of it; None if nothing is set."""
+    """The range of an axis that has True values, and the corresponding range at this length, with
+    all pixels that it affects; None if nothing is set."""
     set_indices = np.flatnonzero(is_set)
     if not len(set_indices):
         return None
     first, last = int(set_indices[0]), int(set_indices[-1])
     scale = len(is_set) / length  # px of the mask per px of the result
-    support = max(scale, 1.0)  # how far from its middle a pixel of the result looks, px of the mask
+    support = max(scale, 1.0)  # the reach of a pixel of the result from its middle, px of the mask
     start = max(0, math.floor((first - support) / scale))
     stop = min(length, math.ceil((last + 1 + support) / scale))
     source_start = max(0, math.floor(start * scale - support) - 1)
@@ -173,15 +174,16 @@ def _reach(is_set: np.ndarray, length: int) -> _Reach | None:
 
 
 def interleaved(image: Tensor) -> Tensor:
-    """Returns `image` `[3, h, w]` with the channels of a pixel side by side in memory.
+    """Returns `image` `[3, h, w]` with the channels of a pixel adjacent in memory.
 
-    That is how decoders lay it out, and resizing takes a fifth of the time.
+    This is the layout of decoders, with which resizing takes a fifth of the time.
     """
     return image.permute(1, 2, 0).contiguous().permute(2, 0, 1)
 
 
 def _whole_pixels(box: Sequence[float] | np.ndarray, size: Size) -> Region:
-    """Returns a box (xyxy, px) on the pixel grid of an image of `size`; at least a pixel of it."""
+    """Returns a box (xyxy, px) rounded to the pixel grid of an image of `size`, with at least one
+    pixel."""
     height, width = size
     x1, y1, x2, y2 = box
     left = min(round(x1), width - 1)
@@ -195,7 +197,7 @@ def _whole_pixels(box: Sequence[float] | np.ndarray, size: Size) -> Region:
 class Fit:
     """Scaling that keeps the aspect ratio: the shorter side becomes `shorter` px.
 
-    It becomes less if the longer side would exceed `longest` px.
+    It becomes smaller if the longer side would exceed `longest` px.
     """
 
     shorter: int
@@ -213,13 +215,14 @@ class Fit:
         return long, short
 
     def closer(self, factor: float) -> "Fit":
-        """Returns the scaling to `factor` times the size, without a limit to the longer side."""
+        """Returns the scaling to `factor` times the size, without a limit for the longer side."""
         return Fit(math.ceil(factor * self.shorter))
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Scaling to one size in px, a square unless it has a `width`, whatever the aspect ratio."""
+    """Scaling to one size in px, a square unless it has a `width`, regardless of the aspect
+    ratio."""
 
     height: int
     width: int | None = None
@@ -247,7 +250,7 @@ class Whole:
     """Draws the view of the whole image, always the same."""
 
     final: Final
-    sees_boxes = False  # whether the view depends on them
+    sees_boxes = False  # whether the view depends on the boxes
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns the view of an image of `height` x `width` stored px."""
@@ -294,7 +297,7 @@ class MultiScale:
         return View(region, final(bottom - top, right - left), mirrored)
 
     def _crop_side(self, random: Random, side: int) -> tuple[int, int]:
-        """Draws where the crop begins and ends on a `side` of the resized image, in px."""
+        """Draws the start and end of the crop on a `side` of the resized image, in px."""
         least, largest = self.crop
         length = random.randint(min(least, side), min(largest, side))
         start = random.randint(0, side - length)
@@ -306,8 +309,7 @@ class Zoomed:
     """Draws views that are zoomed out or in, or both; half of them are mirrored.
 
     With probability `out`, the image lies on a grey canvas of up to `largest` times its sides.
-    Then, with probability `into`, a region is cut out that holds an object to some extent, as in
-    SSD.
+    Then, with probability `into`, a region that overlaps an object is cut out, as in SSD.
     """
 
     final: Final
@@ -383,11 +385,11 @@ def _iou(boxes: np.ndarray, region: Region) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NativeCrop:
-    """Draws regions of the shape of `final` at a zoom from `zoom`, mirrored and turned.
+    """Draws regions with the shape of `final` at a zoom from `zoom`, mirrored and rotated.
 
-    For imagery of fixed scale and no up or down, such as aerial photographs. With probability
-    `object_share` the region holds the centre of an object, if there is any. Squares are turned by
-    any number of quarters, others by half a turn or not.
+    For images with a fixed scale and no up or down, such as aerial photographs. With probability
+    `object_share`, the region contains the centre of an object, if there is one. Squares are
+    rotated by any multiple of 90 degrees, other shapes by 0 or 180.
     """
 
     final: Stretch
@@ -418,7 +420,7 @@ class NativeCrop:
 
 
 def _start_around(random: Random, point: float, side: int, length: int) -> int:
-    """Draws the start, in [0, length - side], of a stretch of `side` px that holds `point`."""
+    """Draws the start, in [0, length - side], of a range of `side` px that contains `point`."""
     latest = min(int(point), length - side)
     earliest = max(0, int(point) + 1 - side)
     return random.randint(min(earliest, latest), latest)

@@ -85,8 +85,8 @@ class Detections:
 
     def __repr__(self) -> str:
         height, width = self.image_size
-        with_masks = "" if self.masks is None else " with masks"
-        lines = [f"Detections: {len(self)}{with_masks} in an image of {width}x{height} px"]
+        kind = "" if self.masks is None else " with masks"
+        lines = [f"Detections: {len(self)}{kind} in an image of {width}x{height} px"]
         for name, score, box, _ in self[:_LISTED]:
             rounded = [round(round(value, 3)) for value in box]
             lines.append(f"  {name} {round(score, 6):.2f} {rounded}")

@@ -1,1 +1,1 @@
-"""The data set doctor: reports what would spoil training, before it does."""
+"""The data set doctor: finds faults before they spoil training."""

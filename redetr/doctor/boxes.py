@@ -12,39 +12,40 @@ from redetr.doctor.images import faults_of, image_reference
 from redetr.doctor.plan import Plan, sides_of
 from redetr.wording import counted
 
-# A class with fewer boxes, or so many times fewer than the most common one, is hardly learned.
+# A class is hardly learned with fewer boxes, or with fewer than the most common by this factor.
 _FEW_BOXES = 10
 _TIMES_RARER = 100
-# A val split with fewer images, or a smaller share of those of train, measures little.
+# A val split measures little with fewer images, or with a smaller share of those of train.
 _FEW_IMAGES = 10
 _SMALL_SHARE = 0.02
 _ENOUGH_IMAGES = 500  # whatever the share
-_SMALL_PX = 8  # the finest stride of the fast models: what is smaller falls between two positions
+_SMALL_PX = 8  # the finest stride of the fast models: smaller objects fall between two positions
 _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
-_MANY_IGNORED = 0.8  # share of the objects: no data set marks so many on purpose
+_MANY_IGNORED = 0.8  # share of the objects; no data set ignores so many on purpose
 _WHOLE = 0.98  # of each side of an image
 _NEARLY_ALL = 0.9
 _REACHED = 2 / 3  # of the sides of images by boxes that were drawn on smaller copies, at most
-_ANYWHERE = 50  # boxes that are in all parts of their images, if those are theirs
+_ANYWHERE = 50  # so many boxes are in all parts of their images, if the images are the right ones
 _SURE = 10  # boxes all on one side: by chance in one of 2**10 data sets
 
 
 def is_sound(annotations: Annotations) -> bool:
-    """Whether the reader left nothing out."""
+    """Whether the reader left out nothing."""
     return not any(fault.severity == "error" for fault in annotations.faults)
 
 
 def class_counts(annotations: Annotations) -> np.ndarray:
-    """Objects of each class, crowds not counted, int64 `[C]`."""
+    """The number of objects of each class without crowds, int64 `[C]`."""
     labels = annotations.labels[~annotations.iscrowd]
     return np.bincount(labels, minlength=len(annotations.class_names))
 
 
 def box_faults(annotations: Annotations) -> list[Fault]:
-    """Boxes in another format than the file's, boxes there twice, images without any."""
+    """Faults for boxes in another format than that of the file, for duplicate boxes, and for images
+    without boxes."""
     faults = [*_formats(annotations), *_boxes_twice(annotations)]
-    if not is_sound(annotations):  # and what is missing may have been left out by the reader
+    if not is_sound(annotations):  # the reader may have left out what seems to be missing
         return faults
     if annotations.iscrowd.all():  # also if there is none
         return [*faults, _no_objects(annotations)]
@@ -62,7 +63,7 @@ def box_faults(annotations: Annotations) -> list[Fault]:
 
 
 def _no_objects(a: Annotations) -> Fault:
-    """The fault of a split with nothing to learn or to measure."""
+    """The fault for a split with nothing to learn or to measure."""
     count = len(a.iscrowd)
     text = f"no object in {counted(len(a), 'image')}"
     remedy = "annotate, or export again"
@@ -74,7 +75,7 @@ def _no_objects(a: Annotations) -> Fault:
 
 
 def _ignored(a: Annotations) -> list[Fault]:
-    """How many objects are ignored: a warning if most are."""
+    """The number of ignored objects; a warning if most are ignored."""
     count = int(a.iscrowd.sum())
     if not count:
         return []
@@ -103,7 +104,7 @@ def _whole_images(a: Annotations) -> list[Fault]:
 
 
 def _formats(a: Annotations) -> list[Fault]:
-    """Boxes that make more sense in another format."""
+    """Faults for boxes that make more sense in another format."""
     if not len(a.boxes):
         return []
     sizes = a.sizes[a.image_of(), ::-1]  # [A, 2], width and height
@@ -176,8 +177,8 @@ _CORNER_REMEDIES = {
     "xywh": "write [x, y, width, height]: subtract x and y from the last two numbers",
     "cxcywh": "write class cx cy w h: the middle of the two corners, and their difference",
 }
-# What boxes are, by their format, that lie nearer to the right and lower border, or to the others,
-# than half their size.
+# The meaning of boxes that are nearer to the right and lower border, or to the other borders, than
+# half their size, by box format.
 _MOVED = {
     ("xywh", "right or lower"): (
         "the centre instead of the corner",
@@ -199,8 +200,8 @@ _MOVED = {
 
 
 def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
-    """Boxes moved by half their size: many are near the right and lower border, none near the
-    others."""
+    """Faults for boxes that are shifted by half their size: many are near the right and lower
+    border, and none near the others."""
     starts = a.boxes[:, :2]
     ends = a.boxes[:, 2:]
     half = (ends - starts) / 2 - 1
@@ -229,14 +230,14 @@ def _lopsided(a: Annotations, sizes: np.ndarray, leaving: bool) -> list[Fault]:
 def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool:
     """Whether many boxes are near these borders, counted over x and y, and none near the opposite
     ones."""
-    # Objects that stand on the ground are near the lower border, so only x counts, where both
-    # borders are alike; unless boxes leave their images.
+    # Objects that stand on the ground are near the lower border, so only x counts, in which both
+    # borders are alike. If boxes leave their images, y counts as well.
     count = near.sum() if leaving else near[0]
     return bool(count >= _SURE and not opposite.any())
 
 
 def _boxes_twice(a: Annotations) -> list[Fault]:
-    """Boxes of one class in one image that are the same but for a pixel."""
+    """Faults for boxes of one class in one image that are equal up to a pixel."""
     original = _same_boxes(a)
 
     def describe(i: int) -> tuple[str, str]:
@@ -254,10 +255,10 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
 
 
 def _same_boxes(a: Annotations) -> np.ndarray:
-    """For each box another that is the same, -1 if there is none, int64 `[A]`.
+    """For each box, another box that is equal, or -1 if there is none, int64 `[A]`.
 
-    Sorted by image, class and left edge, the same boxes stand near each other: each is compared
-    with the next, the next but one and so on for as long as the left edges could still be the same.
+    If boxes are sorted by image, class and left edge, equal boxes are close to each other. So each
+    is compared with those that follow, as long as their left edges may be equal.
     """
     image = a.image_of()
     x1, y1, x2, y2 = a.boxes.T
@@ -308,7 +309,7 @@ def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
     if val is None or val_differs:
         return faults
     faults += _odd_names(train)
-    if is_sound(train) and is_sound(val):  # else counts mean nothing
+    if is_sound(train) and is_sound(val):  # otherwise, counts are incomplete
         faults += _badly_counted_classes(train, val)
     return faults
 
@@ -323,7 +324,7 @@ def _odd_names(train: Annotations) -> list[Fault]:
     for name in names:
         words = name.replace("_", " ").split()
         folded.append(" ".join(words).casefold())
-    twins = [names[folded.index(name)] for name in folded]  # the first with nearly that name
+    twins = [names[folded.index(name)] for name in folded]  # the first with nearly the same name
     alike = [twin != name for twin, name in zip(twins, names, strict=True)]
     background = [name == "background" for name in folded]
     return _faults_of_classes(
@@ -395,15 +396,15 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
 
 
 def _is_root(annotations: Annotations) -> np.ndarray:
-    """Which class is the group of all others, bool `[C]`: Roboflow's exports list it as category 0,
-    and no object has it."""
+    """Which class is the parent of all others, bool `[C]`: Roboflow's exports list it as category
+    0, and no object has it."""
     ids = np.array(annotations.category_ids)
     return (ids == 0) & (annotations.source.name == ROBOFLOW_FILE)
 
 
 def _faults_of_classes(train: Annotations, checks: list[Check]) -> list[Fault]:
-    """A fault for each check that some classes fail; a check is which classes are bad, severity,
-    code, text of class `i`, and remedy."""
+    """A fault for each check that some classes fail. A check has the bad classes (bool `[C]`), the
+    severity, the code, the text for class `i`, and the remedy."""
     faults = []
     for bad, severity, code, text_of, remedy in checks:
 
@@ -452,7 +453,7 @@ def _small_val(train: Annotations, val: Annotations) -> list[Fault]:
     images = counted(len(val), "image")
     text = f"val has {images}, train {len(train):,}: AP will jump from one evaluation to the next"
     remedy = "hold out 10-20% of the images"
-    if len(val) >= 0.1 * (len(train) + len(val)):  # that has been done
+    if len(val) >= 0.1 * (len(train) + len(val)):  # already held out
         remedy = "annotate more images: a larger val split would take too many from training"
     return [Fault("warning", "val-small", val.source, "", text, remedy)]
 
@@ -472,8 +473,8 @@ def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
 
 
 def _small_objects(train: Annotations, plan: Plan) -> list[Fault]:
-    """A fault if many boxes are smaller than the stride at the size of training, with a size that
-    would do."""
+    """A fault if many boxes are smaller than the stride at the training size, with a sufficient
+    size as the remedy."""
     size = plan.config.image_size
     small = plan.shorter_sides(train, size) < _SMALL_PX
     if not len(small) or small.mean() <= _MANY_SMALL:

@@ -1,7 +1,7 @@
-"""The data set doctor: reports what in a data set would spoil training or mislead, before it does.
+"""The data set doctor: finds faults in a data set before they spoil or mislead training.
 
-`essential_faults` is the part that training runs first: annotations and image headers. `check` adds
-what takes longer, and the figures that `redetr check` shows.
+`essential_faults` is the part that training runs first, on annotations and image headers. `check`
+adds checks that take longer, and the figures that `redetr check` shows.
 """
 
 import os
@@ -64,7 +64,7 @@ class Report:
 
     @property
     def errors(self) -> int:
-        """How many kinds of faults would spoil training."""
+        """The number of kinds of faults that would spoil training."""
         return sum(fault.severity == "error" for fault in self.faults)
 
     @property
@@ -82,9 +82,9 @@ class Report:
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """What each split holds; "ignored" are crowds and difficult objects, "at most" is of the
-        objects in an image, sizes are width x height in pixels, and "masks" are objects with a
-        mask, if any has one."""
+        """The contents of each split. "ignored" are crowds and difficult objects, "at most" is the
+        maximum number of objects in an image, sizes are width x height in pixels, and "masks" are
+        objects with a mask, if any has one."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
@@ -95,7 +95,7 @@ class Report:
         return figures
 
     def classes(self) -> dict[str, dict[str, int]]:
-        """Objects by class and split, crowds not counted; classes of the same name are
+        """The number of objects by class and split, without crowds. Classes with the same name are
         distinguished by their labels."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
@@ -143,8 +143,8 @@ def _count_masks(annotations: Annotations) -> int:
 
 
 def _size_range(sizes: np.ndarray) -> str:
-    """Such as "64x48 to 800x600", from the smallest area to the largest; one size if all are the
-    same."""
+    """A text such as "64x48 to 800x600", from the smallest area to the largest; a single size if
+    all are equal."""
     if not len(sizes):
         return ""
     areas = sizes.prod(1)
@@ -165,14 +165,12 @@ def check(
     image_size: ImageSize = 0,
     masks: bool = False,
 ) -> Report:
-    """Looks at every annotation and every image file of a data set: `digits`, `crowns`, or a
-    folder.
+    """Checks all annotations and image files of a data set: `digits`, `crowns`, or a folder.
 
-    `num_queries` defaults to what training with the recipe would take. `thorough` decodes all
-    images, which finds damage in the middle of files, and images that are nearly the same.
-    `val_fraction` is as in `open_dataset`, `image_size` as in `TrainConfig`. What is wrong with
-    masks spoils training with `masks` only: else it is a warning. Raises InputError if there is no
-    data set.
+    `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
+    images, which finds damage in the middle of files, and near-duplicates. `val_fraction` is
+    described in `open_dataset`, and `image_size` in `TrainConfig`. Faults of masks are errors with
+    `masks`, and warnings otherwise. Raises InputError if there is no data set.
     """
     if source == "digits" or source.startswith("hf:"):
         return _check_without_files(source, recipe, num_queries, val_fraction, image_size, masks)
@@ -187,7 +185,8 @@ def _check_without_files(
     image_size: ImageSize,
     masks: bool,
 ) -> Report:
-    """The report on a data set whose images are not files: drawn, or rows of Hugging Face."""
+    """The report on a data set whose images are not files, but drawn, or rows of Hugging Face
+    `datasets`."""
     datasets, faults = _open(source, val_fraction, masks)
     splits: dict[Split, Annotations] = {}
     for split, dataset in datasets.items():
@@ -234,7 +233,7 @@ def _check_folder(
     faults += plan_faults(splits, plan)
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
-    if everything_is_read:  # else a file may belong to what was left out
+    if everything_is_read:  # otherwise, a file may belong to a part that was left out
         faults += unclaimed_files(splits)
 
     def pixels(split: Split, index: int) -> Tensor:
@@ -245,7 +244,7 @@ def _check_folder(
 
 
 def _without_masks(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """Why masks cannot be trained on, if no object has one."""
+    """An error if no object has a mask, because masks cannot be trained then."""
     for annotations in splits.values():
         try:
             require_masks(annotations)
@@ -263,11 +262,10 @@ def _hints(source: str, train: Annotations | None) -> Hints:
 
 
 def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
-    """What training has to know of open data sets before it starts, found in seconds: warnings,
-    then notes.
+    """The warnings and notes on open data sets that matter before training, found in seconds.
 
-    What `open_dataset` reported is not repeated. Raises InputError with the first error. The
-    faults of stored data sets are remembered.
+    Faults that `open_dataset` reported are not repeated. The faults of stored data sets are cached.
+    Raises InputError with the first error.
     """
     annotated = [data.annotations for data in (train, val) if isinstance(data, AnnotatedDataset)]
 
@@ -319,8 +317,8 @@ def _sorted(faults: list[Fault]) -> list[Fault]:
 def _read(
     root: Path, val_fraction: float, masks: MaskUse
 ) -> tuple[dict[Split, Annotations], list[Fault]]:
-    """The splits that can be read, with masks for this use, and why others cannot. Raises
-    InputError if none can, for the same reason."""
+    """The splits that can be read, with masks for this use, and faults for those that cannot.
+    Raises InputError if none can be read."""
     splits: dict[Split, Annotations] = {}
     errors: dict[Split, InputError] = {}
     for split in SPLITS:
@@ -340,7 +338,7 @@ def _read(
 def _open(
     source: str, val_fraction: float, masks: bool
 ) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
-    """The splits of a data set without files, and why its test split, if there is one, cannot be
+    """The splits of a data set without files, and a fault if it has a test split that cannot be
     read.
 
     Raises InputError if train or val cannot be read.
@@ -362,7 +360,7 @@ def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
 
 
 def _annotations_of(dataset: DetectionDataset) -> Annotations:
-    """The annotations of a data set without files; if it is drawn on demand, those of the first
+    """The annotations of a data set without files. If it is drawn on demand, those of the first
     scenes."""
     if isinstance(dataset, HubDataset):
         return replace(dataset.annotations, faults=list(dataset.faults))
@@ -401,7 +399,7 @@ def _annotations_of(dataset: DetectionDataset) -> Annotations:
 
 
 def print_report(report: Report, console: Console) -> None:
-    """The figures of each split, the classes, the faults, and what to do."""
+    """Prints the figures of each split, the classes, the faults, and the verdict."""
     tables = [_split_table(report), _class_table(report), _fault_table(report)]
     for table in tables:
         if table.rows:

@@ -1,5 +1,4 @@
-"""What is wrong with the image files of a data set: cut short, turned, of another size, there
-twice."""
+"""Faults of the image files of a data set: damaged, rotated, of another size, or duplicate."""
 
 import os
 from collections.abc import Callable, Mapping
@@ -12,12 +11,13 @@ from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.header_cache import PLAIN, Headers, first_same
 from redetr.data.images import READ_REMEDY
 
-# Copies of half the size or poor quality differ in 0 to 6 of 64 bits, other images in 10 and more.
+# Copies with half the size or low quality differ in 0 to 6 of 64 bits, and other images in 10 or
+# more.
 _ALIKE_BITS = 4
 _PARTS = 7
 
-Describe = Callable[[int], tuple[str, str]]  # where row `i` is, and what is wrong with it
-# Which images are bad, severity, code, and what is wrong with image `i`.
+Describe = Callable[[int], tuple[str, str]]  # the place and the problem of row `i`
+# The bad images, the severity, the code, and the problem of image `i`.
 _Check = tuple[np.ndarray, Severity, str, Callable[[int], str]]
 
 
@@ -29,8 +29,8 @@ def faults_of(
     describe: Describe,
     remedy: str,
 ) -> list[Fault]:
-    """One fault for all rows that are `bad` (bool `[N]`), which describes the first of them; empty
-    if there is none."""
+    """A list with one fault for all rows that are `bad` (bool `[N]`), which describes the first of
+    them; empty if there are none."""
     rows = np.flatnonzero(bad)
     if not len(rows):
         return []
@@ -39,13 +39,14 @@ def faults_of(
 
 
 def image_reference(annotations: Annotations, index: int) -> str:
-    """Such as "image 12 ('a.jpg')"."""
+    """The name of an image in messages, such as "image 12 ('a.jpg')"."""
     name = os.fsdecode(annotations.names[index])
     return f"image {annotations.ids[index]} ({name!r})"
 
 
 def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:
-    """Files that cannot be read, are not what was annotated, or hold more or less than an image."""
+    """Faults for files that cannot be read, differ from the annotated image, or do not have exactly
+    one image."""
     faults = []
     for bad, severity, code, text_of in _size_checks(annotations, headers) + _content_checks(
         headers
@@ -61,7 +62,7 @@ def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:
 
 
 def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
-    """Which files have another size than annotated, or are turned by viewers."""
+    """Checks for files that have another size than annotated, or that viewers rotate."""
     rows = headers.rows
     actual = np.stack([rows["width"], rows["height"]], axis=1)
     has_tag = rows["orientation"] != 1
@@ -86,7 +87,7 @@ def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
 
 
 def _content_checks(headers: Headers) -> list[_Check]:
-    """Which files are damaged, of one colour, or hold several images."""
+    """Checks for files that are damaged, have a single colour, or hold several images."""
     is_plain = headers.rows["plain"] != b""
     has_frames = headers.rows["frames"] > 1
     return [
@@ -119,7 +120,7 @@ _REMEDIES = {
 
 
 def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
-    """Images that are there twice, in one split or in two."""
+    """Faults for duplicate images, within a split or in two splits."""
     if not splits:
         return []
     names = list(splits)
@@ -163,15 +164,15 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
 
 
 def _originals(rows: np.ndarray) -> np.ndarray:
-    """For each file the first that is the same, or looks alike; itself if there is none, int64
-    `[N]`. `rows` are those of `Headers`."""
+    """For each file, the first file that is equal or looks alike; the file itself if there is none,
+    int64 `[N]`. `rows` are the rows of `Headers`."""
     same = first_same(rows["content"])
     alike = _first_alike(rows["looks"])
     return np.where(same == np.arange(len(rows)), alike, same)
 
 
 def _first_alike(looks: np.ndarray) -> np.ndarray:
-    """For each image the first that looks like it, but for a few of 64 bits, int64 `[N]`."""
+    """For each image, the first that looks like it, up to a few of 64 bits, int64 `[N]`."""
     first = np.arange(len(looks))
     rows = np.flatnonzero((looks != b"") & (looks != PLAIN.encode()))
     if not len(rows):
@@ -187,11 +188,12 @@ def _first_alike(looks: np.ndarray) -> np.ndarray:
 
 
 def _first_near(bits: np.ndarray) -> np.ndarray:
-    """For each of U different numbers of 64 bits the first that differs in a few of them, itself if
-    there is none, int64 `[U]`.
+    """For each of U different numbers of 64 bits, the first that differs in only a few bits; the
+    number itself if there is none, int64 `[U]`.
 
-    If at most 4 bits differ, at least 3 of 7 parts are the same. So only those are compared that
-    are neighbours when sorted by 3 of the parts: time grows with their number, not its square.
+    If at most 4 bits differ, at least 3 of 7 parts are equal. So only numbers that are neighbours
+    when sorted by 3 of the parts are compared, in time that grows with their number instead of its
+    square.
     """
     first = np.arange(len(bits))
     for parts in combinations(range(_PARTS), _PARTS - _ALIKE_BITS):

@@ -31,10 +31,8 @@ class Plan:
     def of(
         cls, recipe: str, hints: Hints, num_queries: int | None, image_size: ImageSize = 0
     ) -> "Plan":
-        """`num_queries` None = the most that training would take, `image_size` 0 = its choice.
-
-        Raises InputError for an unknown recipe, or a size that it cannot take.
-        """
+        """`num_queries` None and `image_size` 0 stand for the choice of training. Raises InputError
+        for an unknown recipe, or for a size that the model does not support."""
         config = replace(get_recipe(recipe), weights=None)
         if image_size:
             config = replace(config, image_size=image_size)
@@ -47,11 +45,11 @@ class Plan:
         return cls(recipe, settings, model.resize, model.max_size, queries)
 
     def shorter_sides(self, annotations: Annotations, image_size: ImageSize) -> np.ndarray:
-        """The shorter side of each box in pixels of what a model sees that is trained at this size,
-        float `[A]`."""
+        """The shorter side of each box, float `[A]`, in pixels of the model's input in training at
+        this size."""
         boxes = annotations.boxes
         sizes = annotations.sizes[annotations.image_of(), ::-1]  # width, height, [A, 2]
-        if self.config.augment == "aerial":  # crops at native scale, whatever their size
+        if self.config.augment == "aerial":  # crops at native scale, regardless of the image size
             scale = np.ones((1, 2))
         elif self.resize == "square":
             height, width = Stretch(*sides_of(image_size)).size
@@ -67,5 +65,5 @@ class Plan:
 
 
 def sides_of(image_size: ImageSize) -> tuple[int, ...]:
-    """The sides that a size names."""
+    """The sides in a size: one, or height and width."""
     return (image_size,) if isinstance(image_size, int) else image_size

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _PANEL_PX = 400
-_FEW_PANELS_PX = 800  # where a row is not full
+_FEW_PANELS_PX = 800  # if a row is not full
 _COLUMNS = 4
 _SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
 _AUGMENTED_SAMPLES = 3
@@ -34,14 +34,13 @@ _HISTOGRAM_PX = 600, 350
 _HISTOGRAM_DPI = 100
 _FEW_OCTAVES = 8  # of a scale: below this, there are numbers between the powers of 2
 _MOST_CLASSES = 30  # in the histogram, the most common ones
-_MOST_LEVEL_NAMES = 8  # names of more classes are turned upright
+_MOST_LEVEL_NAMES = 8  # the names of more classes are rotated
 
 
 def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
-    """Writes `index.html`, which needs no other file, and `sheet.png` into the folder.
+    """Writes `index.html`, which needs no other file, and `sheet.png` to the folder.
 
-    With `augmented`, it also writes `augmented.png`. Raises InputError if that is wanted of a data
-    set that has errors.
+    With `augmented`, also writes `augmented.png`, and raises InputError if the data set has errors.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = {}
@@ -78,7 +77,7 @@ def sample_sheet(report: Report) -> Image.Image | None:
 
 
 def augmented_sheet(report: Report) -> Image.Image:
-    """Training images in successive epochs, as the recipe shows them to the model."""
+    """Training images in successive epochs, as the model sees them with this recipe."""
     dataset = open_dataset(report.source, "train", report.val_fraction)
     samples = _training_samples(report.plan, dataset)
     panels = []
@@ -103,7 +102,7 @@ def _training_samples(plan: Plan, dataset: DetectionDataset) -> Samples:
 
 
 def _spread(indices: np.ndarray, count: int) -> list[int]:
-    """At most `count` of the indices, evenly."""
+    """At most `count` of the indices, evenly spread."""
     if len(indices) <= count:
         return indices.tolist()
     steps = np.arange(count)
@@ -112,7 +111,7 @@ def _spread(indices: np.ndarray, count: int) -> list[int]:
 
 
 def _stored_panel(report: Report, split: Split, index: int, within_px: int) -> Image.Image:
-    """The image with the boxes that the data set has for it."""
+    """The image with its boxes in the data set."""
     annotations = report.splits[split]
     start, stop = annotations.first[index : index + 2]
     objects = slice(start, stop)
@@ -130,15 +129,15 @@ def _panel(
     within_px: int = _PANEL_PX,
 ) -> Image.Image:
     """The image with its boxes (xyxy pixels), at most `within_px` large."""
-    # A single class needs no names, which would hide more than they say.
+    # If there is a single class, names would only hide parts of the image.
     names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
     colors = [class_color(label) for label in labels]
     return draw_boxes(image, boxes, names, None, colors, within_px=within_px)
 
 
 def _histograms(report: Report) -> dict[str, Image.Image]:
-    """Sizes, shapes, objects per image and per class, by title; each split as shares of its own
-    total."""
+    """Histograms of sizes, shapes, and objects per image and per class, by title. Each split is
+    shown as shares of its total."""
     areas_px: dict[Split, np.ndarray] = {}  # as the side of a square
     shapes: dict[Split, np.ndarray] = {}
     counts: dict[Split, np.ndarray] = {}
@@ -179,7 +178,7 @@ def _histogram(title: str, plot: "Callable[[Axes], None]") -> Image.Image:
 
 
 def _plot_ratios(axes: "Axes", values: dict[Split, np.ndarray]) -> None:
-    """Values of which the double and the half are equally far, on a scale of plain numbers."""
+    """Plots values on a logarithmic scale that is labelled with plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     edges = _octaves(values)
@@ -200,8 +199,8 @@ def _plot_counts(axes: "Axes", values: dict[Split, np.ndarray]) -> None:
 
 
 def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
-    """Edges of bins that grow by a factor, from a power of 2 below all values to one above; from
-    1/2 to 2 if there is none."""
+    """Edges of logarithmic bins, from a power of 2 below all values to one above; from 1/2 to 2 if
+    there are no values."""
     everything = np.concatenate([*values.values()]) if values else np.ones(1)
     if not len(everything):
         everything = np.ones(1)
@@ -214,9 +213,10 @@ def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
 
 
 def _whole_numbers(counts: dict[Split, np.ndarray]) -> np.ndarray:
-    """Edges of bins around all counts, each of equally many whole numbers."""
-    every_count = np.concatenate([*counts.values()]) if counts else np.zeros(0, np.int64)
-    most = int(every_count.max(initial=0))
+    """Edges of bins that cover all counts, with equally many whole numbers each."""
+    most = 0
+    for of_split in counts.values():
+        most = max(most, int(of_split.max(initial=0)))
     per_bin = most // _BINS + 1
     bins = most // per_bin + 1
     return np.arange(bins + 1) * per_bin - 0.5
@@ -266,7 +266,7 @@ def _plot_classes(axes: "Axes", classes: dict[str, dict[str, int]]) -> None:
     names = [figure_text(name[:20]) for name in common]
     upright = len(names) > _MOST_LEVEL_NAMES
     axes.set_xticks(positions, names, rotation=90 if upright else 0)
-    axes.set_xlim(-1, max(len(names), 2))  # bars of few classes stay bars
+    axes.set_xlim(-1, max(len(names), 2))  # keeps bars narrow if there are few classes
     axes.set_ylabel("objects")
     if splits:
         axes.legend(frameon=False)
@@ -294,7 +294,8 @@ def _page(report: Report, images: dict[str, Image.Image]) -> str:
 
 
 def _table(title: str, values_of_rows: dict[str, dict[str, Any]]) -> dict[str, list]:
-    """Heads and rows of a table, with the name of each row in a first column of that title."""
+    """The heads and rows of a table, whose first column has this title and the names of the
+    rows."""
     heads = [title]
     rows = []
     for name, values in values_of_rows.items():

@@ -1,1 +1,1 @@
-"""Models as files for other runtimes, compared with PyTorch."""
+"""Exports models to files for other runtimes, and compares these with PyTorch."""

@@ -1,4 +1,4 @@
-"""The folder of a model on a hub: its weights, and a card that says what they are."""
+"""The folder of a model on a hub: its weights, and a model card."""
 
 import json
 from pathlib import Path, PurePath
@@ -20,7 +20,7 @@ WEIGHTS = "model.safetensors"
 CARD = "README.md"
 PICTURE = "predictions.jpg"
 NUMBERS = "evaluation.json"
-# Settings that may hold paths of the machine of the run, which are nobody's business.
+# Settings that may hold private paths of the machine of the run.
 _PATHS = ("data", "weights", "output", "cache_dir")
 
 
@@ -34,9 +34,9 @@ class Evaluation(NamedTuple):
 
 
 def read_about(checkpoint: Path) -> dict[str, Any]:
-    """What a run wrote about its weights, without paths of its machine.
+    """The description that a run wrote about its weights, without paths of its machine.
 
-    Raises InputError for weights that no run of redetr has written.
+    Raises InputError for weights that were not written by a run of redetr.
     """
     if checkpoint.suffix == ".safetensors":
         metadata = read_safetensors(checkpoint)[1].get("redetr")
@@ -59,7 +59,7 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
 
 
 def _without_folders(source: str) -> str:
-    """The last part of a path; other names, such as those on a hub, stay."""
+    """The last part of a path. Other names, such as those on a hub, are returned unchanged."""
     if source.startswith("hf:"):
         name = source.removeprefix("hf:")
         if name.startswith("/"):
@@ -79,8 +79,8 @@ def write_folder(
     licence: str | None,
     evaluation: Evaluation | None,
 ) -> list[str]:
-    """Writes what `redetr.load` takes, and the card, into a folder that exists; returns the names
-    of the files."""
+    """Writes the files that `redetr.load` needs, and the card, to an existing folder; returns the
+    names of the files."""
     save_weights(folder / WEIGHTS, weights.tensors, about)
     files = [WEIGHTS]
     if evaluation is not None:
@@ -101,7 +101,7 @@ def model_card(
     licence: str | None,
     evaluation: Evaluation | None,
 ) -> str:
-    """The text of the card in Markdown, with the table at its top that the hub reads."""
+    """The text of the card in Markdown, with the metadata for the hub at its top."""
     front = yaml.safe_dump(_front_matter(name, about, licence, evaluation), sort_keys=False)
     parts = [f"---\n{front}---", f"# {PurePath(name).name}", _introduction(about)]
     if evaluation is not None and evaluation.picture is not None:

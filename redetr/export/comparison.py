@@ -1,5 +1,5 @@
-"""A file and PyTorch on the same images: how far their detections are apart, and whether AP drops
-by more than chance explains.
+"""Compares a file and PyTorch on the same images: the differences between detections, and whether
+AP drops by more than chance explains.
 
 Arrays are NumPy's: K detections of an image, best score first, with boxes xyxy in pixels of the
 original image.
@@ -23,9 +23,9 @@ from redetr.report.comparison import ap_differences
 # scores [K], labels [K], boxes [K, 4], and of a model with masks these, compressed, as objects [K]
 ImageDetections = dict[str, np.ndarray]
 
-_PAIR_IOU = 0.5  # from which on two boxes of one class are taken for one detection
-# A pair is the same if its boxes overlap as much, or are as close. Rounding and near ties leave at
-# least that share of the detections the same.
+_PAIR_IOU = 0.5  # boxes of one class with at least this IoU count as the same detection
+# The boxes of a pair are the same if they overlap this much, or are this close. After rounding and
+# near ties, at least this share of the detections is the same.
 _SAME_IOU = 0.9
 _SAME_PX = 1.0
 _SAME_SHARE = 0.9
@@ -56,18 +56,18 @@ class Comparison:
 
     @property
     def mask_ap_drop(self) -> float:
-        """0 where masks were not measured."""
+        """The drop of mask AP in points; 0 if masks were not measured."""
         return self.mask_ap[0] - self.mask_ap[1] if self.mask_ap else 0.0
 
     @property
     def by_chance(self) -> bool:
-        """Whether a drop of AP may be chance: detections above the threshold are the same, and the
-        images are too few to decide. A single image never decides."""
+        """Whether a drop of AP may be due to chance: detections above the threshold are the same,
+        and there are too few images to decide. A single image is never enough."""
         return self._may_be_chance(self.interval)
 
     @property
     def masks_by_chance(self) -> bool:
-        """The same of the drop of mask AP."""
+        """Whether a drop of mask AP may be due to chance."""
         return self._may_be_chance(self.mask_interval)
 
     def _may_be_chance(self, interval: tuple[float, float] | None) -> bool:
@@ -92,16 +92,18 @@ def drop_interval(pytorch: COCOeval, file: COCOeval) -> tuple[float, float] | No
 
 
 def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
-    """The file's detections of an image in the order of those of PyTorch that they correspond to.
+    """The detections of the file in an image, in the order of the corresponding detections of
+    PyTorch.
 
-    Both are sorted by score: where scores are equal but for rounding, two may have changed places.
+    Both are sorted by score, so detections whose scores are equal up to rounding may be swapped.
     """
-    apart = {}  # the detections of PyTorch and of the file, [K, K] or [K, K, 4]
+    apart = {}  # differences between PyTorch (rows) and the file, [K, K] or [K, K, 4]
     for name in ("boxes", "scores", "labels"):
         apart[name] = np.abs(pytorch[name][:, None] - file[name])
     largest = max(1, np.abs(pytorch["boxes"]).max(initial=0))
-    distance = apart["scores"] + apart["boxes"].max(-1, initial=0) / largest
-    distance += apart["labels"] != 0
+    box_distance = apart["boxes"].max(-1, initial=0) / largest
+    other_label = apart["labels"] != 0
+    distance = apart["scores"] + box_distance + other_label
     distance = np.nan_to_num(distance, nan=9.0)
     _, order = linear_sum_assignment(distance)
     return {name: rows[order] for name, rows in file.items()}
@@ -109,7 +111,8 @@ def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
 
 @dataclass(frozen=True)
 class Apart:
-    """How far detections above a threshold are apart; the fields are those of `Comparison`."""
+    """The differences between detections above a threshold; the fields are those of
+    `Comparison`."""
 
     paired: int
     unpaired: int
@@ -121,9 +124,10 @@ class Apart:
 def detections_apart(
     pytorch: Sequence[ImageDetections], file: Sequence[ImageDetections], threshold: float
 ) -> Apart:
-    """The detections of each image that score `threshold` or more on either side, compared.
+    """Compares the detections of each image that have a score of `threshold` or more on either
+    side.
 
-    Low scores are left out: their order is mostly chance, and nobody looks at them.
+    Low scores are left out, because their order is mostly chance, and they are never shown.
     """
     unpaired = 0
     num_same = 0
@@ -156,7 +160,7 @@ def detections_apart(
 
 
 def _mask_iou(expected: Any, answer: Any) -> float:
-    """The IoU of two masks; two without a pixel are the same."""
+    """The IoU of two masks; 1 for two empty masks."""
     if not hotcoco.mask.area(expected) and not hotcoco.mask.area(answer):
         return 1.0
     return float(hotcoco.mask.iou([expected], [answer], [False])[0, 0])

@@ -1,6 +1,6 @@
-"""A detector as a file that other programs run.
+"""Writes a detector to a file that other programs can run.
 
-It is compared with PyTorch on held-out images before it gets its name.
+The file is compared with PyTorch on held-out images before it gets its final name.
 
 Arrays are NumPy's. Boxes of detections are xyxy in pixels of the original image.
 """
@@ -57,11 +57,11 @@ def export(
     batch_size: int = 1,
     max_ap_drop: float = 0.1,
 ) -> Comparison | None:
-    """Writes `detector`, which is on the host, to `path`, and compares the file with it.
+    """Writes `detector`, which must be on the host, to `path`, and compares the file with it.
 
-    The comparison is on the first `images` of `held_out`; without these it is None. int8 finds the
-    ranges of values on as many of `train`. Raises InputError if AP drops by more than `max_ap_drop`
-    points and the choice of images does not explain it; then nothing is written.
+    The comparison uses the first `images` images of `held_out`; it is None without `held_out`. int8
+    is calibrated on as many images of `train`. Raises InputError, and writes nothing, if AP drops
+    by more than `max_ap_drop` points and the choice of images does not explain it.
     """
     config.check()
     config = config.of_model(detector)
@@ -92,7 +92,7 @@ def _build(
     if config.processing:
         module: Plain | Processed = Processed(detector.model, detector.image_size)
     elif config.one_image:
-        module = Plain(for_inference(detector.model))  # these converters fold no BatchNorm
+        module = Plain(for_inference(detector.model))  # these converters do not fold BatchNorm
     else:
         module = Plain(detector.model)
     about = json.dumps(describe(detector, config, threshold))
@@ -111,7 +111,8 @@ def _build(
 def _require_ap(
     path: Path, comparison: Comparison, config: ExportConfig, max_ap_drop: float
 ) -> None:
-    """Raises InputError if AP is undefined, or drops by more than allowed and not by chance."""
+    """Raises InputError if AP is undefined, or drops by more than allowed and more than by
+    chance."""
     images = counted(comparison.images, "image")
     if math.isnan(comparison.ap_drop):
         raise InputError(
@@ -141,7 +142,7 @@ def _require_ap(
 
 
 def _milder(config: ExportConfig) -> str:
-    """What to try instead of an export that loses AP."""
+    """A remedy for an export that loses AP."""
     if config.precision != "fp32":
         return "use --precision fp32, which differs only by rounding"
     if config.processing:
@@ -150,8 +151,8 @@ def _milder(config: ExportConfig) -> str:
 
 
 def _move(built: Path, path: Path) -> None:
-    """Copies the parts of a file to `path` and beside it, each of them whole."""
-    for part in sorted(built.parent.iterdir()):  # of OpenVINO's two, the weights first
+    """Copies the parts of a file to `path` and next to it, each completely or not at all."""
+    for part in sorted(built.parent.iterdir()):  # OpenVINO's weights come before its graph
         target = path if part == built else path.with_name(part.name)
         if part.is_dir():
             _move_folder(part, target)
@@ -160,7 +161,7 @@ def _move(built: Path, path: Path) -> None:
 
 
 def _move_folder(built: Path, path: Path) -> None:
-    """Copies a folder to `path`; one that is there is replaced when the copy is whole."""
+    """Copies a folder to `path`. An existing folder is replaced once the copy is complete."""
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=UNFINISHED) as folder:
         copy = Path(folder) / "new"
         shutil.copytree(built, copy)
@@ -194,7 +195,8 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
 
 
 def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]) -> Arrays:
-    """The inputs of a file for uint8 `images` `[3, h, w]`; of one size with `processing`."""
+    """The inputs of a file for uint8 `images` `[3, h, w]`, which must have one size with
+    `processing`."""
     if config.processing:
         return [torch.stack(list(images)).numpy()]
     resized = []
@@ -208,10 +210,11 @@ def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]
 
 
 def _final(detector: Detector, canvas: Size | None, stored: Size) -> Final:
-    """The size of an image of `stored` px in a file that takes any size, or `canvas` alone.
+    """The size to which an image of `stored` px is resized for a file that takes any size, or only
+    `canvas`.
 
-    A model that stretches images stretches them to the canvas. One that keeps the aspect ratio
-    makes them smaller where they would reach beyond it.
+    A model that stretches images stretches them to the canvas. A model that keeps the aspect ratio
+    reduces images that would not fit into it.
     """
     final = final_size(detector.model, detector.image_size)
     if canvas is None:
@@ -232,7 +235,7 @@ def _calibration(
 
 
 class Trial:
-    """What PyTorch detects in the first images of a data set, to be compared with a file.
+    """The detections of PyTorch in the first images of a data set, for comparison with a file.
 
     Raises InputError if the model does not know the classes of the data set.
     """
@@ -255,13 +258,14 @@ class Trial:
         self._pytorch = self._run(self._run_pytorch, replace(config, processing=False, size=None))
 
     def threshold(self) -> float:
-        """The score from which on PyTorch's detections have the best F1."""
+        """The score threshold with the best F1 of PyTorch's detections."""
         best = coco_metrics(self._truth, self._detections(self._pytorch)).threshold
         return self._detector.threshold if best is None else best
 
     def compare(self, run: Run, max_ap_drop: float = math.inf) -> Comparison:
-        """PyTorch and a file that `open_file` opened. The interval of the drop of AP, which takes
-        seconds, is computed if it is more than `max_ap_drop` points."""
+        """Compares PyTorch with a file that `open_file` opened. The confidence interval of the drop
+        of AP, which takes seconds, is computed only if AP drops by more than `max_ap_drop`
+        points."""
         answers = self._run(run, self._config)
         threshold = self.threshold()
         apart = detections_apart(self._pytorch, answers, threshold)
@@ -290,7 +294,8 @@ class Trial:
     def _mask_ap(
         self, answers: list[ImageDetections], max_ap_drop: float
     ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-        """Mask AP of PyTorch and of the file, and the interval of its drop, as those of boxes."""
+        """The mask AP of PyTorch and of the file, and the confidence interval of its drop, as for
+        boxes."""
         if self._truth.image_sizes is None or not self._config.masks:
             return None, None
         pytorch = coco_evaluation(self._truth, self._detections(self._pytorch), "segm")
@@ -303,9 +308,10 @@ class Trial:
         return (ap_pytorch, ap_file), interval
 
     def _batches_of(self, batch_size: int) -> list[list[int]]:
-        """Indices of the images that go in at once.
+        """The indices of the images of each batch.
 
-        They are of one size, unless a mask marks their padding or the model stretches them.
+        The images of a batch have the same size, unless a mask marks their padding or the model
+        stretches them.
         """
         stretched = self._detector.model.resize == "square" and not self._config.processing
         any_size = self._config.mask or stretched
@@ -342,8 +348,8 @@ class Trial:
     def _decode(
         self, arrays: dict[str, np.ndarray], inputs: Arrays, indices: list[int]
     ) -> list[ImageDetections]:
-        """The detections in these images of the data set; the model has computed `arrays` of
-        `inputs`."""
+        """The detections in these images of the data set, from the `arrays` that the model computed
+        for `inputs`."""
         outputs = Outputs(
             pred_logits=torch.from_numpy(arrays["logits"]),
             pred_boxes=torch.from_numpy(arrays["boxes"]),
@@ -378,8 +384,8 @@ class Trial:
     def _compressed(
         self, arrays: dict[str, np.ndarray], indices: list[int]
     ) -> list[ImageDetections]:
-        """The detections of a file that computes them; their masks, as logits over the images, at
-        the size of these."""
+        """The detections of a file with postprocessing. Their masks are resized from logits to the
+        size of the images."""
         detections = []
         for row in range(len(indices)):
             detections.append({name: rows[row] for name, rows in arrays.items()})
@@ -396,7 +402,7 @@ class Trial:
         return detections
 
     def _detections(self, answers: list[ImageDetections]) -> DatasetDetections:
-        """All detections of classes that the data set has, with its labels."""
+        """All detections of classes in the data set, with the labels of the data set."""
         parts = []
         for index, in_image in enumerate(answers):
             masks = None

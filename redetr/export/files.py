@@ -1,4 +1,4 @@
-"""Traced programs as files in each format, and opened to run."""
+"""Writes traced programs to files in each format, and opens these to run them."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
@@ -44,9 +44,9 @@ def write_file(
 ) -> None:
     """Writes `program` to `path` with the metadata `about`.
 
-    OpenVINO has a `.bin` beside it; ExecuTorch and LiteRT, which store no texts, have the metadata
-    beside it, in `FILE.json`. "int8" takes the ranges of values from the model inputs in
-    `calibration`.
+    OpenVINO has a `.bin` next to the file. ExecuTorch and LiteRT cannot store text, so their
+    metadata is in `FILE.json` next to the file. "int8" takes the ranges of values from the model
+    inputs in `calibration`.
     """
     if format == "torch":
         torch.export.save(program, path, extra_files={f"{ABOUT}.json": about})
@@ -69,9 +69,9 @@ def write_file(
 
 
 def _resize_as_pytorch(model: Any) -> None:
-    """Makes smoothed resizing leave out what is beyond the border, as PyTorch does.
+    """Makes antialiased resizing ignore positions outside the image, as PyTorch does.
 
-    PyTorch 2.11 exports it otherwise: bytes at the border are off by up to 14.
+    The export of PyTorch 2.11 does not: values at the border are off by up to 14.
     """
     from onnx import helper
 
@@ -100,7 +100,7 @@ def _write_onnx(
     assert exported is not None
     model = exported.model_proto
     _resize_as_pytorch(model)
-    # Sizes of intermediate values, as formulas of the tracer's names for the free ones.
+    # The shapes of intermediate values, as formulas with the tracer's names for free sizes.
     del model.graph.value_info[:]
     axes = {
         "images": ("batch", "", "height", "width"),
@@ -146,8 +146,8 @@ def write_openvino(
     model = openvino.Core().read_model(source)
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Interpolate" and node.get_attributes()["antialias"]:
-            # The reader takes a mode that ignores `antialias`; this one does what PyTorch and
-            # Pillow do.
+            # The reader uses a mode that ignores `antialias`; this mode does the same as PyTorch
+            # and Pillow.
             resized = opset11.interpolate(
                 node.input_value(0),
                 node.input_value(1),
@@ -162,10 +162,10 @@ def write_openvino(
 
 
 def open_file(path: Path) -> Callable[[Arrays], Arrays]:
-    """A function from input arrays to output arrays that runs a written file on the CPU.
+    """A function from input arrays to output arrays that runs a file on the CPU.
 
-    There is none for Core ML, whose runtime is part of Apple's systems. It computes in fp32 where
-    the file is not quantised.
+    It computes in fp32 unless the file is quantised. Core ML is not supported, because its runtime
+    is part of Apple's systems.
     """
     openers = {
         ".onnx": _open_onnx,
@@ -199,8 +199,8 @@ def _open_openvino(path: Path) -> Callable[[Arrays], Arrays]:
 
 
 def _open_torch(path: Path) -> Callable[[Arrays], Arrays]:
-    # Unguarded: in the faithful variants the tracer leaves a guard against single images, although
-    # they compute these as well.
+    # Unguarded, because the tracer leaves a guard against single images in the faithful variants,
+    # although they can process these.
     module: Any = torch.export.load(path).module(check_guards=False)
 
     def run(arrays: Arrays) -> Arrays:

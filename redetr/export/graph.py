@@ -22,7 +22,7 @@ from redetr.structures import DetectionModel, Size
 
 
 class Plain(nn.Module):
-    """Normalised images, and their padding if asked for, to logits and boxes, and to mask logits
+    """From normalised images, and optionally their padding, to logits and boxes, and to mask logits
     if the model has masks."""
 
     def __init__(self, model: DetectionModel):
@@ -39,9 +39,9 @@ class Plain(nn.Module):
 
 
 class Processed(nn.Module):
-    """Images as stored to detections in their pixels, best score first.
+    """From stored images to detections in their pixels, best score first.
 
-    That is what `Detector.predict` does, in one graph.
+    The same as `Detector.predict`, in one graph.
     """
 
     mean: Tensor
@@ -61,8 +61,8 @@ class Processed(nn.Module):
         """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
 
         `images` are uint8 `[B, C, H, W]`, with the channels of the model. A model with masks also
-        gives their logits `[B, K, h, w]` over the whole image, at its own resolution: at that of
-        the image, hundreds of masks would take gigabytes.
+        returns their logits `[B, K, h, w]` over the whole image, at the resolution of the model,
+        because at that of the image, hundreds of masks would take gigabytes.
         """
         num_images, _, height, width = images.shape
         resized = resized_pixels(images, *self._size(height, width))
@@ -79,9 +79,10 @@ class Processed(nn.Module):
         return decoded.scores, decoded.labels, decoded.boxes, masks.gather(1, index)
 
     def _size(self, height: int, width: int) -> tuple[Any, Any]:
-        """As `views.Stretch` and `views.Fit`, without a branch.
+        """The size of the model's input, as in `views.Stretch` and `views.Fit`.
 
-        In a graph for all sizes, no side is the longer one.
+        There are no branches, because in a graph for all sizes, neither side is always the longer
+        one.
         """
         final = self.final
         if isinstance(final, Stretch):
@@ -97,11 +98,11 @@ class Processed(nn.Module):
 
 
 def resized_pixels(images: Tensor, height: int, width: int) -> Tensor:
-    """Images `[B, 3, height, width]`, floats with whole values, of uint8 `images` `[B, 3, H, W]`.
+    """Resizes uint8 `images` `[B, 3, H, W]` to floats with whole values `[B, 3, height, width]`.
 
-    As PyTorch resizes bytes on a CPU, which is how training, `predict` and `evaluate` see images:
-    first along rows, then along columns, rounded after each. Its weights are 16-bit integers; these
-    are floats, so about one value in 500 is off by 1.
+    Computed like PyTorch's resizing of bytes on a CPU, which training, `predict` and `evaluate`
+    use: first along rows, then along columns, with rounding after each. PyTorch's weights are
+    16-bit integers and these are floats, so about one value in 500 is off by 1.
     """
     stored_height = images.shape[2]
     narrow = F.interpolate(images.float(), (stored_height, width), mode="bilinear", antialias=True)
@@ -116,12 +117,12 @@ def trace(
     size: Size | None = None,
     one_image: bool = False,
 ) -> ExportedProgram:
-    """The program of a module on the host, for any number and size of images.
+    """The traced program of a module on the host, for any number and size of images.
 
-    `mask` adds the padding as an input. With `size`, height and width are fixed, and with
-    `one_image` so is the batch: to a single image.
+    `mask` adds the padding as an input. With `size`, height and width are fixed. With `one_image`,
+    the batch is fixed to a single image.
     """
-    sides = size or (96, 160)  # any two that differ
+    sides = size or (96, 160)  # any two different sides
     side = None if size else Dim.DYNAMIC
     num_images = 1 if one_image else 2
     dtype = torch.uint8 if isinstance(module, Processed) else torch.float32
@@ -133,7 +134,7 @@ def trace(
         shapes.append({0: batch, 1: side, 2: side})
     # Other memory formats are saved with a warning.
     module = deepcopy(module).to(memory_format=torch.contiguous_format).eval()
-    module.model.aux_loss = False  # boxes of all positions are there for the loss alone
+    module.model.aux_loss = False  # boxes of all positions serve only the loss
     with torch.no_grad(), quiet():
         return torch.export.export(module, tuple(inputs), dynamic_shapes=tuple(shapes))
 

@@ -1,4 +1,4 @@
-"""Pushing a folder to the Hugging Face hub, or to another that speaks its protocol."""
+"""Pushes a folder to the Hugging Face hub, or to another server with its protocol."""
 
 import re
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def require_name(name: str) -> None:
 
 
 def require_access() -> None:
-    """Raises InputError without a token, with one that is not valid, or if the hub is out of
-    reach."""
+    """Raises InputError if there is no token, if it is not valid, or if the hub cannot be
+    reached."""
     hub = _huggingface_hub()
     if not hub.get_token():
         text = "no token for the hub"
@@ -31,8 +31,9 @@ def require_access() -> None:
 
 
 def push(folder: Path, files: list[str], name: str, private: bool) -> str:
-    """Puts these files of a folder into the repository `name`, which is created if there is none,
-    in one commit; returns its address. Other files there stay. Raises InputError."""
+    """Commits these files of a folder to the repository `name`, which is created if it does not
+    exist; returns its URL. Other files in the repository are kept. Raises InputError if the hub
+    refuses or cannot be reached."""
     hub = _huggingface_hub()
     with _explained(name):
         api = hub.HfApi()
@@ -46,10 +47,10 @@ def push(folder: Path, files: list[str], name: str, private: bool) -> str:
 
 @contextmanager
 def _explained(name: str | None = None) -> Iterator[None]:
-    """Turns what the client and its HTTP library raise into one line."""
+    """Turns errors of the client and its HTTP library into an InputError of one line."""
     from huggingface_hub import errors
 
-    # A broken connection is an error of the HTTP library, whichever it is.
+    # A broken connection raises an error of the HTTP library, whichever that is.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
         yield

@@ -1,7 +1,7 @@
-"""Traced programs as files for phones and other devices: ExecuTorch, LiteRT and Core ML.
+"""Writes traced programs to files for phones and other devices: ExecuTorch, LiteRT and Core ML.
 
-Such a file takes a single image of one size. The packages that convert are large, so each is an
-extra or an environment of its own, and imported here only when it is used.
+Such a file takes a single image of one size. The converters are large packages, so each is an extra
+or needs a separate environment, and is imported only when it is used.
 """
 
 import warnings
@@ -24,7 +24,7 @@ MOBILE: tuple[ExportFormat, ...] = ("executorch", "litert", "coreml")
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Silences the progress and the warnings of converters. Errors still come as exceptions."""
+    """Silences the progress and the warnings of converters. Errors are still raised."""
     nowhere = StringIO()
     with quiet(), warnings.catch_warnings(), redirect_stdout(nowhere), redirect_stderr(nowhere):
         warnings.simplefilter("ignore")
@@ -32,7 +32,7 @@ def _quiet() -> Iterator[None]:
 
 
 def write_executorch(program: ExportedProgram, path: Path) -> None:
-    """Writes a `.pte` whose operators run on XNNPACK where that has them, in fp32."""
+    """Writes a `.pte` in fp32, whose operators run on XNNPACK if it has them."""
     with _quiet():
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
         from executorch.exir import to_edge_transform_and_lower
@@ -97,7 +97,7 @@ def write_coreml(
 
         table = torch.export.default_decompositions()
         for operator in (torch.ops.aten.grid_sampler.default, torch.ops.aten.linear.default):
-            table.pop(operator, None)  # known as they are, and not by their parts
+            table.pop(operator, None)  # kept whole instead of decomposed
         program = program.run_decompositions(table)
         _drop_aliases(program)
         half = precision == "fp16"
@@ -116,7 +116,8 @@ def write_coreml(
 
 
 def _drop_aliases(program: ExportedProgram) -> None:
-    """Removes `aten.alias`, which computes nothing and which Core ML's converter does not know."""
+    """Removes `aten.alias`, which computes nothing, and which Core ML's converter does not
+    support."""
     graph = program.graph
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.alias.default:

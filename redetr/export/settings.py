@@ -17,7 +17,8 @@ _NEEDED: dict[ExportFormat, tuple[str, ...]] = {
     "litert": ("litert_torch",),
     "coreml": ("coremltools",),
 }
-# What brings them; for LiteRT, pip finds no versions that suit redetr as well.
+# The commands that install the packages. For LiteRT, pip finds no versions that are compatible with
+# redetr.
 _INSTALL: dict[ExportFormat, str] = {
     "onnx": 'pip install "redetr[export]"',
     "openvino": 'pip install "redetr[export]"',
@@ -25,8 +26,8 @@ _INSTALL: dict[ExportFormat, str] = {
     "litert": "pip install litert-torch, in a separate environment (docs/export.md says why)",
     "coreml": 'pip install "redetr[coreml]"',
 }
-NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # Apple's systems alone have the runtime
-_STRIDE = 32  # of what divides the sides of images that are stretched
+NOT_RUN: tuple[ExportFormat, ...] = ("coreml",)  # only Apple's systems have the runtime
+_STRIDE = 32  # divides the sides of images that are stretched
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class ExportConfig:
 
     format: ExportFormat = "onnx"
     precision: ExportPrecision = "fp32"
-    processing: bool = False  # images as stored go in, detections come out
+    processing: bool = False  # takes stored images, and returns detections
     mask: bool = False  # a second input marks the padding
-    masks: bool = False  # mask logits come out as well; `export` sets it for a model that has them
-    size: Size | None = None  # height and width that the file takes; None: any
+    masks: bool = False  # also returns mask logits; `export` sets it for a model with masks
+    size: Size | None = None  # height and width of the input; None = any
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -81,10 +82,10 @@ class ExportConfig:
             )
 
     def of_model(self, detector: Detector) -> "ExportConfig":
-        """These settings with what the model decides: its masks and, for files of one size, that
-        size and whether padding is an input.
+        """These settings, completed for a model: with its masks and, for files of one size, with
+        that size and whether padding is an input.
 
-        Raises InputError for a size that the model cannot take, or that must be given.
+        Raises InputError for a size that the model does not support, or if a size is required.
         """
         model = detector.model
         size = self.size

@@ -98,7 +98,10 @@ class DecoderLayer(nn.Module):
         query = x + query_pos
         x = self.norm1(x + self.self_attn(query, query, x, ignored))
         read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
-        x = self.norm2(x + read) if self.gateway is None else self.gateway(x, read)
+        if self.gateway is None:
+            x = self.norm2(x + read)
+        else:
+            x = self.gateway(x, read)
         hidden = self.activation(self.linear1(x))
         return self.norm3(x + self.linear2(hidden))
 

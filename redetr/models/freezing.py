@@ -1,4 +1,4 @@
-"""Parts of a model that training leaves as they are."""
+"""Freezes parts of a model, which training then does not change."""
 
 from collections.abc import Sequence
 

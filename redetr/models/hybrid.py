@@ -30,7 +30,8 @@ def grid_sines(height: int, width: int, hidden_dim: int, like: Tensor) -> Tensor
     which are counted from 0 and not normalised.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
-    exponents = torch.arange(hidden_dim // 4, device=like.device, dtype=dtype) / (hidden_dim // 4)
+    count = hidden_dim // 4
+    exponents = torch.arange(count, device=like.device, dtype=dtype) / count
     frequencies = 10000.0**-exponents  # [D / 4]
     rows = torch.arange(height, device=like.device, dtype=dtype)
     columns = torch.arange(width, device=like.device, dtype=dtype)
@@ -100,8 +101,8 @@ class CSPRepLayer(nn.Module):
 
 
 class ELANLayer(nn.Module):
-    """Mixes two levels: half of the channels, what a CSP layer makes of them, and what a second one
-    makes of that, side by side.
+    """Mixes two levels. Concatenates half of the channels, the output of a CSP layer for them, and
+    the output of a second layer for that.
 
     `width` is that of the CSP layers. It is RepNCSPELAN4 of the original.
     """
@@ -212,9 +213,12 @@ class HybridEncoder(nn.Module):
     def _attend(self, level: Tensor, mask: Tensor | None) -> Tensor:
         """Returns the coarsest level `[B, D, h, w]` after attention over all of its positions."""
         height, width = level.shape[-2:]
+        positions = level.flatten(2).mT  # [B, h * w, D]
         pos = grid_sines(height, width, self.hidden_dim, like=level)[None]  # [1, h * w, D]
-        ignored = None if mask is None else padding_at(level, mask).flatten(1)  # [B, h * w]
-        encoded = self.attention_layer(level.flatten(2).mT, pos, ignored)
+        ignored = None
+        if mask is not None:
+            ignored = padding_at(level, mask).flatten(1)  # [B, h * w]
+        encoded = self.attention_layer(positions, pos, ignored)
         return encoded.mT.unflatten(-1, (height, width))
 
     def forward(self, features: list[Tensor], mask: Tensor | None) -> list[Tensor]:

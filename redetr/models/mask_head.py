@@ -30,12 +30,12 @@ from redetr.models.transformer import MLP
 from redetr.structures import LossConfig, Outputs
 
 _MOST_GROUPS = 32  # of GroupNorm
-_BACKGROUND = -5.0  # the logit of what is outside a box, at most: a score of 0.007
+_BACKGROUND = -5.0  # the largest logit outside a box: a score of 0.007
 _LOSS_WEIGHT = 2.0  # of both losses
 
 
 class MaskHead(nn.Module):
-    """Masks for the queries of a detector.
+    """Predicts masks for the queries of a detector.
 
     `num_channels` are those of the levels, finest first; `fine_channels` that of a map of stride 4,
     None = there is none. `width` is E.

@@ -22,20 +22,21 @@ PathLike = str | os.PathLike[str]
 Color = tuple[int, int, int]
 Boxes = np.ndarray  # [N, 4] xyxy, pixels of the canvas
 
-# Images whose longer side is shorter are enlarged by a whole factor, about to this size.
+# Images with a shorter longest side are enlarged by a whole factor, to about this size.
 _READABLE_PX = 480
-# Images full of small boxes are enlarged until the median box is about so large, at most to this.
+# Images full of small boxes are enlarged until the median box has about this size, up to this
+# maximum.
 _READABLE_BOX_PX = 48
 _LARGEST_PX = 1600
 _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
-NO_COLOR: Color = (150, 150, 150)  # of what is in no class or track
+NO_COLOR: Color = (150, 150, 150)  # of objects without a class or track
 _GAP_PX = 12
 _CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
 _MARK = "redetr"
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4
-_MOST_HIDDEN = 0.15  # of a box, by a tag that has room
+_MOST_HIDDEN = 0.15  # of a box, by the tag of another
 # The colors of scores from 0 to 1, at equal distances: dark to bright, also for the colour-blind.
 SCORE_COLORS: tuple[Color, ...] = (
     (40, 60, 190),
@@ -59,7 +60,7 @@ def class_color(label: int) -> Color:
 
 
 def score_color(score: float) -> Color:
-    """The RGB color of a score from 0 to 1, where classes need none."""
+    """The RGB color of a score from 0 to 1, for a single class."""
     position = score * (len(SCORE_COLORS) - 1)
     below = min(int(position), len(SCORE_COLORS) - 2)
     share = position - below
@@ -80,9 +81,12 @@ def to_pil(image: Image.Image | Tensor) -> Image.Image:
         return image.convert("RGB")
     if image.dtype != torch.uint8 or image.ndim != 3:
         raise ValueError(f"expected a uint8 image [C, H, W], got {image.dtype} {list(image.shape)}")
-    shown = image[:3] if len(image) >= 3 else image[:1].expand(3, -1, -1)
-    pixels = shown.permute(1, 2, 0)  # [H, W, 3]
-    return Image.fromarray(pixels.contiguous().cpu().numpy())
+    if len(image) >= 3:
+        rgb = image[:3]
+    else:
+        rgb = image[:1].expand(3, -1, -1)
+    pixels = rgb.permute(1, 2, 0).contiguous()  # [H, W, 3]
+    return Image.fromarray(pixels.cpu().numpy())
 
 
 def draw_boxes(
@@ -103,16 +107,16 @@ def draw_boxes(
 
     Masks are translucent, with a thin outline, below all boxes and tags.
 
-    A tag is the text in `labels` with the score in percent, in the color of its box. With `tags` of
-    "auto", those without room are left out: they would hide a part of another tag or much of a box,
-    or are larger than their box among more than 30.
-    The first box lies on top and is tagged first; tags stay inside the image.
+    A tag is the text in `labels` with the score in percent, in the color of its box. If `tags` is
+    "auto", tags without room are left out: those that would hide a part of another tag or much of a
+    box, or, among more than 30 boxes, those that are larger than their box. The first box is on top
+    and is tagged first. Tags stay inside the image.
 
-    `scale` enlarges the image by a whole factor before anything is drawn, so that lines and text
-    stay crisp; by default, small images are enlarged to about 480 px, and those full of small boxes
-    further, at most to 1600 px. Lines are `line_width` px wide, by default 1 or 2 px on most
-    images. The result is no longer than `within_px`, if given: a larger image is reduced before
-    anything is drawn. Raises ValueError for sequences of different lengths.
+    `scale` enlarges the image by a whole factor before drawing, so that lines and text stay sharp.
+    By default, small images are enlarged to about 480 px, and those full of small boxes further, up
+    to 1600 px. Lines are `line_width` px wide, by default 1 or 2 px on most images. The result is
+    no longer than `within_px`, if given: a larger image is reduced before anything is drawn. Raises
+    ValueError for sequences of different lengths.
     """
     canvas = to_pil(image)
     if within_px:
@@ -136,10 +140,10 @@ def draw_boxes(
 
 
 def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image:
-    """One image of (image, caption) panels in rows of `columns`; captions stand above the images.
+    """One image of (image, caption) panels in rows of `columns`, with captions above the images.
 
-    Each column is as wide as its widest image and each row as high as its highest. The middle
-    of a longer caption is left out. Raises ValueError for no panels or no columns.
+    Each column is as wide as its widest image, and each row as high as its tallest one. Captions
+    that are too long lose their middle. Raises ValueError if there are no panels or no columns.
     """
     if not panels or columns < 1:
         raise ValueError("a grid needs at least one panel and one column")
@@ -177,8 +181,8 @@ def comparison_grid(
 ) -> Image.Image:
     """A grid of scenes, two in a row, each given as (drawn ground truth, drawn predictions).
 
-    `caption` stands above the predictions, the name of the scene, or "ground truth" without names,
-    above the truth. Raises ValueError for no scenes, or fewer names than scenes.
+    `caption` is above the predictions, and the name of the scene, or "ground truth" without names,
+    is above the truth. Raises ValueError if there are no scenes, or fewer names than scenes.
     """
     names = names or ["ground truth"] * len(scenes)
     panels = []
@@ -189,8 +193,8 @@ def comparison_grid(
 
 
 def save_image(image: Image.Image, path: PathLike) -> None:
-    """Writes the image in the format of the path's suffix, PNG or JPEG, whole or not at all, with
-    a mark by which `is_drawn` knows it.
+    """Writes the image in the format of the path's suffix, PNG or JPEG, completely or not at all,
+    with a mark that `is_drawn` recognises.
 
     The folder must exist.
     """
@@ -198,8 +202,8 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     text.add_text("Software", _MARK)
 
     def save(temporary: Path) -> None:
-        # Each format ignores what is of the other. As PNG, a photograph takes a third of the time
-        # of the usual level 6, for a tenth more bytes.
+        # Each format ignores the options of the other. As PNG, a photograph takes a third of the
+        # time of the default level 6, for a tenth more bytes.
         image.save(temporary, pnginfo=text, compress_level=3, comment=_MARK)
 
     write_whole(Path(path), save)
@@ -216,7 +220,8 @@ def is_drawn(path: Path) -> bool:
 
 
 def _rectangles(boxes: Tensor) -> Boxes:
-    """The boxes as PIL draws them: the edge at x = 10 ends the pixel 9, and none is inside out."""
+    """The boxes in PIL's coordinates: an edge at x = 10 is the end of pixel 9, and no box is
+    inverted."""
     corner_1, corner_2 = boxes[:, :2], boxes[:, 2:] - 1
     corners = torch.cat([corner_1, torch.maximum(corner_1, corner_2)], dim=1)
     return corners.double().numpy()
@@ -234,8 +239,8 @@ def _tag_texts(labels: Sequence[str], scores: Sequence[float] | None) -> list[st
 def _draw_masks(
     canvas: Image.Image, masks: Tensor | CroppedMasks, colors: Sequence[Color], scale: int
 ) -> None:
-    """Draws masks `[N, H, W]` of the image that the canvas is an enlarged copy of, the first one on
-    top."""
+    """Draws masks `[N, H, W]`, the first one on top. The canvas is an enlarged copy of their
+    image."""
     drawing = ImageDraw.Draw(canvas)
     pairs = list(zip(crops_of(masks), colors, strict=True))
     for (pixels, top, left), color in reversed(pairs):
@@ -273,8 +278,8 @@ def _draw_tags(
 ) -> None:
     """Writes the texts beside their boxes, each where it hides least of earlier tags and boxes.
 
-    Among many boxes, a tag that is larger than its box has no room: all together would hide the
-    image.
+    Among many boxes, a tag that is larger than its box has no room, because all tags together would
+    hide the image.
     """
     drawing = ImageDraw.Draw(canvas)
     font = _font(_font_size(canvas, boxes))
@@ -310,8 +315,8 @@ def _draw_tags(
 def _tag_positions(
     box: list[float], size: tuple[float, float], canvas_size: tuple[int, int]
 ) -> list[np.ndarray]:
-    """Where a tag of that width and height may be: above its box, below it, inside at its top,
-    inside at its bottom; each at the left and at the right."""
+    """The possible positions of a tag with this width and height: above its box, below it, inside
+    at the top, and inside at the bottom; each at the left and at the right."""
     x1, y1, x2, y2 = box
     width, height = size
     rightmost = canvas_size[0] - width - 1
@@ -359,7 +364,8 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 def _reduce(
     canvas: Image.Image, boxes: Tensor, masks: Tensor | CroppedMasks | None, longest_px: int
 ) -> tuple[Tensor, Tensor | CroppedMasks | None]:
-    """Reduces a larger canvas in place; returns what lies on it, reduced alike."""
+    """Reduces the canvas in place if it is too large; returns the boxes and masks on it, at the
+    same scale."""
     reduction = min(1.0, longest_px / max(canvas.size))
     canvas.thumbnail((longest_px, longest_px))
     if masks is not None:
@@ -371,7 +377,7 @@ def _reduce(
 
 
 def _median_side(boxes: Tensor) -> float:
-    """The median of the longer sides of boxes `[N, 4]`, px; infinite where there are few."""
+    """The median of the longer sides of boxes `[N, 4]` in px; infinite if there are few boxes."""
     if len(boxes) <= _MANY_BOXES:
         return math.inf
     sides = (boxes[:, 2:] - boxes[:, :2]).amax(1)
@@ -394,7 +400,8 @@ def _line_width(longest: float, median_side: float) -> int:
 
 
 def _font_size(canvas: Image.Image, boxes: Boxes) -> int:
-    """The size of letters in px: by the image, or less where it is full of small boxes."""
+    """The size of letters in px, which depends on the image, and is smaller if it is full of small
+    boxes."""
     longest = max(canvas.size)
     median_side = _median_side(torch.from_numpy(boxes))
     if math.isinf(median_side):
@@ -403,8 +410,8 @@ def _font_size(canvas: Image.Image, boxes: Boxes) -> int:
 
 
 def _shortened(caption: str, width_px: int, font: ImageFont.FreeTypeFont) -> str:
-    """The caption, without its middle if it is wider than that: both ends of a file name say which
-    it is."""
+    """The caption, without its middle if it is wider than `width_px`, because both ends of a file
+    name identify it."""
     shown = caption
     kept = len(caption)
     while font.getlength(shown) > width_px and kept > 2:
@@ -415,7 +422,8 @@ def _shortened(caption: str, width_px: int, font: ImageFont.FreeTypeFont) -> str
 
 
 def _panel_edges(sizes: Sequence[int]) -> list[int]:
-    """Where panels of these sizes begin, with gaps around them; last, where the last gap ends."""
+    """The starts of panels of these sizes, with gaps around them, followed by the end of the last
+    gap."""
     edges = [_GAP_PX]
     for size in sizes:
         edges.append(edges[-1] + size + _GAP_PX)

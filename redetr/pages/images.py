@@ -15,7 +15,7 @@ _SQUARE = "□"
 
 
 def data_uri(image: Image.Image) -> str:
-    """An address that holds the image, as JPEG."""
+    """A data URI with the image as JPEG."""
     with io.BytesIO() as file:
         image.save(file, "JPEG", quality=88)
         code = base64.b64encode(file.getvalue()).decode()

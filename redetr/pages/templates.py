@@ -1,4 +1,4 @@
-"""Jinja2 templates, which lie in the rooms of the tools that fill them in."""
+"""Renders Jinja2 templates, which are in the folders of the tools that use them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,22 +10,22 @@ from redetr.errors import InputError
 from redetr.files import write_whole
 
 _MARK = '<meta name="generator" content="redetr'
-_HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
+_HEAD_CHARACTERS = 1000  # of a page, which show the program that wrote it
 _PACKAGE = Path(__file__).parents[1]
 
 
 def render(template: str, **values: Any) -> str:
-    """The page that a template gives with these values.
+    """The page from a template with these values.
 
-    `template` is its path in the package, such as "explain/loss.html". Text is escaped unless it is
-    `Markup`. Raises UndefinedError if the template needs a value that is not given.
+    `template` is a path in the package, such as "explain/loss.html". Text is escaped unless it is
+    `Markup`. Raises UndefinedError if a value is missing.
     """
     return _ENVIRONMENT.get_template(template).render(**values)
 
 
 def require_redetr_page(folder: Path, *others: str) -> None:
-    """Raises InputError if a tool would replace an `index.html` in the folder that redetr has not
-    written, or where there is no page, files with the names of those that it writes beside it."""
+    """Raises InputError if a tool would replace files in the folder that redetr did not write: an
+    `index.html`, or if there is none, `others`, which the tool writes next to it."""
     page = folder / "index.html"
     remedy = "give another folder"
     if page.exists():
@@ -36,19 +36,19 @@ def require_redetr_page(folder: Path, *others: str) -> None:
         return
     for name in others:
         if (folder / name).exists():
-            text = "already exists, without a redetr page beside it"
+            text = "already exists, without a redetr page next to it"
             raise InputError(text, where=folder / name, remedy=remedy)
 
 
 def write_page(path: Path, html: str) -> None:
-    """Writes the page, whole or not at all. Names of files need not be UTF-8: their other bytes are
-    shown as Python does."""
+    """Writes the page, completely or not at all. File names need not be UTF-8: other bytes are
+    escaped as in Python."""
     content = html.encode("utf-8", "backslashreplace")
     write_whole(path, lambda temporary: temporary.write_bytes(content))
 
 
 def inline(file: str) -> Markup:
-    """A script or style file of the package, for templates that hold it as it is."""
+    """A script or style file of the package, for templates that include it unescaped."""
     return Markup((_PACKAGE / file).read_text(encoding="utf-8"))
 
 

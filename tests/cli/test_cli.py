@@ -1090,3 +1090,25 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
         "rank 1 of 2 did not meet the other ranks at 127.0.0.1" in line
         and "unset WORLD_SIZE" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("| true", 1, ""),
+        ("> /dev/full", 1, "redetr: cannot read or write: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+    ids=["a pipe without a reader", "a full disk", "closed"],
+)
+@pytest.mark.parametrize("arguments", ["completion bash", "train --help"])
+def test_an_output_that_takes_nothing(arguments, output, code, said):
+    """The reader of a pipe has seen enough, and nothing is said; a full disk is one line."""
+    command = f'("$0" -m redetr {arguments}; echo $? >&3) {output}'
+    ended = subprocess.run(
+        ["bash", "-c", f"exec 3>&1; {command}", sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.stdout, ended.stderr) == (f"{code}\n", said)

@@ -354,6 +354,20 @@ def test_folders_in_archives(archives, coco):
         assert f"'{archive}.tar/{split}/00.jpg' in" in " ".join(dataset.notes)
 
 
+@pytest.mark.parametrize("others", [[], ["train-00.jpg"]])
+def test_a_folder_of_images_does_not_hide_an_archive(others, coco):
+    """It is empty, or has fewer of the files."""
+    with tarfile.open(coco / "train.tar", "w") as tar:
+        tar.add(coco / "train", "train")
+    (coco / "images").mkdir()
+    for name in others:
+        shutil.copy(coco / "train" / name, coco / "images")
+    shutil.rmtree(coco / "train")
+    dataset = open_dataset(coco, "train")
+    paths = {str(dataset.path(i).parent.relative_to(coco)) for i in range(len(dataset))}
+    assert (len(dataset), paths) == (14, {"train.tar/train"})
+
+
 def test_a_file_that_is_called_like_an_address_is_that_file(coco):
     (coco / "train/train-00.jpg").rename(coco / "train/?d=1.jpg")
     file = coco / TRAIN

@@ -276,6 +276,18 @@ def test_lists_of_different_lengths(tmp_path):
         open_dataset(source, "train")
 
 
+def test_key_points_are_passed_over_with_a_note(tmp_path):
+    """As in COCO files; lists without a number in them are none."""
+    box = {"bbox": [[5, 4, 30, 22]], "category": [1]}
+    points = ([[8, 6, 2]], [[]], [[9, 7, 0]])
+    objects = [box | {"keypoints": of_row} for of_row in points]
+    lists = datasets.List(datasets.List(datasets.Value("float32")))
+    dataset = open_dataset(save(tmp_path, objects, fields() | {"keypoints": lists}), "train")
+    (fault,) = [fault for fault in dataset.faults if fault.code == "key-points"]
+    assert (fault.severity, fault.where, fault.count) == ("note", "row 0", 2)
+    assert len(dataset) == 3
+
+
 def test_columns_that_state_another_size(tmp_path):
     objects = [{"bbox": [[5, 4, 30, 22]], "category": [1]}] * 2
     source = save(tmp_path, objects, fields(), width=[WIDTH, HEIGHT], height=[HEIGHT, WIDTH])

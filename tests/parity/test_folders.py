@@ -129,6 +129,29 @@ def test_images_are_stretched_to_the_size_of_the_folder(rtdetr_folder, tmp_path)
     assert redetr.load(folder, device="cpu").image_size == 640
 
 
+def test_boxes_are_those_of_transformers_up_to_the_edges_of_the_image(rtdetr_folder, tmp_path):
+    height, width = 96, 160
+    processor = transformers.RTDetrImageProcessor(size={"height": height, "width": width})
+    folder = copied(rtdetr_folder, tmp_path / "wide")
+    processor.save_pretrained(folder)
+    pixels = torch.randint(256, (3, height, width), dtype=torch.uint8)
+    peer = transformers.RTDetrV2ForObjectDetection.from_pretrained(folder).eval()
+    with torch.no_grad():
+        outputs = peer(**processor(images=pixels, return_tensors="pt"))
+    sizes = [(height, width)]
+    (theirs,) = processor.post_process_object_detection(outputs, 0.0, sizes)
+    ours = redetr.load(folder, device="cpu", precision="fp32").predict(pixels, threshold=0.0)
+
+    edges = torch.tensor([width, height, width, height])
+    clipped = theirs["boxes"].clamp(min=0).minimum(edges)
+    assert (clipped - theirs["boxes"]).abs().max() > 1
+    # Equal scores have no order: each detection is compared with the nearest of its class.
+    distances = (clipped[:, None] - ours.boxes).abs().amax(-1)
+    distances += (theirs["scores"][:, None] - ours.scores).abs()
+    distances[theirs["labels"][:, None] != ours.labels] = torch.inf
+    assert distances.min(1).values.max() < 1e-2
+
+
 NO_SQUARE = ": this model needs a height and a width"
 STRETCHED_REFUSED = {
     "normalised": ({"do_normalize": True}, "do_normalize is True: this model needs False"),

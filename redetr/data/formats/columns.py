@@ -236,12 +236,15 @@ def _int_type(least: int, most: int) -> type[np.signedinteger]:
 
 def _numbers(part: _Part) -> np.ndarray:
     """The numbers in a part with one number for each row, float64 `[n]`."""
-    if isinstance(part, np.ndarray | _Mixed):
-        numbers = part.numbers if isinstance(part, _Mixed) else part.astype(np.float64)
-        if numbers.ndim == 1:
-            return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
+    if isinstance(part, _Mixed):
+        numbers = part.numbers
+    elif isinstance(part, np.ndarray):
+        numbers = part.astype(np.float64)
+    else:
+        return np.array([_number_of(value) for value in _values(part)], np.float64)
+    if numbers.ndim > 1:
         return np.full(len(part), np.nan)
-    return np.array([_number_of(value) for value in _values(part)], np.float64)
+    return np.where(np.abs(numbers) < LARGEST, numbers, np.nan)
 
 
 def _whole_numbers(part: _Part) -> tuple[np.ndarray, np.ndarray]:

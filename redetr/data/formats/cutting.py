@@ -85,9 +85,12 @@ class _Shape:
         left, top, right, bottom = window
         mask = np.zeros((bottom - top, right - left), bool)
         seen = self.seen(window)
-        first_row, first_column = max(0, self.top - top), max(0, self.left - left)
         height, width = seen.shape
-        mask[first_row : first_row + height, first_column : first_column + width] = seen
+        start_row = max(0, self.top - top)
+        start_column = max(0, self.left - left)
+        stop_row = start_row + height
+        stop_column = start_column + width
+        mask[start_row:stop_row, start_column:stop_column] = seen
         return mask
 
 

@@ -50,25 +50,34 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
     """
     candidates = [folder for folder in folders if folder.is_dir()] or folders[:1]
     inside = [path_inside(text) for text in texts]
+    names_of_split = {folder.name for folder in folders} - set(_OF_ALL_SPLITS)
     ends = [_ends(text, candidates) for text in texts]
-    best = _files_in(candidates[0], inside, ends)
-    for folder in candidates[1:]:
-        if not best.is_missing.any():
-            break
-        files = _files_in(folder, inside, ends)
-        if files.is_missing.sum() < best.is_missing.sum():
-            best = files
+    best = _files_in_one_of(candidates, inside, ends, names_of_split)
     if best.is_missing.all():  # all names may begin with a folder of another machine
         ends = []
         for text, path in zip(texts, inside, strict=True):
             ends.append(_ends(text, candidates) or inner_ends(path))
-        for folder in candidates:
-            files = _files_in(folder, inside, ends)
-            if files.is_missing.sum() < best.is_missing.sum():
-                best = files
-    names_of_split = {folder.name for folder in folders} - {*_OF_ALL_SPLITS, best.folder.name}
-    _take_from_folders_of_archives(best, names_of_split)
+        files = _files_in_one_of(candidates, inside, ends, names_of_split)
+        if not files.is_missing.all():
+            best = files
     _take_same_names(best)
+    return best
+
+
+def _files_in_one_of(
+    folders: list[Path], inside: list[str], ends: list[list[str]], names_of_split: set[str]
+) -> FoundFiles:
+    """`_files_in` the folder, with its archives, that has most of the files, or the first of
+    several such folders."""
+    best = None
+    for folder in folders:
+        files = _files_in(folder, inside, ends)
+        _take_from_folders_of_archives(files, names_of_split - {folder.name})
+        if best is None or files.is_missing.sum() < best.is_missing.sum():
+            best = files
+        if not best.is_missing.any():
+            break
+    assert best is not None
     return best
 
 

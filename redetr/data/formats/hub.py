@@ -220,6 +220,7 @@ def _annotations(
     annotations: list[Row] = []
     unequal = {}  # rows whose lists differ in length, and the lengths
     resized = {}  # rows that state another size than that of their image
+    key_points = []  # rows that have some
     for image_id, row in enumerate(_encoded(rows, columns.image)):
         width, height = image_size(_file(row[columns.image]))
         name = f"{image_id:09d}"
@@ -227,6 +228,8 @@ def _annotations(
         if _states_another_size(row, width, height):
             stated = f"{row['width']}x{row['height']} px"
             resized[image_id] = f"its columns state {stated}, but its image is {width}x{height} px"
+        if columns.have_key_points(row):
+            key_points.append(image_id)
         objects = columns.objects_of(row)
         if isinstance(objects, str):
             unequal[image_id] = f"its lists differ in length: {objects}"
@@ -240,7 +243,7 @@ def _annotations(
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
     result = from_documents(Path(source), [document], remedy, masks)
-    faults = _row_faults(Path(source), len(images), unequal, resized)
+    faults = _row_faults(Path(source), len(images), unequal, resized, key_points)
     remedy = "check this on the page of check --report"
     for note in (form.note, classes.note):
         if note:
@@ -271,7 +274,11 @@ def _states_another_size(row: Row, width: int, height: int) -> bool:
 
 
 def _row_faults(
-    source: Path, count: int, unequal: dict[int, str], resized: dict[int, str]
+    source: Path,
+    count: int,
+    unequal: dict[int, str],
+    resized: dict[int, str],
+    key_points: list[int],
 ) -> list[Fault]:
     faults: list[Fault] = []
     rows = Rows(count, faults, lambda i: (source, f"row {i}"))
@@ -287,6 +294,13 @@ def _row_faults(
         np.isin(numbers, list(resized)),
         lambda i: resized[i],
         "its boxes may refer to another size: correct the columns or the image",
+    )
+    rows.fault(
+        "key-points",
+        np.isin(numbers, key_points),
+        lambda i: "has key points",
+        "its boxes are used",
+        "note",
     )
     return faults
 

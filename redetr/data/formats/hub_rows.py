@@ -51,6 +51,7 @@ _FIELDS = {
     "area": ("area", "areas"),
     "iscrowd": ("iscrowd", "is_crowd"),
 }
+_KEY_POINTS = ("keypoints", "key_points")
 _MASKS = ("segmentation", "segmentations", "polygons", "polygon", "rle", "masks", "mask")
 # Shares of the boxes in a sample.
 _NEARLY_ALL = 0.99
@@ -106,6 +107,15 @@ class Columns:
             objects.append(dict(zip(lists, values, strict=True)))
         return objects
 
+    def have_key_points(self, row: Row) -> bool:
+        """Whether an object of the row has key points."""
+        fields = row[self.objects] if self.objects else row
+        things = fields if isinstance(fields, list) else [fields or {}]
+        for thing in things:
+            if any(_holds_numbers(thing.get(column)) for column in _KEY_POINTS):
+                return True
+        return False
+
     def _value(self, name: str, thing: Row) -> Any:
         """A field of one object."""
         column = self.fields[name]
@@ -118,6 +128,15 @@ class Columns:
         """The value that holds the boxes of a row."""
         column = self.fields["bbox"]
         return fields.get(column) if column else fields
+
+
+def _holds_numbers(value: Any) -> bool:
+    """Whether there is a number in a value, at any depth of lists and dicts."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return any(_holds_numbers(item) for item in value)
+    return is_number(value)
 
 
 def _as_list(name: str, value: Any) -> list[Any]:
@@ -315,8 +334,7 @@ class BoxForm:
 
 def _rle_of(image: Image.Image) -> Row:
     """The RLE of the pixels that are not 0. In an image with lossy compression, these are the
-    pixels brighter than half of the maximum. An alpha channel that is opaque everywhere is
-    ignored."""
+    pixels brighter than half of the maximum. A constant alpha channel is ignored."""
     is_lossy = has_losses(image)  # has to be called before decoding
     pixels = np.asarray(image)
     if image.mode in ("LA", "RGBA") and pixels[..., -1].min() == pixels[..., -1].max():

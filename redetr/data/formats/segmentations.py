@@ -98,9 +98,9 @@ def _numbers_of(counts: Any) -> np.ndarray:
     """The numbers of an RLE, int64 `[N]`. Raises ValueError, with the reason, if they are not
     valid."""
     if isinstance(counts, list):
-        if not all(type(number) is int and abs(number) < 2**40 for number in counts):
-            strange = [number for number in counts if type(number) is not int]
-            raise ValueError(f"holds {reprlib.repr((strange or counts)[0])}, which is not a count")
+        for number in counts:
+            if type(number) is not int or abs(number) >= 2**40:
+                raise ValueError(f"holds {reprlib.repr(number)}, which is not a count")
         return np.array(counts, np.int64)
     if not isinstance(counts, bytes):
         raise ValueError(f"has the counts {reprlib.repr(counts)}, neither numbers nor text")
@@ -115,21 +115,27 @@ def decompressed(text: bytes) -> np.ndarray:
     has the sign. From the fourth number on, each is stored as the difference to the number two
     places before it.
     """
-    values = np.frombuffer(text, np.uint8).astype(np.int64) - _FIRST_CHARACTER
-    if ((values < 0) | (values > 63)).any():
+    characters = np.frombuffer(text, np.uint8).astype(np.int64)
+    values = characters - _FIRST_CHARACTER
+    is_invalid = (values < 0) | (values > 63)
+    if is_invalid.any():
         raise ValueError(f"has {reprlib.repr(text)} as counts, which are not compressed counts")
-    ends = np.flatnonzero((values & _CONTINUED) == 0)
-    if len(values) and (not len(ends) or ends[-1] != len(values) - 1):
+    if not len(values):
+        return np.zeros(0, np.int64)
+    is_continued = (values & _CONTINUED) > 0
+    if is_continued[-1]:
         raise ValueError("has counts that are cut off")
-    starts = np.append(0, ends[:-1] + 1)[: len(ends)]
+    ends = np.flatnonzero(~is_continued)  # the last character of each number
+    starts = np.append(0, ends[:-1] + 1)
     lengths = ends - starts + 1
-    if len(lengths) and lengths.max() > _LONGEST:
+    if lengths.max() > _LONGEST:
         raise ValueError("has a count of more than 40 bits")
-    position = np.arange(len(values)) - np.repeat(starts, lengths)
+    position = np.arange(len(values)) - np.repeat(starts, lengths)  # in its number
     bits = (values & (_CONTINUED - 1)) << (_BITS * position)
-    numbers = np.add.reduceat(bits, starts) if len(starts) else np.zeros(0, np.int64)
+    numbers = np.add.reduceat(bits, starts)
     is_negative = (values[ends] & 0x10) > 0
-    numbers = np.where(is_negative, numbers - (1 << (_BITS * lengths)), numbers)
+    limits = 1 << (_BITS * lengths)
+    numbers = np.where(is_negative, numbers - limits, numbers)
     # The first three numbers are stored directly; pycocotools adds differences from the fourth on.
     for start in (1, 2):
         numbers[start::2] = np.cumsum(numbers[start::2])
