@@ -58,9 +58,20 @@ def quiet_dependencies() -> None:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Runs the command line. If there is an error, ends the process with its exit code."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+def drop_output() -> None:
+    """Sends what standard output still holds, and cannot write, nowhere: Python would write it at
+    its end, and complain."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())
+        os.close(nowhere)
+
+
+def run_command(arguments: list[str]) -> None:
+    """Runs the command that the arguments state. Exits for help, and where they are wrong."""
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)
@@ -71,17 +82,30 @@ def main(arguments: list[str] | None = None) -> None:
     wait_politely()
     if isinstance(sys.stdout, io.TextIOWrapper):  # names of files need not be UTF-8
         sys.stdout.reconfigure(errors="backslashreplace")
+    command = parse_command(arguments)
+    keep_memory()
+    command.run()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs the command line. If there is an error, ends the process with its exit code."""
     try:
-        command = parse_command(arguments)
-        keep_memory()
-        command.run()
+        try:
+            run_command(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            if sys.stdout is not None:
+                sys.stdout.flush()  # what fails here would be a complaint of Python's at its end
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        drop_output()
+        raise SystemExit(InputError.exit_code) from None
     except OSError as error:  # a folder that cannot be written, a full disk
         where = error.filename or "cannot read or write"
         reason = error.strerror or error
         ERRORS.print(f"redetr: {where}: {reason}")
+        drop_output()
         raise SystemExit(InputError.exit_code) from None

@@ -36,6 +36,8 @@ _SMALLEST_WEIGHT = 1e-6
 # A logit whose score is 0, and so are its loss and its gradient. It is finite: 0 times infinity is
 # no number.
 _SCORE_0 = -1e4
+# Boxes may leave the image a little; larger numbers are pixels.
+_LARGEST_FRACTION = 2.0
 
 
 # Which of the `denominators` a term of the loss is divided by.
@@ -193,7 +195,9 @@ class SetCriterion(nn.Module):
         distillation as if there were no other queries. Images without objects are fine: every loss
         stays connected to the graph. Computed in fp32 or fp64.
 
-        Raises ValueError unless there are as many targets as images.
+        Raises ValueError unless there are as many targets as images, and for labels or boxes of
+        another shape, labels that are no class of the model, and boxes in pixels. Targets on a GPU
+        are waited for, those on the host are not.
         """
         logits = outputs["pred_logits"]
         num_images = len(logits)
@@ -202,6 +206,8 @@ class SetCriterion(nn.Module):
                 f"outputs of {counted(num_images, 'image')}, targets of {len(targets)}: give an "
                 "empty one for no objects"
             )
+        for index, target in enumerate(targets):
+            _require_shapes(index, target)
         if denominators is None:
             counts = self.counts(targets)
             denominators = self.denominators(counts, counts)
@@ -227,8 +233,9 @@ class SetCriterion(nn.Module):
         device = sets[0].logits.device
         dtype = sets[0].boxes.dtype
         labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
-        labels = labels.to(device, non_blocking=True)  # [B, T]
         boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
+        self._require_ranges(labels, boxes)
+        labels = labels.to(device, torch.int64, non_blocking=True)  # [B, T]
         boxes = boxes.to(device, dtype, non_blocking=True)  # [B, T, 4]
 
         costs: list[Tensor] = []
@@ -261,6 +268,24 @@ class SetCriterion(nn.Module):
             total = total + self._divided(sums, divisors, predictions.names, losses)
         losses["loss"] = total
         return losses
+
+    def _require_ranges(self, labels: Tensor, boxes: Tensor) -> None:
+        """Raises ValueError for labels that are no class of the model, which would be those of
+        another query or of none, and for boxes in pixels."""
+        if not labels.numel():
+            return
+        if labels.min() < 0 or labels.max() >= self.num_classes:
+            raise ValueError(
+                f"labels from {int(labels.min())} to {int(labels.max())}: those of a model with "
+                f"{counted(self.num_classes, 'class', 'classes')} are from 0 to "
+                f"{self.num_classes - 1}"
+            )
+        largest = boxes.abs().max()
+        if largest > _LARGEST_FRACTION:
+            raise ValueError(
+                f"a number of a box is {float(largest):g}: boxes are cxcywh as fractions of the "
+                "image, not pixels"
+            )
 
     def _divided(
         self,
@@ -339,6 +364,19 @@ class SetCriterion(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes, reduction="none")
         loss = torch.where(target_classes == no_object, self.config.eos_coef * loss, loss)
         return loss.view(layers, -1).sum(1)
+
+
+def _require_shapes(index: int, target: Target) -> None:
+    """Raises ValueError unless the target of the image `index` has labels `[T]`, which are whole
+    numbers, and boxes `[T, 4]`."""
+    labels, boxes = target["labels"], target["boxes"]
+    if labels.ndim != 1 or boxes.shape != (len(labels), 4):
+        raise ValueError(
+            f"target {index}: labels {list(labels.shape)} and boxes {list(boxes.shape)}, expected "
+            "[T] and [T, 4]"
+        )
+    if labels.is_floating_point() or labels.dtype == torch.bool:
+        raise ValueError(f"target {index}: labels are {labels.dtype}, expected int64")
 
 
 def distillation_divisors(matched: Tensor, unmatched: Tensor) -> tuple[Tensor, Tensor]:

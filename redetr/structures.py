@@ -213,17 +213,22 @@ def collate(
     `device` and `dtype` are by default those of the first image. `convert` is applied to each image
     on the device, before padding; the copy to the device does not wait if the image is pinned.
 
-    Raises ValueError for an empty list or an image larger than the canvas.
+    Raises ValueError for an empty list, an image of another shape than `[C, h, w]` with the same C
+    for all, or one larger than the canvas.
     """
-    if not images:
+    if not len(images):
         raise ValueError("collate needs at least one image")
+    channels = len(images[0])
+    for i, image in enumerate(images):
+        if image.ndim != 3 or len(image) != channels:
+            raise ValueError(f"image {i} is {list(image.shape)}, expected [{channels}, h, w]")
     sizes = [(image.shape[-2], image.shape[-1]) for image in images]
     height, width = _fitting_canvas(sizes, canvas)
     first = images[0]
     device = first.device if device is None else device
     dtype = first.dtype if dtype is None else dtype
 
-    shape = (len(images), len(first), height, width)
+    shape = (len(images), channels, height, width)
     padded = torch.empty(shape, dtype=dtype, device=device, memory_format=memory_format).zero_()
     mask = torch.ones(len(images), height, width, dtype=torch.bool, device=device)
     for i, image in enumerate(images):

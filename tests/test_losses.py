@@ -53,6 +53,40 @@ def random_outputs(
     return {**outputs[-1], "aux_outputs": outputs[:-1]}
 
 
+@pytest.mark.parametrize(
+    ("labels", "boxes", "said"),
+    [
+        ([3], [[0.5] * 4], "labels from 0 to 3: those of a model with 3 classes are from 0 to 2"),
+        ([-1, 2], [[0.5] * 4] * 2, "labels from -1 to 2"),
+        (
+            [1],
+            [[10.0, 20.0, 30.0, 480.0]],
+            "a number of a box is 480: boxes are cxcywh as fractions",
+        ),
+        ([1, 2], [[0.5] * 4], r"target 1: labels \[2\] and boxes \[1, 4\], expected \[T\] and"),
+        ([], [], r"target 1: labels \[0\] and boxes \[0\]"),
+        ([1.0], [[0.5] * 4], "target 1: labels are torch.float32, expected int64"),
+    ],
+)
+@pytest.mark.parametrize("config", [SOFTMAX, SIGMOID])
+def test_targets_that_cannot_be_meant_are_refused(config, labels, boxes, said):
+    """The label 3 would count as "no object", or as class 0 of the next query."""
+    odd = {"labels": torch.tensor(labels), "boxes": torch.tensor(boxes)}
+    if not labels:
+        odd["labels"] = odd["labels"].long()
+    outputs = random_outputs(2, 4, 3 + (config is SOFTMAX))
+    with pytest.raises(ValueError, match=said):
+        criterion_of(config)(outputs, [target([0]), odd])
+
+
+def test_labels_of_any_whole_numbers_and_boxes_of_whole_numbers():
+    outputs = random_outputs(1, 4, 4)
+    labels, boxes = torch.tensor([1, 2]), torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1]])
+    expected = criterion_of()(outputs, [{"labels": labels, "boxes": boxes.float()}])
+    losses = criterion_of()(outputs, [{"labels": labels.int(), "boxes": boxes}])
+    assert losses["loss"] == expected["loss"]
+
+
 def random_targets(counts: list[int], dtype=torch.float32) -> list[dict[str, Tensor]]:
     """Objects of classes 0 to 2, that many in each image."""
     generator = torch.Generator().manual_seed(1)

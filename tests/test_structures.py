@@ -50,6 +50,12 @@ def test_padding_is_the_mask_where_sizes_are_unknown():
     assert batch.padding is batch.mask
 
 
+@pytest.mark.parametrize("second", [torch.ones(1, 4, 4), torch.ones(4, 4)])
+def test_images_of_other_shapes_are_not_repeated_to_fit(second):
+    with pytest.raises(ValueError, match=r"image 1 is \[.*4, 4\], expected \[3, h, w\]"):
+        redetr.collate([torch.ones(3, 4, 4), second])
+
+
 def test_nothing_to_collate():
     with pytest.raises(ValueError, match="at least one image"):
         redetr.collate([])

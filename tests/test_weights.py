@@ -97,6 +97,8 @@ def test_files_of_a_run(kind, config, tmp_path):
     with torch.no_grad():
         found, expected = model.eval()(images), redetr.load(path, device="cpu").model(images)
     torch.testing.assert_close(found["pred_logits"], expected["pred_logits"])
+    with pytest.raises(redetr.InputError, match="not a rtdetr_r101; leave out the model"):
+        redetr.load(path, model="rtdetr_r101", device="cpu")
 
 
 def test_an_official_file(tmp_path):

@@ -374,20 +374,14 @@ def load(
     name of any of these folders (needs huggingface-hub).
 
     `model` names the variant if the weights do not: "detr_r50_dc5", "detr_r101_dc5",
-    "detr_r50_dc5_panoptic". `precision` is by default that of the training run (see
-    `pick_precision`), and fp32 for weights from elsewhere. With `keep_memory`, a process on a CPU
-    keeps the memory that it frees (see `detector.memory`), which is up to twice as fast at 800 px.
-    Only tensors and plain values are unpickled. Raises InputError, naming the file.
+    "detr_r50_dc5_panoptic"; it is an error if they name another. `precision` is by default that of
+    the training run (see `pick_precision`), and fp32 for weights from elsewhere. With
+    `keep_memory`, a process on a CPU keeps the memory that it frees (see `detector.memory`), which
+    is up to twice as fast at 800 px. Only tensors and plain values are unpickled. Raises
+    InputError, naming the file.
     """
     weights = read_weights(source, model)
-    origin = weights.origin
-    if origin is None:
-        raise InputError(
-            f"{weights.path}: neither a redetr checkpoint nor an official one: there is no DETR in "
-            "it; if it is a backbone, train with --weights"
-        )
-    if origin.lacks_activation:
-        raise lacking_activation(weights.path)
+    origin = _origin_of(weights, model)
     net = _model_of(weights, origin)
     detector = Detector(
         net,
@@ -405,6 +399,24 @@ def load(
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()
     return detector
+
+
+def _origin_of(weights: Weights, model: str | None) -> Origin:
+    """What a file states about its detector. Raises InputError if it has none, or another than the
+    user says."""
+    origin = weights.origin
+    if origin is None:
+        raise InputError(
+            f"{weights.path}: neither a redetr checkpoint nor an official one: there is no DETR in "
+            "it; if it is a backbone, train with --weights"
+        )
+    if origin.lacks_activation:
+        raise lacking_activation(weights.path)
+    if model is not None and model != origin.model:
+        raise InputError(
+            f"{weights.path}: holds a {origin.model}, not a {model}", remedy="leave out the model"
+        )
+    return origin
 
 
 def _model_of(weights: Weights, origin: Origin) -> DetectionModel:

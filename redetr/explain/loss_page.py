@@ -12,6 +12,10 @@ from redetr.explain.packing import packed, picture_data
 from redetr.losses import DIVISORS
 from redetr.pages.templates import render, write_page
 
+# Titles of the terms of a layer's loss.
+_TERMS = {"loss_ce": "class", "loss_bbox": "L1", "loss_giou": "1 − GIoU"}
+_TERMS_OF_EDGES = {"loss_fgl": "edges (FGL)", "loss_ddf": "DDF", "loss_ddn": "DDN"}
+
 
 def write_loss_page(path: Path, explanation: LossExplanation, image_link: str = "") -> None:
     """Writes the page as a single file."""
@@ -45,7 +49,7 @@ def loss_page(
         matched=min(queries, first.objects),
         class_divisor=class_divisor,
         terms=_terms(explanation),
-        total_rows=_total_rows(explanation),
+        totals=_totals(explanation),
         groups=0 if explanation.noisy is None else explanation.noisy.groups,
         noisy=_noisy_table(explanation),
         data=loss_data(explanation),
@@ -227,9 +231,9 @@ def _terms(explanation: LossExplanation) -> _Table:
     if spread:
         heads += ["here: divided by", "loss"]
     rows = []
-    titles = {"loss_ce": "class", "loss_bbox": "L1", "loss_giou": "1 − GIoU"}
+    titles = dict(_TERMS)
     if explanation.config.has_edges:
-        titles["loss_fgl"] = "edges (FGL)"
+        titles["loss_fgl"] = _TERMS_OF_EDGES["loss_fgl"]
     for name, title in titles.items():
         divisor = DIVISORS[name]
         values = [first.sums[name], first.single_divisors[divisor], first.single_losses[name]]
@@ -264,7 +268,7 @@ def _noisy_table(explanation: LossExplanation) -> _Table:
     return _Table(heads, rows)
 
 
-def _total_rows(explanation: LossExplanation) -> list[list[str]]:
+def _totals(explanation: LossExplanation) -> _Table:
     """The terms of every layer and their weighted sum, and the whole loss."""
     config = explanation.config
     losses = explanation.shares[0].losses
@@ -277,14 +281,18 @@ def _total_rows(explanation: LossExplanation) -> list[list[str]]:
         for name in (*earlier, last):
             suffixes[f"denoising, {name}"] = f"_dn{suffixes[name]}"
 
+    titles = dict(_TERMS)
+    if config.has_edges:  # of some layers
+        titles |= _TERMS_OF_EDGES
     rows = []
     for title, suffix in suffixes.items():
-        ce = losses[f"loss_ce{suffix}"]
-        l1 = losses[f"loss_bbox{suffix}"]
-        giou = losses[f"loss_giou{suffix}"]
-        weighted = config.loss_ce * ce + config.loss_bbox * l1 + config.loss_giou * giou
-        for term in ("loss_fgl", "loss_ddf", "loss_ddn"):  # of edges, which some layers have
-            weighted += getattr(config, term) * losses.get(term + suffix, 0.0)
-        rows.append([title, *map(format_number, (ce, l1, giou, weighted))])
-    rows.append(["total", "", "", "", format_number(losses["loss"])])
-    return rows
+        row = [title]
+        weighted = 0.0
+        for term in titles:
+            value = losses.get(term + suffix)
+            row.append("-" if value is None else format_number(value))
+            weighted += getattr(config, term) * (value or 0.0)
+        rows.append([*row, format_number(weighted)])
+    blanks = [""] * len(titles)
+    rows.append(["total", *blanks, format_number(losses["loss"])])
+    return _Table(["", *titles.values(), "weighted sum"], rows)

@@ -68,13 +68,13 @@ _UNUSED = (
 )
 
 # Settings of Transformers' config for which only these values give the function of our model.
-_SUPPORTED = {
+SUPPORTED = {
     "layer_scale": 1,
     "top_prob_values": 4,
     "lqe_hidden_dim": 64,
     "lqe_layers": 2,
 }
-_SUPPORTED_BACKBONE: dict[str, Any] = {
+SUPPORTED_BACKBONE: dict[str, Any] = {
     "model_type": "hgnet_v2",
     "hidden_act": "relu",
     "stem_strides": [2, 1, 1, 2, 1],
@@ -191,10 +191,10 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     is_last = isinstance(dec_layers, int) and config.get("eval_idx") == dec_layers - 1
     if not is_last:
         by_level["eval_idx"] = -1
-    rtdetr.require_settings(file, config, rtdetr.SUPPORTED | _SUPPORTED | by_level)
+    rtdetr.require_settings(file, config, rtdetr.SUPPORTED | SUPPORTED | by_level)
     backbone = config.get("backbone_config") or {}
     out_indices = [2, 3, 4][-num_levels:]
-    supported_backbone = _SUPPORTED_BACKBONE | {"out_indices": out_indices}
+    supported_backbone = SUPPORTED_BACKBONE | {"out_indices": out_indices}
     rtdetr.require_settings(file, backbone, supported_backbone)
     options = rtdetr.decoder_options(file, config)
     points = options["points"]

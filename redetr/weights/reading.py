@@ -76,15 +76,23 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     read.
     """
     path = locate(source)
-    if path.is_dir():
-        weights = _read_transformers(path, model)
-    elif path.suffix == ".safetensors":
-        weights = _read_safetensors(path, model)
-    else:
-        weights = _read_torch(path, model)
+    try:
+        weights = _read(path, model)
+    except InputError as error:
+        if error.where is None:  # what describes the tensors does not know their file
+            error.where = path
+        raise
     if weights.weights_from:  # stated by a run of this library
         return weights
     return replace(weights, weights_from=origin_of(source, path))
+
+
+def _read(path: Path, model: str | None) -> Weights:
+    if path.is_dir():
+        return _read_transformers(path, model)
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path, model)
+    return _read_torch(path, model)
 
 
 def _read_torch(path: Path, model: str | None) -> Weights:

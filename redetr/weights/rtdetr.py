@@ -102,7 +102,7 @@ SUPPORTED: dict[str, Any] = {
     "batch_norm_eps": 1e-5,
     "decoder_offset_scale": 0.5,
 }
-_SUPPORTED_BACKBONE: dict[str, Any] = {
+SUPPORTED_BACKBONE: dict[str, Any] = {
     "model_type": "rt_detr_resnet",
     "hidden_act": "relu",
     "downsample_in_first_stage": False,
@@ -246,7 +246,7 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     function.
     """
     require_settings(file, config, SUPPORTED)
-    require_settings(file, config.get("backbone_config") or {}, _SUPPORTED_BACKBONE)
+    require_settings(file, config.get("backbone_config") or {}, SUPPORTED_BACKBONE)
     options = decoder_options(file, config)
     if config.get("model_type") == "rt_detr":  # v1 has no other sampling in Transformers
         options["sampling"] = "bilinear"

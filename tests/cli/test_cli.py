@@ -582,6 +582,24 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "redetr_n", "--output", ""], "output"),
+        (["train", "redetr_n", "--freeze", "backbone", ""], "freeze"),
+        (["check", ""], "data"),
+        (["predict", "runs/a", "image.png", ""], "source"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set(arguments, name, capsys):
+    """As a path, an empty text would be the current folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == f"redetr: the value of {name} is empty; is a shell variable not set?\n"
+
+
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or a run folder comes first, as in redetr train redetr_n --data: choose one of"
     refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
@@ -1090,3 +1108,25 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
         "rank 1 of 2 did not meet the other ranks at 127.0.0.1" in line
         and "unset WORLD_SIZE" in line
     )
+
+
+@pytest.mark.parametrize(
+    ("output", "code", "said"),
+    [
+        ("| true", 1, ""),
+        ("> /dev/full", 1, "redetr: cannot read or write: No space left on device\n"),
+        (">&-", 0, ""),
+    ],
+    ids=["a pipe without a reader", "a full disk", "closed"],
+)
+@pytest.mark.parametrize("arguments", ["completion bash", "train --help"])
+def test_an_output_that_takes_nothing(arguments, output, code, said):
+    """The reader of a pipe has seen enough, and nothing is said; a full disk is one line."""
+    command = f'("$0" -m redetr {arguments}; echo $? >&3) {output}'
+    ended = subprocess.run(
+        ["bash", "-c", f"exec 3>&1; {command}", sys.executable],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (ended.stdout, ended.stderr) == (f"{code}\n", said)
