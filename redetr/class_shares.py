@@ -258,10 +258,13 @@ def _best(detections: DatasetDetections) -> NDArray[np.bool_]:
     order = np.lexsort((-detections.scores, detections.labels, detections.image_index))
     images = detections.image_index[order]
     labels = detections.labels[order]
-    is_first = np.ones(len(order), bool)
-    is_first[1:] = (images[1:] != images[:-1]) | (labels[1:] != labels[:-1])
+    other_image = images[1:] != images[:-1]
+    other_label = labels[1:] != labels[:-1]
+    is_first = np.ones(len(order), bool)  # of a class in an image
+    is_first[1:] = other_image | other_label
     numbers = np.arange(len(order))
     first = np.maximum.accumulate(np.where(is_first, numbers, 0))
+    rank = numbers - first
     is_best = np.empty(len(order), bool)
-    is_best[order] = numbers - first < _BEST
+    is_best[order] = rank < _BEST
     return is_best

@@ -2,9 +2,15 @@
 many."""
 
 import gc
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+from redetr.errors import INTERRUPTED
 
 
 @contextmanager
@@ -32,6 +38,24 @@ def quick_imports() -> Iterator[None]:
     if "torch" in sys.modules:
         yield
         return
-    with no_garbage_collection():
+    with no_garbage_collection(), _ending_at_once():
         yield
         gc.freeze()
+
+
+@contextmanager
+def _ending_at_once() -> Iterator[None]:
+    """In the block, Ctrl-C ends the process, unless it is ignored or handled by others."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, _end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _end(number: int, frame: Any) -> None:
+    os._exit(INTERRUPTED)

@@ -157,9 +157,10 @@ def _sampled(targets: list[Target], canvas: Size) -> tuple[Tensor, Tensor, Tenso
         inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)  # [T, P]
         values = torch.zeros_like(inside)
         if "masks" in target:
-            rows = torch.arange(len(points))[:, None]
-            masks = target["masks"][rows, y.clamp(0, h - 1), x.clamp(0, w - 1)]
-            values = masks & inside
+            objects = torch.arange(len(points))[:, None]
+            rows = y.clamp(0, h - 1)
+            columns = x.clamp(0, w - 1)
+            values = target["masks"][objects, rows, columns] & inside
         all_points.append(points * torch.tensor([w / width, h / height]))
         all_values.append(values)
         all_inside.append(inside)

@@ -74,7 +74,9 @@ class MaskCrop(NamedTuple):
     def paint(self, canvas: Tensor, value: int) -> None:
         """Sets the pixels of a canvas `[H, W]` that are in the mask to this value."""
         height, width = self.pixels.shape
-        part = canvas[self.top : self.top + height, self.left : self.left + width]
+        bottom = self.top + height
+        right = self.left + width
+        part = canvas[self.top : bottom, self.left : right]
         part[self.pixels] = value
 
 
@@ -165,9 +167,9 @@ def boxes_of_masks(masks: Tensor) -> Tensor:
 
     Deviation: the original (and torchvision) ends a box where its last pixel begins.
     """
-    across = _extent(masks.any(1))
-    down = _extent(masks.any(2))
-    return torch.stack([across[0], down[0], across[1], down[1]], dim=1)
+    left, right = _extent(masks.any(1))
+    top, bottom = _extent(masks.any(2))
+    return torch.stack([left, top, right, bottom], dim=1)
 
 
 def _extent(is_set: Tensor) -> tuple[Tensor, Tensor]:

@@ -335,8 +335,12 @@ def result_of_tables(
 ) -> CocoResult:
     """The numbers of the classes with these names and numbers of objects."""
     all_precisions, recall, by_score = tables
+    at_0_50 = all_precisions[0]
+    at_0_75 = all_precisions[5]
     values = [
-        *(all_precisions[:, :, :, 0], all_precisions[0, :, :, 0], all_precisions[5, :, :, 0]),
+        all_precisions[:, :, :, 0],
+        at_0_50[:, :, 0],
+        at_0_75[:, :, 0],
         *(all_precisions[:, :, :, size] for size in (1, 2, 3)),
         *(recall[:, :, 0, best] for best in (0, 1, 2)),
         *(recall[:, :, size, 2] for size in (1, 2, 3)),

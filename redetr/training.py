@@ -18,7 +18,8 @@ from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
-from redetr.data.formats.folder import unreadable_of
+from redetr.data.dataset import require_valid
+from redetr.data.formats.folder import AnnotatedDataset, unreadable_of
 from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
@@ -157,6 +158,11 @@ def _open(
         )
     else:
         data, val = datasets
+        for dataset in datasets:
+            if not isinstance(dataset, AnnotatedDataset):  # whose readers have checked everything
+                require_valid(dataset)
+        if not len(data):
+            raise InputError("the training data holds no images", where=data.name)
         faults = essential_faults(data, val)
     return data.with_channels(config.channels or data.channels), val, faults
 

@@ -219,9 +219,9 @@ def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
     scale = np.array([width / size[1], height / size[0]])
     of_masks = []
     for mask in masks:
-        reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")[0, 0]
+        reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")
         polygons = []
-        for polygon in outlines(reduced.bool().numpy()):
+        for polygon in outlines(reduced[0, 0].bool().numpy()):
             polygons.append((polygon * scale).round(1).ravel().tolist())
         of_masks.append(polygons)
     return of_masks

@@ -19,6 +19,7 @@ from tyro.constructors import (
 )
 
 from redetr.choices import ImageSize, parsed_size, size_text
+from redetr.errors import InputError
 
 Command = TypeVar("Command")
 
@@ -75,8 +76,9 @@ def parse_flags(
     """The command, a dataclass, with the values in `args`.
 
     Like `tyro.cli`, prints help or an error and exits if `args` ask for help or are not valid.
+    Raises InputError for an empty value.
     """
-    return tyro.cli(
+    parsed = tyro.cli(
         command,
         args=args,
         default=default,
@@ -85,6 +87,22 @@ def parse_flags(
         config=_PAIRS_OFF,
         registry=_RULES,
     )
+    _require_no_empty(parsed)
+    return parsed
+
+
+def _require_no_empty(flags: Any) -> None:
+    """Raises InputError if a value in a dataclass is an empty text: usually from a shell variable
+    that is not set, and as a path the current folder."""
+    for setting in dataclasses.fields(flags):
+        value = getattr(flags, setting.name)
+        if dataclasses.is_dataclass(value):
+            _require_no_empty(value)
+            continue
+        values = value if isinstance(value, tuple) else (value,)
+        if "" in values:
+            name = setting.name.replace("_", "-")
+            raise InputError(f"the value of {name} is empty", remedy="is a shell variable not set?")
 
 
 @_RULES.primitive_rule

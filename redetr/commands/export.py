@@ -85,11 +85,11 @@ class Export:
             size=self._size(),
         )
         config.check()
-        path = Path(self.output or f"{_name(Path(self.checkpoint))}{SUFFIXES[self.format]}")
-        if path.suffix != SUFFIXES[self.format]:
+        suffix = SUFFIXES[self.format]
+        path = Path(self.output or f"{_name(Path(self.checkpoint))}{suffix}")
+        if path.suffix != suffix:
             raise InputError(
-                f"--output {path}: a file for --format {self.format} must end in "
-                f"{SUFFIXES[self.format]}"
+                f"--output {path}: a file for --format {self.format} must end in {suffix}"
             )
         if not path.parent.is_dir():
             raise InputError(f"--output {path}: there is no folder {path.parent}; create it")

@@ -205,6 +205,6 @@ def cross_themselves(points: np.ndarray) -> np.ndarray:
 
 def _side(starts: np.ndarray, ends: np.ndarray, points: np.ndarray) -> np.ndarray:
     """The side of a line on which each point is: negative, positive or 0, `[S, P]`."""
-    along = ends - starts
-    across = points - starts
-    return along[..., 0] * across[..., 1] - along[..., 1] * across[..., 0]
+    line_x, line_y = np.moveaxis(ends - starts, -1, 0)
+    point_x, point_y = np.moveaxis(points - starts, -1, 0)
+    return line_x * point_y - line_y * point_x

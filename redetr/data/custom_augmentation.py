@@ -204,8 +204,10 @@ def _sample(shown: _Shown, before: Target) -> Sample:
     """The sample from a result, resized to the size of the original sample."""
     height, width = shown.image.shape[-2:]
     size = before["size"]
+    final_height, final_width = size
     corners = shown.boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
-    sides = (corners[:, 2:] - corners[:, :2]) * torch.tensor([size[1] / width, size[0] / height])
+    scale = torch.tensor([final_width / width, final_height / height])
+    sides = (corners[:, 2:] - corners[:, :2]) * scale
     is_kept = (sides >= _LEAST_PX).all(1)
     masks = shown.masks
     if masks is not None:

@@ -1,9 +1,11 @@
 """The interface of data sets: uint8 images, boxes in xyxy pixels, contiguous labels."""
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
+import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -11,6 +13,9 @@ from redetr.choices import Augment
 from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.structures import Size, StoredTarget
+from redetr.wording import counted
+
+_CHECKED = 1000  # targets of a data set of a user's own
 
 
 @dataclass(frozen=True)
@@ -118,7 +123,60 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
 def _compact(target: StoredTarget) -> StoredTarget:
     """The target with compressed masks, if it has masks."""
-    if "masks" in target:
-        target["mask_counts"] = encode(target["masks"])
-        del target["masks"]
-    return target
+    if "masks" not in target:
+        return target
+    compact = target.copy()  # a data set may keep what it returned
+    compact["mask_counts"] = encode(target["masks"])
+    del compact["masks"]
+    return compact
+
+
+def require_valid(dataset: DetectionDataset) -> None:
+    """Raises InputError unless a data set of a user's own is as the interface says. Looks at the
+    first image and at up to 1,000 targets."""
+    if not isinstance(dataset, DetectionDataset):
+        remedy = "derive it from redetr.data.DetectionDataset"
+        raise InputError(f"a {type(dataset).__name__} is not a data set", remedy=remedy)
+    stride = math.ceil(len(dataset) / _CHECKED)
+    for index in range(0, len(dataset), max(1, stride)):
+        fault = _fault_of(dataset.objects(index), len(dataset.class_names))
+        if fault:
+            raise InputError(fault, where=dataset.name, item=f"target({index})")
+    if len(dataset):
+        _require_valid_image(dataset)
+
+
+def _require_valid_image(dataset: DetectionDataset) -> None:
+    image, target = dataset.sample(0)
+    expected = [dataset.channels, *target["size"]]
+    if not isinstance(image, Tensor):
+        fault = f"is a {type(image).__name__}"
+    elif image.dtype != torch.uint8 or list(image.shape) != expected:
+        fault = f"is {image.dtype} {list(image.shape)}"
+    else:
+        return
+    text = f"{fault}, expected a uint8 tensor {expected}, the size that its target states"
+    raise InputError(text, where=dataset.name, item="image(0)")
+
+
+def _fault_of(target: StoredTarget, num_classes: int) -> str:
+    """What is wrong with a target; empty if nothing is."""
+    missing = StoredTarget.__required_keys__ - target.keys()
+    if missing:
+        return f"has no {min(missing)!r}"
+    labels, boxes = target["labels"], target["boxes"]
+    count = len(labels)
+    columns = {"boxes": (count, 4), "labels": (count,), "iscrowd": (count,), "area": (count,)}
+    for name, shape in columns.items():
+        column = target[name]  # type: ignore[literal-required]
+        is_tensor = isinstance(column, Tensor)
+        if not is_tensor or column.shape != shape:
+            return f"{name!r} is not a tensor {list(shape)}, for {counted(count, 'label')}"
+    if not count:
+        return ""
+    if labels.min() < 0 or labels.max() >= num_classes:
+        classes = counted(num_classes, "class", "classes")
+        return f"labels from {int(labels.min())} to {int(labels.max())}, but {classes} from 0"
+    if not boxes.isfinite().all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        return "a box is not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, in pixels"
+    return ""

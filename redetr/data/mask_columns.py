@@ -44,14 +44,15 @@ class MaskColumns:
         return self.has_polygons | (np.diff(self.first_count) > 0)
 
     def is_whole(self, count: int) -> bool:
-        """Whether these are the masks of so many objects."""
-        lengths = (len(self.first_point), len(self.first_count))
-        ends = (int(self.first_point[-1]), int(self.first_count[-1]))
-        return lengths == (count + 1, count + 1) and ends == (len(self.points), len(self.counts))
+        """Whether these are the complete masks of `count` objects."""
+        has_points = len(self.first_point) == count + 1 and self.first_point[-1] == len(self.points)
+        has_counts = len(self.first_count) == count + 1 and self.first_count[-1] == len(self.counts)
+        return bool(has_points and has_counts)
 
     def polygons(self, index: int) -> list[np.ndarray]:
         """The polygons of an object, each float64 `[points, 2]`."""
-        points = self.points[self.first_point[index] : self.first_point[index + 1]]
+        start, stop = self.first_point[index : index + 2].tolist()
+        points = self.points[start:stop]
         is_gap = np.isnan(points[:, 0])
         if not is_gap.any():
             return [points] if len(points) else []
@@ -68,7 +69,9 @@ class MaskColumns:
         if not polygons:
             return b""
         parts = hotcoco.mask.frPyObjects(polygons, *size)
-        return parts[0]["counts"] if len(parts) == 1 else hotcoco.mask.merge(parts)["counts"]
+        if len(parts) == 1:
+            return parts[0]["counts"]
+        return hotcoco.mask.merge(parts)["counts"]
 
     def rles(self, objects: slice, size: Size) -> list[bytes]:
         """The compressed RLE of each object of an image of this size."""

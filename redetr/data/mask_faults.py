@@ -169,7 +169,7 @@ def _report_outside(
 
     def text(i: int) -> str:
         number = row_of[i]
-        span = [*low[number].round(2).tolist(), *high[number].round(2).tolist()]
+        span = np.concatenate([low[number], high[number]]).round(2).tolist()
         height, width = sizes[i].tolist()
         return f"its polygons span {span} as xyxy, in an image of {width}x{height} px"
 

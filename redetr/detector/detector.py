@@ -345,7 +345,8 @@ def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor
         pixels = image.cpu()
     else:
         array = np.array(image)
-        pixels = torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1)
+        bands_last = array.reshape(*array.shape[:2], -1)  # [H, W, channels]
+        pixels = torch.from_numpy(bands_last).permute(2, 0, 1)
     if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
         raise InputError(
             f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "

@@ -140,7 +140,8 @@ def join(folder: Path, order: Sequence[str]) -> None:
     if not parts:
         return
     earlier = [file for file in _files(folder) if file.name == RECORD]
-    added = merge(*(_lines(part) for part in parts), key=lambda line: position[line["image"]])
+    lines_of_parts = [_lines(part) for part in parts]
+    added = merge(*lines_of_parts, key=lambda line: position[line["image"]])
     _write(folder / RECORD, chain(_distinct(earlier), added))
     for part in parts:
         part.unlink()

@@ -129,7 +129,8 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
                 raise InputError(
                     f"camera {number}: gives no images; is it connected, and not in use?"
                 )
-            image = torch.from_numpy(bgr[:, :, ::-1].copy()).permute(2, 0, 1)
+            rgb = bgr[:, :, ::-1].copy()
+            image = torch.from_numpy(rgb).permute(2, 0, 1)
             yield VideoFrame(image, time.monotonic() - started, rate)
     finally:
         camera.release()

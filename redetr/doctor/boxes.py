@@ -270,9 +270,10 @@ def _same_boxes(a: Annotations) -> np.ndarray:
     while len(active):
         i = order[active]
         j = order[active + lag]
-        same_class = (image[i] == image[j]) & (a.labels[i] == a.labels[j])
+        same_image = image[i] == image[j]
+        same_class = a.labels[i] == a.labels[j]
         same_edge = x1[j] - x1[i] <= 0.02 * (x2 - x1)[i]
-        near = same_class & same_edge
+        near = same_image & same_class & same_edge
         active = active[near]
         i = i[near]
         j = j[near]

@@ -143,7 +143,8 @@ def detections_apart(
         unpaired += int((shown & ~is_pair).sum())
         shown &= is_pair
         scores = np.abs(expected["scores"] - answer["scores"])[shown]
-        boxes = np.abs(expected["boxes"] - answer["boxes"])[shown].max(axis=1, initial=0)
+        coordinates = np.abs(expected["boxes"] - answer["boxes"])[shown]
+        boxes = coordinates.max(axis=1, initial=0)
         is_same = (boxes < _SAME_PX) | (iou.numpy()[shown] >= _SAME_IOU)
         num_same += int(is_same.sum())
         differences["scores"] += scores.tolist()

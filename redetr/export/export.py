@@ -426,7 +426,10 @@ def _size_of(images: np.ndarray | Tensor) -> Size:
 
 def _shown(padding: np.ndarray) -> Size:
     """The size of an image whose padding `[H, W]` is True."""
-    return int((~padding[:, 0]).sum()), int((~padding[0]).sum())
+    is_shown = ~padding
+    height = int(is_shown[:, 0].sum())
+    width = int(is_shown[0].sum())
+    return height, width
 
 
 def _objects(masks: list[bytes], size: Size) -> np.ndarray:

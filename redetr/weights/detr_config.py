@@ -211,4 +211,5 @@ def _refused(field: str, value: Any, known: str) -> InputError:
 
 
 def _one_of(names: Any) -> str:
-    return " or ".join([", ".join(list(names)[:-1]), list(names)[-1]])
+    *others, last = names
+    return f"{', '.join(others)} or {last}"

@@ -234,7 +234,9 @@ def _fits(given: Tensor, tensor: Tensor, rows: list[tuple[int, int]] | None) -> 
     """Whether `tensor` can be filled from `given`, as a whole or with these rows (here, there)."""
     if rows is None:
         return given.shape == tensor.shape
-    if given.dim() != tensor.dim() or given.shape[1:] != tensor.shape[1:]:
+    if given.dim() != tensor.dim():
+        return False
+    if given.shape[1:] != tensor.shape[1:]:
         return False
     return all(there < len(given) for _, there in rows)
 

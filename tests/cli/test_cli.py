@@ -582,6 +582,24 @@ def test_bad_settings_are_refused_before_anything_is_written(case, shared_coco, 
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (["train", "redetr_n", "--output", ""], "output"),
+        (["train", "redetr_n", "--freeze", "backbone", ""], "freeze"),
+        (["check", ""], "data"),
+        (["predict", "runs/a", "image.png", ""], "source"),
+    ],
+)
+def test_a_variable_of_the_shell_that_is_not_set(arguments, name, capsys):
+    """As a path, an empty text would be the current folder."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    said = capsys.readouterr().err
+    assert said == f"redetr: the value of {name} is empty; is a shell variable not set?\n"
+
+
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or a run folder comes first, as in redetr train redetr_n --data: choose one of"
     refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")

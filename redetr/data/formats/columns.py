@@ -63,7 +63,9 @@ class _Mixed:
         return len(self.numbers)
 
     def __getitem__(self, i: int) -> Any:
-        return _Mixed(self.numbers[i : i + 1], self.is_int[i : i + 1]).tolist()[0]
+        row = slice(i, i + 1)
+        (value,) = _Mixed(self.numbers[row], self.is_int[row]).tolist()
+        return value
 
     def tolist(self) -> list[Any]:
         values = self.numbers.astype(object)

@@ -160,9 +160,10 @@ def _tiles_of(
     fullest = _fullest(shares)
     for number, window in enumerate(windows):
         parts = _cut_boxes(window, boxes)
-        extent = parts[:, 2:] - parts[:, :2]
+        sides = parts[:, 2:] - parts[:, :2]
         is_object = (shares[number] >= cut.min_visible) | (fullest == number)
-        is_kept = np.where(iscrowd, (extent >= 1).all(1) & (shares[number] > 0), is_object)
+        is_crowd_here = (sides >= 1).all(1) & (shares[number] > 0)
+        is_kept = np.where(iscrowd, is_crowd_here, is_object)
         rows = np.flatnonzero(is_kept)
         left, top, _, _ = window
         shifted = parts - (left, top, left, top)
@@ -196,8 +197,11 @@ def _shapes_of(annotations: Annotations, index: int) -> list[_Shape | None]:
             rows = np.flatnonzero(mask.any(1))
             columns = np.flatnonzero(mask.any(0))
             if len(rows):
-                top, left = int(rows[0]), int(columns[0])
-                pixels = mask[top : rows[-1] + 1, left : columns[-1] + 1].copy()
+                top = int(rows[0])
+                bottom = int(rows[-1]) + 1
+                left = int(columns[0])
+                right = int(columns[-1]) + 1
+                pixels = mask[top:bottom, left:right].copy()
                 shape = _Shape(left, top, pixels)
         shapes.append(shape)
     return shapes

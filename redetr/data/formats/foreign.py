@@ -258,5 +258,6 @@ def is_foreign(line: str) -> bool:
 
 
 def _unquoted(line: str) -> str:
-    is_quoted = len(line) > 2 and line[0] == line[-1] and line[0] in _QUOTES
-    return line[1:-1] if is_quoted else line
+    if len(line) > 2 and line[0] in _QUOTES and line[-1] == line[0]:
+        return line[1:-1]
+    return line

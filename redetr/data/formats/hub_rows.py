@@ -337,8 +337,10 @@ def _rle_of(image: Image.Image) -> Row:
     pixels brighter than half of the maximum. A constant alpha channel is ignored."""
     is_lossy = has_losses(image)  # has to be called before decoding
     pixels = np.asarray(image)
-    if image.mode in ("LA", "RGBA") and pixels[..., -1].min() == pixels[..., -1].max():
-        pixels = pixels[..., :-1]
+    if image.mode in ("LA", "RGBA"):
+        alpha = pixels[..., -1]
+        if alpha.min() == alpha.max():
+            pixels = pixels[..., :-1]
     if pixels.ndim == 3:
         pixels = pixels.max(2)
     limit = pixels.max() // 2 if is_lossy else 0

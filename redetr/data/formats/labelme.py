@@ -192,8 +192,10 @@ def _add_shape(
         x1, y1, x2, y2 = scene.extents[index]
         left, top, right, bottom = extent
         scene.extents[index] = (min(x1, left), min(y1, top), max(x2, right), max(y2, bottom))
-        whole = scene.masks[index]
-        scene.masks[index] = None if whole is None or polygons is None else whole + polygons
+        earlier = scene.masks[index]
+        scene.masks[index] = None
+        if earlier is not None and polygons is not None:
+            scene.masks[index] = earlier + polygons
         scene.grouped += 1
         return
     if isinstance(group, int | str):
@@ -384,7 +386,8 @@ def _read_objects(
         iscrowd += scene.difficult
 
     def locate(i: int) -> tuple[Path, str]:
-        return root / scenes[image_of[i]].file, f"shape {numbers[i]} ({reprlib.repr(labels[i])})"
+        scene = scenes[image_of[i]]
+        return root / scene.file, f"shape {numbers[i]} ({reprlib.repr(labels[i])})"
 
     count = len(labels)
     rows = Rows(count, faults, locate)

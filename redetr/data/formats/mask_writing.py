@@ -55,7 +55,8 @@ def as_single_polygons(annotations: Annotations) -> tuple[Annotations, list[str]
             builder.add(None if polygon is None else [polygon.ravel().tolist()])
     columns = builder.columns()
     boxes = _boxes_around(annotations, columns)
-    moved = int((np.abs(boxes - annotations.boxes).max(1, initial=0) > _MOVED_PX).sum())
+    moves = np.abs(boxes - annotations.boxes).max(1, initial=0)
+    moved = np.count_nonzero(moves > _MOVED_PX)
     notes = []
     if moved:
         change = f"{counted(moved, 'box', 'boxes')} by more than a pixel"

@@ -129,7 +129,8 @@ def _outline(element: ElementTree.Element) -> list[float]:
             x.append(_number(child, "."))
         elif child.tag.startswith("y"):
             y.append(_number(child, "."))
-    if len(x) > 2 and len(x) == len(y) and not math.isnan(sum(x + y)):
+    are_points = len(x) > 2 and len(x) == len(y)
+    if are_points and not math.isnan(sum(x + y)):
         return [min(x), min(y), max(x), max(y)]
     return _around_turned(element.find("robndbox"))
 

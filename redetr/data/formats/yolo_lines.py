@@ -94,8 +94,10 @@ class Lines:
                     self.kind.append(kind)
                     self.columns.append(len(words))
                     self.values.extend(values)
-                    if masks is not None:
-                        masks.add([list(map(float, words[1:]))] if kind == OUTLINE else None)
+                    if masks is not None and kind == OUTLINE:
+                        masks.add([[float(word) for word in words[1:]]])
+                    elif masks is not None:
+                        masks.add(None)
 
     def locate(self, i: int) -> tuple[Path, str]:
         """The file of line `i`, and its line number there."""
