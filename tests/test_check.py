@@ -103,6 +103,13 @@ def test_the_command_to_paste_quotes_the_path(tmp_path):
     )
 
 
+def test_the_command_to_paste_trains_as_planned(tmp_path):
+    root = write_coco(tmp_path / "data")
+    report = check(str(root), "dfine_n_finetune", num_queries=50, image_size=(64, 96))
+    flags = "--num-queries 50 --image-size 64x96"
+    assert report.verdict.endswith(f"--data {root} {flags} --output runs/mine")
+
+
 @pytest.mark.parametrize("source", ["digits", "crowns"])
 def test_embedded_data_is_sound(source, capsys):
     report = check(source)

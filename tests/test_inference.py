@@ -1,12 +1,17 @@
 """Models made ready to answer give the same numbers, with less in them."""
 
+from typing import get_overloads, get_type_hints
+
 import pytest
 import torch
 from torch import nn
 from torchvision.ops import FrozenBatchNorm2d
 
 import redetr
+from redetr.detector.detections import Detections
+from redetr.detector.detector import Detector
 from redetr.detector.inference import for_inference, fuse_norms
+from redetr.detector.segments import PanopticDetections
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
 FORMS = {
@@ -123,3 +128,12 @@ def test_a_detector_computes_in_the_precision_it_was_given():
     detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))
     bf16 = redetr.Detector(model, ["a", "b"], [1, 2], 64, device="cpu", precision="bf16").optimize()
     assert bf16.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("predict", "kind"),
+    [(Detector.predict, Detections), (Detector.predict_panoptic, PanopticDetections)],
+)
+def test_type_checkers_tell_an_image_from_a_list(predict, kind):
+    returned = [get_type_hints(overload)["return"] for overload in get_overloads(predict)]
+    assert returned == [kind, list[kind]]

@@ -27,6 +27,7 @@ from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain import explain, explain_loss, image_page, loss_page
+from redetr.masks import CroppedMasks
 from redetr.outlines import outlines
 from redetr.pages.drawing import SCORE_COLORS, class_color, to_pil
 from redetr.pages.images import data_uri
@@ -210,9 +211,10 @@ class Page:
         return {"image_id": chosen, "name": self.dataset.image_name(index), "page": page}
 
 
-def _outlines_of(masks: Tensor) -> list[list[list[float]]]:
+def _outlines_of(masks: Tensor | CroppedMasks | None) -> list[list[list[float]]]:
     """The polygons of each mask in bool `[N, H, W]`, as in `Page._outlines`, traced at a lower
     resolution."""
+    assert isinstance(masks, Tensor)  # those of tiles are cropped
     height, width = masks.shape[1:]
     reduction = max(1.0, max(height, width) / _OUTLINES_PX)
     size = (round(height / reduction), round(width / reduction))

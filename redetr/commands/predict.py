@@ -307,14 +307,14 @@ class Predict:
         while batch := list(islice(frames, at_once)):
             images = [frame.image for frame in batch if frame.image is not None]
             if self.panoptic:
-                of_images = iter(detector.predict_panoptic(images, threshold))
+                of_images: Iterator[Any] = iter(detector.predict_panoptic(images, threshold))
             else:
                 of_images = iter(detector.predict(images, threshold, self.tile, self.overlap))
             for frame in batch:
                 if frame.image is None:
                     yield frame, None
                     continue
-                detections = next(of_images)
+                detections: Any = next(of_images)
                 if self.classes:
                     detections = detections.of_classes(self.classes)
                 if tracker:

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -39,6 +39,7 @@ from redetr.weights.filling import load_strictly, require_fitting
 from redetr.weights.reading import Origin, Weights, read_weights
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
+ImageList = list[Any] | tuple[Any, ...]  # of `ImageLike`
 _TILES_AT_ONCE = 8
 
 
@@ -171,15 +172,35 @@ class Detector:
             batch_size=batch_size,
         )
 
+    @overload
+    def predict(
+        self,
+        images: ImageLike,
+        threshold: float | None = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
+        masks: bool = ...,
+    ) -> Detections: ...
+
+    @overload
+    def predict(
+        self,
+        images: ImageList,
+        threshold: float | None = ...,
+        tile: int | None = ...,
+        overlap: float = ...,
+        masks: bool = ...,
+    ) -> list[Detections]: ...
+
     @torch.inference_mode()
     def predict(
         self,
-        images: ImageLike | Sequence[ImageLike],
+        images: ImageLike | ImageList,
         threshold: float | None = None,
         tile: int | None = None,
         overlap: float = 0.2,
         masks: bool = True,
-    ) -> Any:
+    ) -> Detections | list[Detections]:
         """`Detections` of one image, or a list of them for a list of images.
 
         An image is a path, a URL (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB), `[H,
@@ -202,7 +223,7 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
-            image = as_image(images, self.model.channels)  # type: ignore[arg-type]
+            image = as_image(images, self.model.channels)
             return replace(self._look([image], threshold, tile, overlap, masks)[0], image=image)
         tensors = [as_image(image, self.model.channels) for image in images]
         return self._look(tensors, threshold, tile, overlap, masks)
@@ -259,10 +280,18 @@ class Detector:
         with autocast(self.device, self.dtype):
             return batch, outputs_of(self.model, batch)
 
+    @overload
+    def predict_panoptic(self, images: ImageLike, threshold: float = ...) -> PanopticDetections: ...
+
+    @overload
+    def predict_panoptic(
+        self, images: ImageList, threshold: float = ...
+    ) -> list[PanopticDetections]: ...
+
     @torch.inference_mode()
     def predict_panoptic(
-        self, images: ImageLike | Sequence[ImageLike], threshold: float = panoptic.THRESHOLD
-    ) -> Any:
+        self, images: ImageLike | ImageList, threshold: float = panoptic.THRESHOLD
+    ) -> PanopticDetections | list[PanopticDetections]:
         """`PanopticDetections` of one image, or a list of them for a list of images, given as to
         `predict`. Every pixel belongs to at most one segment.
 
@@ -276,7 +305,7 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
-            image = as_image(images)  # type: ignore[arg-type]
+            image = as_image(images)
             (single,) = self._segments([image], threshold)
             return replace(single, detections=replace(single.detections, image=image))
         return self._segments([as_image(image) for image in images], threshold)

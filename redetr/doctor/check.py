@@ -75,6 +75,7 @@ class Report:
         if self.errors:
             return f"{self.errors} errors would spoil training. Fix them and run again."
         command = f"redetr train {self.plan.recipe} --data {shlex.quote(self.source)}"
+        command += self.plan.flags
         if self.val_fraction:
             command += f" --val-fraction {self.val_fraction}"
         if self.masks:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from redetr.choices import ImageSize
+from redetr.choices import ImageSize, size_text
 from redetr.config import MOST_QUERIES, Settings
 from redetr.data import Hints
 from redetr.data.annotations import Annotations
@@ -25,6 +25,7 @@ class Plan:
     resize: Literal["aspect", "square"]
     max_size: int | None
     num_queries: int
+    flags: str = ""  # for training as planned, each after a space
 
     @classmethod
     @cache  # a model is built for it
@@ -42,7 +43,12 @@ class Plan:
             model = build(config.model, 1, **config.model_kwargs())
         settings = config.resolved(model, hints, num_images=1)
         queries = num_queries or model.num_queries
-        return cls(recipe, settings, model.resize, model.max_size, queries)
+        flags = ""
+        if num_queries:
+            flags += f" --num-queries {num_queries}"
+        if image_size:
+            flags += f" --image-size {size_text(image_size)}"
+        return cls(recipe, settings, model.resize, model.max_size, queries, flags)
 
     def shorter_sides(self, annotations: Annotations, image_size: ImageSize) -> np.ndarray:
         """The shorter side of each box, float `[A]`, in pixels of the model's input in training at
