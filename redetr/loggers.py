@@ -41,7 +41,7 @@ def open_loggers(
     if not names:
         try:
             return {"tensorboard": TensorBoard(folder, settings, step)}
-        except ImportError:
+        except (ImportError, UnicodeEncodeError):  # the latter as below; nobody asked for it
             return {}
     loggers: dict[str, Logger] = {}
     for name in names:
@@ -50,6 +50,11 @@ def open_loggers(
         except ImportError:
             text = f"--log {name}: the package is not installed"
             raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
+        except UnicodeEncodeError:
+            text = f"--log {name} takes no path that is not UTF-8"
+            raise InputError(
+                text, where=folder, remedy="rename it, or use a UTF-8 locale"
+            ) from None
     return loggers
 
 

@@ -10,6 +10,7 @@ object" for softmax), T objects of an image, padded to the most in the batch.
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -196,8 +197,8 @@ class SetCriterion(nn.Module):
         stays connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images, and for labels or boxes of
-        another shape, labels that are no class of the model, and boxes in pixels. Targets on a GPU
-        are waited for, those on the host are not.
+        another shape. Where targets are on the host, it also does for labels that are no class of
+        the model, and boxes in pixels.
         """
         logits = outputs["pred_logits"]
         num_images = len(logits)
@@ -272,19 +273,21 @@ class SetCriterion(nn.Module):
     def _require_ranges(self, labels: Tensor, boxes: Tensor) -> None:
         """Raises ValueError for labels that are no class of the model, which would be those of
         another query or of none, and for boxes in pixels."""
-        if not labels.numel():
-            return
-        if labels.min() < 0 or labels.max() >= self.num_classes:
+        if not labels.numel() or labels.device.type != "cpu" or boxes.device.type != "cpu":
+            return  # to look at those on a GPU, a step would wait for it once more
+        host_labels = np.asarray(labels)
+        lowest, highest = host_labels.min(), host_labels.max()
+        if lowest < 0 or highest >= self.num_classes:
+            classes = counted(self.num_classes, "class", "classes")
             raise ValueError(
-                f"labels from {int(labels.min())} to {int(labels.max())}: those of a model with "
-                f"{counted(self.num_classes, 'class', 'classes')} are from 0 to "
+                f"labels from {lowest} to {highest}: those of a model with {classes} are from 0 to "
                 f"{self.num_classes - 1}"
             )
-        largest = boxes.abs().max()
+        largest = np.abs(np.asarray(boxes.float())).max()
         if largest > _LARGEST_FRACTION:
             raise ValueError(
-                f"a number of a box is {float(largest):g}: boxes are cxcywh as fractions of the "
-                "image, not pixels"
+                f"a number of a box is {largest:g}: boxes are cxcywh as fractions of the image, "
+                "not pixels"
             )
 
     def _divided(

@@ -180,3 +180,12 @@ def test_a_logger_that_fails_does_not_end_the_run(tmp_path):
     assert shown.getvalue().count("warning: --log mlflow fails") == 1
     assert "no route to host" in shown.getvalue()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_a_path_that_is_not_utf8(tmp_path):
+    """As of another encoding, or in the locale C."""
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    assert open_loggers((), folder, {}, 0) == {}
+    with pytest.raises(InputError, match="--log tensorboard takes no path that is not UTF-8"):
+        open_loggers(("tensorboard",), folder, {}, 0)
