@@ -111,8 +111,8 @@ def test_evaluate_and_report_call_it_undefined(run, shared_coco, tmp_path, capsy
     assert "AP is undefined (-): there are no objects to find" in said
     assert "no intervals of the differences" in said
     html = " ".join((page / "index.html").read_text().split())
-    assert "AP is undefined: there is no object to find." in html
-    assert "No detection is right" not in html
+    assert "AP is undefined, because there are no objects." in html
+    assert "No detection is correct" not in html
     main([*arguments, "--json"])
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["AP"] is None

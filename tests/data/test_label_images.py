@@ -81,7 +81,7 @@ def test_check_finds_nothing_that_is_passed_over(tmp_path, capsys):
     main(["check", str(tmp_path)])
     output = capsys.readouterr().out
     assert "ready to train" in output
-    assert "folder-unused" not in output and "passed over" not in output
+    assert "folder-unused" not in output and "passed-over" not in output
 
 
 def faults_of(root: Path) -> dict[str, str]:
