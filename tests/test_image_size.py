@@ -168,7 +168,7 @@ def test_what_is_no_size(text):
         ("redetr_n", "0x96", 1, "height and width must be multiples of 32; use 32x96"),
         ("redetr_n", "70", 1, "--image-size 70: the side must be a multiple of 32; use 64 or 96"),
         ("redetr_n", "7", 1, "--image-size 7: the side must be a multiple of 32; use 32"),
-        ("redetr_n", "-32x96", 1, "--image-size -32 must be at least 0"),
+        ("redetr_n", "-32x96", 1, "--image-size -32 must be from 0 to 16384"),
         ("detr_tiny", "96x128", 1, "detr_r50 keeps the aspect ratio of images; give one number"),
         ("redetr_n", "96by128", 2, "'96by128' is neither a number of pixels nor HEIGHTxWIDTH"),
     ],

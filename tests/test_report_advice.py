@@ -33,7 +33,7 @@ def folder(tmp_path):
         (curve(0.1, 0.4, *[0.3] * 8, every=150), "more steps alone will not help (no better AP "
                                                  "since step 300)"),
         (curve(*[0.1] * 7, 0.3, 0.302, 0.304, every=150), "train longer (AP hardly rose at the "
-                                                          "end, so expect little)"),
+                                                          "end, so expect little improvement)"),
         (curve(), "train longer"),
     ],
     ids=["a seventh of the usual length", "rising", "flat", "hardly rising", "not evaluated"],
@@ -57,7 +57,7 @@ def test_where_hardly_anything_is_lost_the_headline_says_so(folder):
     for mistake in mistakes.values():
         mistake["ap50"] = 0.004
     write_report(report, folder / "hardly")
-    said = "Hardly anything is lost at an IoU of 0.5"
+    said = "Almost no AP50 is lost."
     assert said not in (folder / "lost" / "index.html").read_text()
     assert said in (folder / "hardly" / "index.html").read_text()
 

@@ -271,6 +271,6 @@ def test_fewer_than_one_thread(monkeypatch, capsys):
     monkeypatch.setattr(cli, "wait_politely", lambda: None)
     with pytest.raises(SystemExit):
         main(["train", "redetr_n", "--device", "cpu", "--threads", "0"])
-    assert "--threads 0 must be at least 1" in capsys.readouterr().err
+    assert "--threads 0 must be from 1 to 1024" in capsys.readouterr().err
     with pytest.raises(InputError, match="--threads 0 must be at least 1"):
         use_threads(0)
