@@ -86,8 +86,8 @@ HOUR = "2026-11-23-plain-hour.json"
 YOLO = "2026-11-29-yolo.json"
 OVERFIT = "2026-11-22-overfit.json"
 EXACT = "2026-11-22-exactness.json"
-EXACT_RTDETR = "2026-11-28-exactness-rtdetr.json"
-EXACT_DFINE = "2026-11-28-exactness-dfine.json"
+EXACT_RTDETR = "2026-11-29-exactness-rtdetr.json"
+EXACT_DFINE = "2026-11-29-exactness-dfine.json"
 STEP_CPU = "2026-11-23-training-step-cpu-float32.json"
 STEP_FP32 = "2026-11-28-training-step-cuda-float32.json"
 STEP_BF16 = "2026-11-28-training-step-cuda-bfloat16.json"
@@ -487,6 +487,23 @@ for layout in LAYOUTS:
     row = f"| {ranks} x {micro_batches} | {{:.1e}} | {{:.1e}} |"
     errors = plain(f"grid > detr_r50 > {layout} > fp64", f"grid > detr_r50 > {layout} > fp32")
     EXACTNESS_FIGURES.append(Bound(row, EXACT, errors))
+
+
+def family_errors(recipe: str, layout: str) -> str:
+    """The cells of a family in its grid, which is a file of results of its own."""
+    file = EXACT_RTDETR if recipe.startswith("rtdetr") else EXACT_DFINE
+    grid = f"grid > {recipe} > {layout}"
+    return Bound("{:.1e} | {:.1e}", file, plain(f"{grid} > fp64", f"{grid} > fp32")).printed()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_errors_of_the_families_are_those_of_their_results(layout):
+    cells = [
+        family_errors(recipe, layout) for recipe in ("rtdetr_r18_finetune", "dfine_s_finetune")
+    ]
+    row = f"| {layout.replace('x', ' x ')} | {cells[0]} | {cells[1]} |"
+    assert row in EXACTNESS
+
 
 START = "-start"
 
