@@ -76,9 +76,10 @@ def work(model_name: str, choice: Choice | None) -> Callable[[], None]:
     model = model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     if choice is None:
-        threads.pick_threads(model, side_px, gradient=True)
+        threads.pick_threads(model, side_px, gradient=True, batch_size=count)
         device = torch.device("cpu")
-        dtype = pick_precision("auto", device, model, side_px, gradient=True).dtype
+        trial = {"gradient": True, "batch_size": count}
+        dtype = pick_precision("auto", device, model, side_px, **trial).dtype
     else:
         torch.set_num_threads(choice.threads)
         dtype = PRECISIONS[choice.precision]

@@ -54,6 +54,7 @@ def pick_precision(
     model: DetectionModel,
     image_size: ImageSize,
     gradient: bool = False,
+    batch_size: int = 1,
     of_run: Precision | None = None,
 ) -> PrecisionChoice:
     """The number format that `precision` means for a model with fp32 weights on `device`.
@@ -62,9 +63,9 @@ def pick_precision(
     predicts as it did then. It is fp32 instead if `of_run` is fp64, or bf16 on a device without
     bf16 units. If `of_run` is None, "auto" is bf16 where that is faster, else fp32. It is faster on
     GPUs with bf16 units. A CPU may have the units and still be slow, so a trial decides there: at
-    most half a second of forward passes of `model`, with backward passes if `gradient` is True.
-    "fp64" is for proofs, as its rounding errors stay invisible over a whole run. Raises InputError
-    for an unknown name.
+    most half a second of forward passes with `batch_size` images, and of backward passes if
+    `gradient` is True. "fp64" is for proofs, as its rounding errors stay invisible over a whole
+    run. Raises InputError for an unknown name.
     """
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"unknown precision {precision!r}: choose auto, {', '.join(PRECISIONS)}")
@@ -78,7 +79,7 @@ def pick_precision(
         return PrecisionChoice("bf16")
     if not has_units:
         return PrecisionChoice("fp32")
-    gain = _bf16_gain(model, image_size, gradient)
+    gain = _bf16_gain(model, image_size, gradient, batch_size)
     return PrecisionChoice("bf16" if gain >= WORTHWHILE else "fp32", gain)
 
 
@@ -93,10 +94,12 @@ def _cpu_has_bf16_units() -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
-def _bf16_gain(model: DetectionModel, image_size: ImageSize, gradient: bool) -> float:
+def _bf16_gain(
+    model: DetectionModel, image_size: ImageSize, gradient: bool, batch_size: int
+) -> float:
     """How many times faster the model runs in bf16 than in fp32 on a CPU."""
     cpu = torch.device("cpu")
-    with trial_pass(model, image_size, gradient) as run:
+    with trial_pass(model, image_size, gradient, batch_size) as run:
 
         def run_in_bf16() -> None:
             with autocast(cpu, torch.bfloat16):

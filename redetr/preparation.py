@@ -60,10 +60,16 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
         settings = _with_choices_of(Path(config.output), settings)
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
-    settings, thread_notes = _with_threads(settings, model, dist, fresh)
+    images = max(1, settings.batch_size // (dist.world_size * max(settings.accumulate, 1)))
+    settings, thread_notes = _with_threads(settings, model, dist, fresh, images)
     notes += thread_notes
     choice = pick_precision(
-        settings.precision, dist.device, model, settings.image_size, gradient=True
+        settings.precision,
+        dist.device,
+        model,
+        settings.image_size,
+        gradient=True,
+        batch_size=images,
     )
     choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
     settings = replace(settings, precision=choice.name)
@@ -110,17 +116,17 @@ def _model(
 
 
 def _with_threads(
-    settings: Settings, model: DetectionModel, dist: Dist, fresh: bool
+    settings: Settings, model: DetectionModel, dist: Dist, fresh: bool, batch_size: int
 ) -> tuple[Settings, list[str]]:
-    """The settings with the number of threads that a trial chose, if there was one, and notes for
-    the user.
+    """The settings with the number of threads that a trial with `batch_size` images chose, if there
+    was one, and notes for the user.
 
     A resumed run uses as many threads as before, so that it ends with the same weights.
     """
     choice = None
     one_process = dist.world_size == 1 and dist.device.type == "cpu"
     if fresh and settings.threads is None and one_process:
-        choice = pick_threads(model, settings.image_size, gradient=True)
+        choice = pick_threads(model, settings.image_size, gradient=True, batch_size=batch_size)
     if choice is None:
         return settings, crowding()
     return replace(settings, threads=choice.threads), [choice.reason]

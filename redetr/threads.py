@@ -112,13 +112,13 @@ class ThreadChoice(NamedTuple):
 
 
 def pick_threads(
-    model: "DetectionModel", image_size: "ImageSize", gradient: bool = False
+    model: "DetectionModel", image_size: "ImageSize", gradient: bool = False, batch_size: int = 1
 ) -> ThreadChoice | None:
     """Makes PyTorch compute on fewer threads if that is faster, because not all of them have a core
     of their own. A trial of at most half a second decides; None without one.
 
-    The model is on a CPU. With `gradient`, the trial has backward passes. OMP_NUM_THREADS in the
-    environment is the user's decision.
+    The model is on a CPU and works on `batch_size` images at once, with backward passes if
+    `gradient` is True. OMP_NUM_THREADS in the environment is the user's decision.
     """
     import torch
 
@@ -128,7 +128,7 @@ def pick_threads(
     if fewer is None or "OMP_NUM_THREADS" in os.environ:
         return None
     before = torch.get_num_threads()
-    with trial_pass(model, image_size, gradient) as run:
+    with trial_pass(model, image_size, gradient, batch_size) as run:
 
         def run_on(count: int) -> None:
             torch.set_num_threads(count)

@@ -14,30 +14,35 @@ from redetr.structures import DetectionModel
 # would not be worth what it costs.
 WORTHWHILE = 1.05
 
-_SIDE_PX = 320  # of the trial's image, at most
+_SIDE_PX = 320  # of the trial's images, at most
+_MOST_PX = 512 * 512  # of all its images together, if there are several
 _ROUNDS = 5  # or fewer, if they take longer than this time
 _MOST_S = 0.5
 
 
 @contextmanager
 def trial_pass(
-    model: DetectionModel, image_size: ImageSize, gradient: bool
+    model: DetectionModel, image_size: ImageSize, gradient: bool, batch_size: int = 1
 ) -> Iterator[Callable[[], None]]:
-    """Yields a function that runs the model on one random image of at most 320 px a side, with a
+    """Yields a function that runs the model on random images of at most 320 px a side, with a
     backward pass if `gradient` is True.
+
+    They are as many as in a batch, because threads gain more on large tensors than on small ones,
+    but fewer than `batch_size` where these are large.
 
     The weights, their gradients and the state of the random number generators do not change.
     """
     sides = image_size if isinstance(image_size, tuple) else (image_size, image_size)
     height, width = (min(side, _SIDE_PX) for side in sides)
+    count = max(1, min(batch_size, _MOST_PX // (height * width)))
     parameter = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
-    image = torch.rand(1, model.channels, height, width, generator=generator)
-    image = image.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
+    images = torch.rand(count, model.channels, height, width, generator=generator)
+    images = images.to(parameter.device, parameter.dtype, memory_format=torch.channels_last)
 
     def run() -> None:
         with torch.set_grad_enabled(gradient):
-            outputs = model(image)
+            outputs = model(images)
         if gradient:
             total = outputs["pred_logits"].float().mean() + outputs["pred_boxes"].float().mean()
             trained = [p for p in model.parameters() if p.requires_grad]

@@ -43,6 +43,24 @@ def test_a_trial_of_slow_rounds_ends(monkeypatch):
     assert clock.rounds == 4  # to warm up, and one round
 
 
+@pytest.mark.parametrize(
+    ("image_size", "batch_size", "shape"),
+    [
+        (128, 1, (1, 3, 128, 128)),
+        (128, 16, (16, 3, 128, 128)),
+        (128, 64, (16, 3, 128, 128)),
+        ((800, 96), 8, (8, 3, 320, 96)),
+        (640, 4, (2, 3, 320, 320)),
+    ],
+)
+def test_the_images_of_a_trial(image_size, batch_size, shape, model, monkeypatch):
+    shapes = []
+    monkeypatch.setattr(model, "forward", lambda images: shapes.append(tuple(images.shape)))
+    with trial_pass(model, image_size, gradient=False, batch_size=batch_size) as run:
+        run()
+    assert shapes == [shape]
+
+
 @pytest.mark.parametrize("gradient", [False, True])
 def test_a_trial_leaves_the_model_and_random_numbers_as_they_are(gradient, model):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
