@@ -3,11 +3,11 @@
     python benchmarks/choices.py redetr_n rtdetr_r18
 
 A training step in every fixed combination of precision, threads, memory layout and attention
-kernel, and as `train` chooses by itself ("auto"). redetr_n has 16 images of 128x128, the others 2
-of 320x320. Each side is a process that keeps its memory, as the command line does; sides take
-turns; medians. "auto, times as fast as the best" compares with the fixed combination that has the
-best median: the median over rounds of the ratio within a round. Nothing else may run meanwhile.
-Writes results/DATE-choices.json.
+kernel, and as `train` chooses by itself on free cores ("auto"). redetr_n has 16 images of 128x128,
+the others 2 of 320x320. Each side is a process that keeps its memory, as the command line does;
+sides take turns; medians. "auto, times as fast as the best" compares with the fixed combination
+that has the best median: the median over rounds of the ratio within a round. Nothing else may run
+meanwhile. Writes results/DATE-choices.json.
 """
 
 import argparse
@@ -76,7 +76,6 @@ def work(model_name: str, choice: Choice | None) -> Callable[[], None]:
     model = model.to(memory_format=layout)
     images = images.contiguous(memory_format=layout)
     if choice is None:
-        threads.pick_threads(model, side_px, gradient=True, batch_size=count)
         device = torch.device("cpu")
         trial = {"gradient": True, "batch_size": count}
         dtype = pick_precision("auto", device, model, side_px, **trial).dtype
@@ -94,8 +93,10 @@ def fixed_choices() -> list[Choice]:
 
 
 def table(model_name: str, rounds: int) -> dict[str, Any]:
-    sides = {choice.name: Apart(work, model_name, choice) for choice in fixed_choices()}
-    sides["auto"] = Apart(work, model_name, None)
+    sides = {"auto": Apart(work, model_name, None)}
+    sides["auto"].ready()  # its trial is over before the others start
+    for choice in fixed_choices():
+        sides[choice.name] = Apart(work, model_name, choice)
     for side in sides.values():
         side()  # starts it
     seconds = measure(sides, rounds, warm_up=2)
@@ -119,7 +120,7 @@ def main() -> None:
     os.environ.pop("OMP_NUM_THREADS", None)
     content: dict[str, Any] = {"rounds": arguments.rounds}
     content["load at the start"] = os.getloadavg()
-    content["processor"] = torch.cpu.get_capabilities()
+    content["processor"] = dict(torch.cpu.get_capabilities())
     content["GFLOP/s of a product"] = {
         name: round(matrix_rate("cpu", PRECISIONS[name]) / 1e9, 1) for name in ("fp32", "bf16")
     }
