@@ -11,6 +11,8 @@ import torch
 
 Sides = Mapping[str, Callable[[], Any]]
 S = TypeVar("S", bound=Callable[[], Any])
+# The threads of the side before spin for some milliseconds, on cores that the next side wants.
+_SETTLE_S = 0.03
 # Whether Transformers can be a side of the comparison.
 TRANSFORMERS = bool(find_spec("transformers") and find_spec("timm"))
 
@@ -27,6 +29,7 @@ def measure(
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(warm_up + rounds):
         for name, work in sides.items():
+            time.sleep(_SETTLE_S)
             wait()
             started = clock(work)
             work()

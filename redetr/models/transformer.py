@@ -18,10 +18,6 @@ from redetr.models.recompute import runner
 
 Activation = Callable[[Tensor], Tensor]
 
-# The dimensions of a head from which on the fused kernel is as fast as the product written out, on
-# a CPU.
-_SMALLEST_FUSED = 32
-
 # Between the two matrices of a feed-forward net, by name. DETR has ReLU.
 ACTIVATIONS: dict[str, Activation] = {
     "relu": torch.relu,
@@ -76,12 +72,10 @@ def attention(
 
     The only place where the kernel is chosen. On a CPU the product is written out, softmax in fp32,
     where the fused kernel is slow or missing: in bf16 its backward takes half of a training step,
-    with small heads it slows a step by an eighth (`benchmarks/choices.py`), and with dropout there
-    is none.
+    and with dropout there is none.
     """
-    head_dim = q.shape[-1]
-    is_slow = q.dtype == torch.bfloat16 or head_dim < _SMALLEST_FUSED or p > 0
-    if q.device.type == "cpu" and is_slow:
+    if q.device.type == "cpu" and (q.dtype == torch.bfloat16 or p > 0):
+        head_dim = q.shape[-1]
         scores = at_least_float32(q @ k.mT) * head_dim**-0.5  # [B, heads, N, M]
         if ignored is not None:
             scores = scores.masked_fill(ignored, float("-inf"))
