@@ -256,6 +256,24 @@ def share(model: str, kind: str, side: str) -> str:
     return f"{model} > {kind} > share of the product rate > {side}"
 
 
+CHOSEN = "2026-11-29-choices.json"
+CHOICES = {  # rows of the table, and their names in the result
+    "by itself": "auto",
+    "fp32": "fp32, 2 threads, channels_last, attention fused",
+    "bf16": "bf16, 2 threads, channels_last, attention written out",
+    "fp32, one thread": "fp32, 1 thread, channels_last, attention fused",
+    "fp32, `contiguous`": "fp32, 2 threads, contiguous, attention fused",
+    "bf16, `contiguous`": "bf16, 2 threads, contiguous, attention written out",
+    "bf16, fused attention": "bf16, 2 threads, channels_last, attention fused",
+}
+
+
+def choice(row: str, name: str) -> Bound:
+    """A row of the table of choices: the time of a step of both models."""
+    times = plain(f"redetr_n > ms > {name} > ms", f"rtdetr_r18 > ms > {name} > ms")
+    return Bound(f"| {row} | {{:.0f}} ms | {{:.0f}} ms |", CHOSEN, times)
+
+
 SPEED_FIGURES = [
     *(
         Bound(
@@ -267,6 +285,17 @@ SPEED_FIGURES = [
         for minutes in (1, 2, 5)
     ),
     Bound("Ultralytics {}", YOLO, plain("ultralytics")),
+    *(choice(row, name) for row, name in CHOICES.items()),
+    Bound(
+        "medians of {} rounds (`benchmarks/choices.py`", CHOSEN, plain("redetr_n > ms > auto > n")
+    ),
+    Bound(
+        "{:.2f} times the speed of the best combination for `redetr_n`, and {:.2f} times for",
+        CHOSEN,
+        plain(
+            *(f"{model} > auto, times as fast as the best" for model in ("redetr_n", "rtdetr_r18"))
+        ),
+    ),
     family("training step, RT-DETR-R18, two images", "rtdetr_r18", "training step"),
     family("inference, RT-DETR-R18, one image", "rtdetr_r18", "inference"),
     family("training step, D-FINE-S, two images", "dfine_s", "training step"),
@@ -553,6 +582,7 @@ NAMED = {
         "128x128",
         "2,000",  # images that it learns from, and is measured on
         "300",
+        "320x320",
     },
 }
 
