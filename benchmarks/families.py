@@ -90,9 +90,11 @@ def their_answer(name: str, images: Tensor, kept: bool) -> Callable[[], Any]:
 
 
 def write_models(name: str, images: Tensor, folder: Path) -> dict[str, Path]:
-    """Both models as files: ours as `redetr export` writes it, theirs as PyTorch does."""
+    """Both models as files, for one image of this size: ours as `redetr export --fixed-size` writes
+    it, theirs as PyTorch does."""
     files = {side: folder / f"{side}.onnx" for side in ("redetr", "transformers")}
-    program = trace(Plain(our_model(name).eval()))
+    size = (images.shape[-2], images.shape[-1])
+    program = trace(Plain(our_model(name).eval()), size=size, one_image=True)
     write_file(program, files["redetr"], "{}", ["images"], ["logits", "boxes"], "onnx")
     theirs: nn.Module = Answers(transformers_model(name, NUM_CLASSES)).eval()
     present = not name.startswith("dfine")
