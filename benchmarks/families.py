@@ -90,8 +90,8 @@ def their_answer(name: str, images: Tensor, kept: bool) -> Callable[[], Any]:
 
 
 def write_models(name: str, images: Tensor, folder: Path) -> dict[str, Path]:
-    """Both models as files, for one image of this size: ours as `redetr export --fixed-size` writes
-    it, theirs as PyTorch does."""
+    """Both models as files, for one image of this size, as PyTorch's exporter writes theirs.
+    `redetr export` leaves the number of images open, which costs OpenVINO a few percent."""
     files = {side: folder / f"{side}.onnx" for side in ("redetr", "transformers")}
     size = (images.shape[-2], images.shape[-1])
     program = trace(Plain(our_model(name).eval()), size=size, one_image=True)

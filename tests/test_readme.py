@@ -79,7 +79,7 @@ def after_minutes(data: str, minutes: int) -> tuple[Key, ...]:
 
 
 DIGITS = "2026-11-28-learning-digits.json"
-FAMILIES = "2026-11-28-families.json"
+FAMILIES = "2026-11-29-families.json"
 DIGITS_BEFORE = "2026-11-22-learning-digits.json"
 CROWNS = "2026-11-28-learning-crowns.json"
 HOUR = "2026-11-23-plain-hour.json"
@@ -252,6 +252,20 @@ def family(row: str, model: str, kind: str) -> Bound:
     return Bound(text, FAMILIES, plain(*paths))
 
 
+MEMBERS = {"RT-DETR-R18": "rtdetr_r18", "RT-DETR-R50": "rtdetr_r50", "D-FINE-S": "dfine_s"}
+
+
+def exported(row: str, model: str) -> Bound:
+    """A row of the table of exported files."""
+    paths = []
+    for runtime in ("ONNX Runtime", "OpenVINO"):
+        kind = f"{model} > {runtime}"
+        paths += [f"{kind} > ms > redetr > ms", f"{kind} > ms > transformers > ms"]
+        paths.append(f"{kind} > times faster > transformers")
+    cells = "{:,.0f} ms | {:,.0f} ms | {}"
+    return Bound(f"| {row} | {cells} | {cells} |", FAMILIES, plain(*paths))
+
+
 def share(model: str, kind: str, side: str) -> str:
     return f"{model} > {kind} > share of the product rate > {side}"
 
@@ -298,6 +312,10 @@ SPEED_FIGURES = [
     ),
     family("training step, RT-DETR-R18, two images", "rtdetr_r18", "training step"),
     family("inference, RT-DETR-R18, one image", "rtdetr_r18", "inference"),
+    family("training step, RT-DETR-R50, two images", "rtdetr_r50", "training step"),
+    family("inference, RT-DETR-R50, one image", "rtdetr_r50", "inference"),
+    *(exported(row, model) for row, model in MEMBERS.items()),
+    Bound("medians of {} rounds (`benchmarks/families.py`)", FAMILIES, plain("setting > rounds")),
     family("training step, D-FINE-S, two images", "dfine_s", "training step"),
     family("inference, D-FINE-S, one image", "dfine_s", "inference"),
     Bound("Images are {}x{}", FAMILIES, plain("setting > height", "setting > width")),
