@@ -105,10 +105,12 @@ class ThreadChoice(NamedTuple):
 
     @property
     def reason(self) -> str:
-        return (
-            f"threads: {self.threads}, because other programs use the cores, and it is "
-            f"{self.gain:.2f} times as fast as {self.rejected} (--threads chooses)"
-        )
+        if self.threads < self.rejected:
+            why = "because other programs use the cores"
+        else:
+            why = "although the load is high"
+        speed = f"{self.gain:.2f} times the speed of {self.rejected}"
+        return f"threads: {self.threads}, {why}: {speed} (--threads chooses)"
 
 
 def pick_threads(
