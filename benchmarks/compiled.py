@@ -3,10 +3,10 @@
     python benchmarks/compiled.py redetr_n rtdetr_r18 detr_r50
     python benchmarks/compiled.py redetr_n detr_r50 --device cuda --precision bf16
 
-redetr_n has 16 images of 128x128, the others 2 of 320x320. Seconds of the
-first step: without --compile, with it and nothing compiled before, and with it once more in
-a new process, which finds what the first one compiled. Then steps in turns; medians. Each side is a
-process that keeps its memory. Writes results/DATE-compiled-DEVICE.json after each model.
+redetr_n has 16 images of 128x128, the others 2 of 320x320. First the seconds of the first step:
+without --compile, with it and an empty cache, and with it in a second process, which finds what the
+first one compiled. Then steps in turns; medians. Each side is a process that keeps its memory.
+Writes results/DATE-compiled-DEVICE.json after each model.
 """
 
 import argparse

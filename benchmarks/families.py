@@ -3,7 +3,7 @@
     python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s
     python benchmarks/families.py dfine_s --exported     # also both in ONNX Runtime and OpenVINO
 
-The whole table, on a machine that does nothing else (about an hour on two cores):
+The whole table, on a machine that does nothing else (about ten minutes on two cores):
 
     python benchmarks/families.py rtdetr_r18 rtdetr_r50 dfine_s --exported
 

@@ -59,8 +59,8 @@ def quiet_dependencies() -> None:
 
 
 def drop_output() -> None:
-    """Sends what standard output still holds, and cannot write, nowhere: Python would write it at
-    its end, and complain."""
+    """Discards buffered standard output that cannot be written. Otherwise, Python would try again
+    when it exits, and print a traceback."""
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -94,13 +94,13 @@ def main(arguments: list[str] | None = None) -> None:
             run_command(sys.argv[1:] if arguments is None else arguments)
         finally:
             if sys.stdout is not None:
-                sys.stdout.flush()  # what fails here would be a complaint of Python's at its end
+                sys.stdout.flush()  # here, an error is reported; at exit, Python would print it
     except RedetrError as error:
         ERRORS.print(f"redetr: {error}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         drop_output()
         raise SystemExit(InputError.exit_code) from None
     except OSError as error:  # a folder that cannot be written, a full disk

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from redetr.errors import InputError
+from redetr.wording import counted
 
 if TYPE_CHECKING:  # PyTorch reads the environment when it is imported
     from redetr.choices import ImageSize
@@ -82,8 +83,8 @@ def _time_limit() -> float:
 
 
 def free_threads() -> int | None:
-    """How many threads of PyTorch would have a core of their own, if those of now do not: because
-    other programs use the cores, or because a container limits the time on them."""
+    """How many of PyTorch's threads can have a core of their own, if not all of them can: other
+    programs use the cores, or a container limits the time on them. None if all can."""
     import torch
 
     threads = torch.get_num_threads()
@@ -105,19 +106,18 @@ class ThreadChoice(NamedTuple):
 
     @property
     def reason(self) -> str:
-        if self.threads < self.rejected:
-            why = "because other programs use the cores"
-        else:
-            why = "although the load is high"
-        speed = f"{self.gain:.2f} times the speed of {self.rejected}"
-        return f"threads: {self.threads}, {why}: {speed} (--threads chooses)"
+        return (
+            f"threads: {self.threads}, which has {self.gain:.2f} times the speed of "
+            f"{self.rejected}; other programs or a container's limit take processor time "
+            "(--threads chooses)"
+        )
 
 
 def pick_threads(
     model: "DetectionModel", image_size: "ImageSize", gradient: bool = False, batch_size: int = 1
 ) -> ThreadChoice | None:
-    """Makes PyTorch compute on fewer threads if that is faster, because not all of them have a core
-    of their own. A trial of at most half a second decides; None without one.
+    """Makes PyTorch compute on fewer threads if not all of them can have a core of their own and a
+    trial of about half a second shows that fewer are faster. None if there was no trial.
 
     The model is on a CPU and works on `batch_size` images at once, with backward passes if
     `gradient` is True. OMP_NUM_THREADS in the environment is the user's decision.
@@ -137,12 +137,12 @@ def pick_threads(
             run()
 
         gain = times_faster(lambda: run_on(fewer), lambda: run_on(before))
-    is_faster = gain >= WORTHWHILE
-    count = fewer if is_faster else before
-    torch.set_num_threads(count)
-    if is_faster:
-        return ThreadChoice(fewer, before, gain)
-    return ThreadChoice(before, fewer, 1 / gain)
+    if gain >= WORTHWHILE:
+        choice = ThreadChoice(fewer, before, gain)
+    else:
+        choice = ThreadChoice(before, fewer, 1 / gain)
+    torch.set_num_threads(choice.threads)
+    return choice
 
 
 def crowding() -> list[str]:
@@ -152,8 +152,9 @@ def crowding() -> list[str]:
     fewer = free_threads()
     if fewer is None:
         return []
+    threads = torch.get_num_threads()
+    usable = counted(cores(), "usable core")
     return [
-        f"note: {torch.get_num_threads()} threads compute, and the load of this machine with "
-        f"{os.cpu_count() or 1} cores was {load():.1f} in the last minute: if other programs stay "
-        f"that busy, try --threads {fewer}"
+        f"note: {threads} threads compute on {usable}, and the load of the machine was "
+        f"{load():.1f} in the last minute: try --threads {fewer}"
     ]

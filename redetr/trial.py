@@ -10,8 +10,8 @@ import torch
 from redetr.choices import ImageSize
 from redetr.structures import DetectionModel
 
-# A candidate is chosen if it is at least this many times as fast: a smaller gain may be chance, and
-# would not be worth what it costs.
+# A candidate is chosen if it is at least this many times as fast. A smaller gain may be chance, and
+# is not worth the rounding of bf16 or an idle core.
 WORTHWHILE = 1.05
 
 _SIDE_PX = 320  # of the trial's images, at most

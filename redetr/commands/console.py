@@ -25,8 +25,10 @@ _CONTROLS = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # all but the end of a
 
 
 def _width_of_output() -> int | None:
-    """Characters in a line of standard output; None: as wide as the terminal, or COLUMNS. There is
-    no standard output (None) where whoever started the process closed it."""
+    """Characters in a line of standard output; None: as wide as the terminal, or COLUMNS.
+
+    `sys.stdout` is None if the process was started with it closed.
+    """
     if sys.stdout is None or sys.stdout.isatty() or "COLUMNS" in os.environ:
         return None
     return _WIDTH_OF_FILES
