@@ -43,7 +43,7 @@ def images_per_second(seconds: float, auto: bool) -> float:
     torch.manual_seed(0)
     model = redetr.build("redetr_n", 10).to(memory_format=torch.channels_last).train()
     if auto:
-        threads.load = lambda: 1.0  # what a minute beside another program shows
+        threads.busy_cores = lambda: 1.0  # what a minute beside another program shows
         choice = threads.pick_threads(model, SIDE_PX, gradient=True, batch_size=IMAGES)
         print(choice, file=sys.stderr)
     criterion = redetr.SetCriterion.for_model(model)

@@ -162,7 +162,8 @@ class LoaderOptions:
     """How a host reads its images. None of this changes the results."""
 
     num_workers: int | None = None
-    """Loader processes per rank; default: cores per rank minus one, at most 8."""
+    """Loader processes per rank; 0 = load in the rank itself; default: cores per rank minus one, at
+    most 8; on a CPU with two cores or fewer, the cores on which nothing computes."""
     loader_timeout_s: float = 120.0
     """The run fails if a loader process does not respond for this many seconds."""
     cache_mb: int | None = None

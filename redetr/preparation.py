@@ -193,11 +193,11 @@ def custom_augmentation(
     return load_augmentation(config.custom_augment) if config.custom_augment else None
 
 
-def num_workers_of(config: Settings) -> int:
+def num_workers_of(config: Settings, device: torch.device) -> int:
     """Loader processes of this rank: as the user says, or by the cores of the host."""
     if config.num_workers is not None:
         return config.num_workers
-    return spare_workers()
+    return spare_workers(device)
 
 
 def image_cache(config: Settings, dist: Dist, data: DetectionDataset) -> ImageCache | None:

@@ -3,11 +3,13 @@
 On a CPU, the threads of an operation meet at its end. By default those of libgomp, which PyTorch
 uses on Linux, spin while they wait: fastest on free cores. Where another program wants a core as
 well, they spin on the very core that the last thread is waiting for. Threads that sleep early are
-a little slower on free cores, and up to five times as fast on busy ones (`benchmarks/busy.py`).
+slower on free cores, by a quarter in some virtual machines, and up to five times as fast on busy
+ones (`benchmarks/busy.py`).
 """
 
 import math
 import os
+import time
 from collections.abc import MutableMapping
 from contextlib import suppress
 from pathlib import Path
@@ -20,11 +22,13 @@ if TYPE_CHECKING:  # PyTorch reads the environment when it is imported
     from redetr.choices import ImageSize
     from redetr.structures import DetectionModel
 
-SPIN_COUNT = "1000"  # rounds of waiting, a few microseconds; by default thousands of millions
+SPIN_COUNT = "1000"  # rounds of waiting, some 20 microseconds; by default 300 times as many
 # What a user may set to decide it, of libgomp and of any OpenMP.
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _CGROUP = Path("/sys/fs/cgroup")
+_PROCESSOR_TIMES = Path("/proc/stat")
 _SPARE = 0.5  # of a core: a lower load is that of a system at rest
+_SAMPLE_S = 0.2  # of the load at this moment; the system counts in hundredths of a second
 
 
 def load() -> float:
@@ -35,6 +39,57 @@ def load() -> float:
     return 0.0
 
 
+class _ProcessorTime(NamedTuple):
+    """Seconds since the system started, summed over its cores."""
+
+    busy: float
+    idle: float
+
+
+def _processor_time() -> _ProcessorTime | None:
+    """None where the system does not count it."""
+    try:
+        line = _PROCESSOR_TIMES.read_text().splitlines()[0]
+        user, nice, system, idle, waiting, interrupts, soft_interrupts = (
+            int(ticks) for ticks in line.split()[1:8]
+        )
+    except (OSError, ValueError, IndexError):
+        return None
+    ticks_per_s = os.sysconf("SC_CLK_TCK")
+    busy = user + nice + system + interrupts + soft_interrupts
+    return _ProcessorTime(busy / ticks_per_s, (idle + waiting) / ticks_per_s)
+
+
+def _busy_now() -> float | None:
+    """How many cores other processes use at this moment; None where the system does not say."""
+    before = _processor_time()
+    by_this_before = time.process_time()
+    time.sleep(_SAMPLE_S)
+    by_this = time.process_time() - by_this_before
+    after = _processor_time()
+    if before is None or after is None:
+        return None
+    busy = after.busy - before.busy
+    idle = after.idle - before.idle
+    if busy + idle == 0:  # some sandboxes report zeros
+        return None
+    share = max(0.0, busy - by_this) / (busy + idle)
+    return share * (os.cpu_count() or 1)
+
+
+def busy_cores() -> float:
+    """How many cores of the machine other programs keep busy; 0 where the system does not say.
+
+    It is the load of the last minute, or what a fifth of a second shows if that is less: programs
+    that have just ended still count in the load.
+    """
+    recent = load()
+    if recent <= _SPARE:
+        return recent
+    now = _busy_now()
+    return recent if now is None else min(recent, now)
+
+
 def wait_politely(environment: MutableMapping[str, str] = os.environ) -> None:
     """Makes the threads of this process, and of those that it starts, sleep early while they wait,
     if other programs use the cores and the user has not decided it.
@@ -43,7 +98,7 @@ def wait_politely(environment: MutableMapping[str, str] = os.environ) -> None:
     """
     if any(name in environment for name in _VARIABLES):
         return
-    if load() > _SPARE:
+    if busy_cores() > _SPARE:
         environment["GOMP_SPINCOUNT"] = SPIN_COUNT
 
 
@@ -82,13 +137,12 @@ def _time_limit() -> float:
     return math.inf
 
 
-def free_threads() -> int | None:
+def free_threads(busy: float) -> int | None:
     """How many of PyTorch's threads can have a core of their own, if not all of them can: other
-    programs use the cores, or a container limits the time on them. None if all can."""
+    programs keep `busy` cores busy, or a container limits the time on them. None if all can."""
     import torch
 
     threads = torch.get_num_threads()
-    busy = load()
     free: float = cores()
     if busy > _SPARE:
         free = min(free, (os.cpu_count() or 1) - busy)
@@ -126,7 +180,7 @@ def pick_threads(
 
     from redetr.trial import WORTHWHILE, times_faster, trial_pass
 
-    fewer = free_threads()
+    fewer = free_threads(busy_cores())
     if fewer is None or "OMP_NUM_THREADS" in os.environ:
         return None
     before = torch.get_num_threads()
@@ -149,12 +203,12 @@ def crowding() -> list[str]:
     """A note where not all threads have a core of their own."""
     import torch
 
-    fewer = free_threads()
+    busy = busy_cores()
+    fewer = free_threads(busy)
     if fewer is None:
         return []
     threads = torch.get_num_threads()
-    usable = counted(cores(), "usable core")
-    return [
-        f"note: {threads} threads compute on {usable}, and the load of the machine was "
-        f"{load():.1f} in the last minute: try --threads {fewer}"
-    ]
+    note = f"note: {threads} threads compute on {counted(cores(), 'usable core')}"
+    if busy > _SPARE:
+        note += f", and other programs keep {busy:.1f} cores of the machine busy"
+    return [f"{note}: try --threads {fewer}"]

@@ -293,7 +293,7 @@ class _Run:
             accumulate=config.accumulate,
             size_of=samples.size if config.group_by_size and sizes_differ else None,
         )
-        num_workers = num_workers_of(config)
+        num_workers = num_workers_of(config, dist.device)
         if sampler.size_of and num_workers:
             sampler.pools = pools_ahead(sampler)
         pin_memory = dist.device.type == "cuda"
@@ -383,7 +383,7 @@ class _Run:
             dtype=self.dtype,
             criterion=self.criterion,
             batch_size=config.eval_batch_size,
-            num_workers=num_workers_of(config),
+            num_workers=num_workers_of(config, self.dist.device),
             loader_timeout_s=config.loader_timeout_s,
             on_batch=EvaluationStop(self.signals, self.dist, num_batches, message),
         )

@@ -390,6 +390,28 @@ def test_a_second_error_does_not_hide_that_a_process_was_silent():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
 
 
+@pytest.mark.parametrize(
+    ("device", "cores", "computing", "expected"),
+    [
+        ("cpu", 1, 1, 0),
+        ("cpu", 2, 2, 0),
+        ("cpu", 2, 1, 1),  # the other core is free
+        ("cpu", 1, 4, 0),
+        ("cpu", 4, 4, 3),
+        ("cpu", 64, 64, 8),
+        ("cuda", 1, 1, 1),
+        ("cuda", 2, 2, 1),
+        ("cuda", 6, 6, 5),
+    ],
+)
+def test_few_cores_that_compute_have_no_loader_process(
+    device, cores, computing, expected, monkeypatch
+):
+    monkeypatch.setattr(loader, "rank_cores", lambda: cores)
+    monkeypatch.setattr(loader.torch, "get_num_threads", lambda: computing)
+    assert loader.spare_workers(torch.device(device)) == expected
+
+
 def test_more_loader_processes_than_cores_are_not_warned_of(shared_coco, monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
     (batch,) = load_batches(samples_of(shared_coco), [[(0, 0), (0, 1)]], 2, pin_memory=False)

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import time
 from io import StringIO
 from pathlib import Path
 
@@ -43,6 +44,7 @@ def loaded(monkeypatch, tmp_path):
             threads.os, "sched_getaffinity", lambda process: affinity, raising=False
         )
         monkeypatch.setattr(threads, "_CGROUP", tmp_path)
+        monkeypatch.setattr(threads, "_PROCESSOR_TIMES", tmp_path / "no counters")
 
     return set_load
 
@@ -67,6 +69,9 @@ def test_threads_sleep_early_beside_other_programs_unless_the_user_says_how(
 # What the environment is when PyTorch is imported, which reads it once.
 COMMAND = """
 import os, sys
+from pathlib import Path
+from redetr import threads
+threads._PROCESSOR_TIMES = Path("no counters")
 os.getloadavg = lambda: (3.0, 0.0, 0.0)
 class Watch:
     def find_spec(self, name, *_):
@@ -89,6 +94,85 @@ def test_it_is_set_before_pytorch_is_imported(monkeypatch):
 def test_a_system_without_a_load(monkeypatch):
     monkeypatch.delattr(threads.os, "getloadavg")
     assert threads.load() == 0
+
+
+@pytest.fixture
+def processor_time(monkeypatch, tmp_path):
+    """Sets the processor time that passes on a machine of two cores, in ticks, while a sample of
+    its load is taken. This process is at rest."""
+    file = tmp_path / "stat"
+    monkeypatch.setattr(threads.time, "process_time", lambda: 0.0)
+
+    def set_ticks(user: int, idle: int) -> None:
+        monkeypatch.setattr(threads, "_PROCESSOR_TIMES", file)
+        total = {"user": 70, "idle": 500}
+
+        def write() -> None:
+            file.write_text(f"cpu  {total['user']} 0 30 {total['idle']} 0 0 0 0 0 0\ncpu0 1 2\n")
+
+        def sleep(seconds: float) -> None:
+            total["user"] += user
+            total["idle"] += idle
+            write()
+
+        write()
+        monkeypatch.setattr(threads.time, "sleep", sleep)
+
+    return set_ticks
+
+
+@pytest.mark.parametrize(
+    ("load", "user", "idle", "expected"),
+    [
+        (1.8, 0, 40, 0.0),  # a program that has just ended
+        (1.8, 20, 20, 1.0),
+        (0.9, 40, 0, 0.9),  # two programs that have just started
+        (0.4, 40, 0, 0.4),
+        (1.8, 0, 0, 1.8),  # no ticks are counted here
+    ],
+)
+def test_a_program_that_has_ended_keeps_no_core_busy(
+    load, user, idle, expected, loaded, processor_time
+):
+    loaded(load)
+    processor_time(user, idle)
+    assert threads.busy_cores() == pytest.approx(expected)
+
+
+def test_this_process_does_not_count_as_another_program(loaded, processor_time, monkeypatch):
+    loaded(2.0)
+    processor_time(user=30, idle=10)
+    ours = iter([5.0, 5.2])
+    monkeypatch.setattr(threads.time, "process_time", lambda: next(ours))
+    assert threads.busy_cores() == pytest.approx(2 * (0.3 - 0.2) / 0.4)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counters of Linux")
+def test_the_counters_of_this_machine_are_read():
+    before = threads._processor_time()
+    assert before is not None
+    started = time.perf_counter()
+    while time.perf_counter() < started + 0.1:
+        pass
+    after = threads._processor_time()
+    assert after.busy > before.busy
+
+
+def test_an_ended_program_changes_nothing(loaded, processor_time):
+    loaded(1.8)
+    processor_time(user=0, idle=40)
+    environment: dict[str, str] = {}
+    wait_politely(environment)
+    assert environment == {}
+    torch.set_num_threads(2)
+    assert crowding() == []
+
+
+def test_the_limit_of_a_container_is_no_other_program(loaded, tmp_path):
+    loaded(0.0, cores=4)
+    (tmp_path / "cpu.max").write_text("200000 100000")
+    torch.set_num_threads(4)
+    assert crowding() == ["note: 4 threads compute on 2 usable cores: try --threads 2"]
 
 
 @pytest.mark.parametrize(
@@ -127,7 +211,7 @@ def test_the_limit_of_a_container_counts(file, text, expected, loaded, tmp_path)
     (tmp_path / file).write_text(f"{text}\n")
     torch.set_num_threads(16)
     assert cores() == expected
-    assert free_threads() == (expected if expected < 16 else None)
+    assert free_threads(busy=0.0) == (expected if expected < 16 else None)
 
 
 def test_cores_that_this_process_may_not_run_on_do_not_count(loaded, monkeypatch):
@@ -135,7 +219,7 @@ def test_cores_that_this_process_may_not_run_on_do_not_count(loaded, monkeypatch
     monkeypatch.setattr(threads.os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     assert cores() == 2
     torch.set_num_threads(2)
-    assert free_threads() is None  # 13 of 16 are free, of which these may be two
+    assert free_threads(busy=3.0) is None  # 13 of 16 are free, of which these may be two
 
 
 @pytest.fixture

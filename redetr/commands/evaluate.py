@@ -160,7 +160,8 @@ class Evaluate:
 
         num_workers = self.num_workers
         if num_workers is None:
-            num_workers = 0 if len(dataset) <= self.batch_size else spare_workers()
+            one_batch = len(dataset) <= self.batch_size
+            num_workers = 0 if one_batch else spare_workers(dist.device)
         progress_bar = Progress(console=ERRORS, disable=self.json or dist.rank > 0)
         with watching_workers(), progress_bar as progress:
             task = progress.add_task("evaluating", total=len(dataset))

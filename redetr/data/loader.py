@@ -34,6 +34,8 @@ from redetr.structures import Batch, Size, collate
 ANSWER_S = 120.0  # how long a batch may take to arrive, by default
 _NO_BOXES = np.zeros((0, 4), np.float32)
 _GRACE_S = 60  # how long a worker continues after a signal to end
+_FEW_CORES = 2  # of a rank
+_MOST_WORKERS = 8  # of a rank, by default
 _DEATH_S = 1.0  # until the system reports the end of a process whose connection broke
 _SHARED_FOLDER = Path("/dev/shm")  # shared memory on Linux
 _QUEUES_BYTES = 2**15  # of shared memory, at most, for the queues of a loader process
@@ -221,9 +223,17 @@ def _start_worker(number: int) -> None:
     signal.signal(signal.SIGTERM, lambda *_: signal.alarm(_GRACE_S))
 
 
-def spare_workers() -> int:
-    """The number of loader processes that a rank may start, from the cores of the host."""
-    return min(8, max(1, rank_cores() - 1))
+def spare_workers(device: torch.device) -> int:
+    """The number of loader processes that a rank should start, from the cores of the host.
+
+    With two cores or fewer, a rank that computes on them loads in its own process: whenever a
+    loader process takes a core, the compute threads on the others wait
+    (`benchmarks/workers.py`).
+    """
+    cores = rank_cores()
+    if device.type == "cpu" and cores <= _FEW_CORES:
+        return max(0, cores - torch.get_num_threads())
+    return min(_MOST_WORKERS, max(1, cores - 1))
 
 
 class _PoolsByNumber(Dataset[np.ndarray]):
