@@ -21,6 +21,7 @@ from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.download import fetch
 from redetr.errors import InputError
+from redetr.models.group_norm import GroupNorm
 from redetr.models.recompute import runner
 
 RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101")
@@ -34,9 +35,9 @@ _STRIDES = (2, 4, 8, 16, 32)
 Norm = Literal["frozen_batch", "group", "sync_batch"]
 
 
-def _group_norm(channels: int) -> nn.GroupNorm:
+def _group_norm(channels: int) -> GroupNorm:
     """GroupNorm with eight groups, or with the most that divide both 8 and `channels`."""
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    return GroupNorm(math.gcd(8, channels), channels)
 
 
 # Layers by the name of the norm, each a function of the number of channels.

@@ -33,6 +33,7 @@ from redetr.models.deformable import (
     take,
     valid_ratio,
 )
+from redetr.models.group_norm import GroupNorm
 from redetr.models.linear import Linear
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.position import PositionEmbeddingSine, sine_features
@@ -143,7 +144,7 @@ class Neck(nn.Module):
 
 def _conv_norm(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(8, outputs))
+    return nn.Sequential(conv, GroupNorm(8, outputs))
 
 
 class FastDETR(DetectionModel):

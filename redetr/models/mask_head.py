@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy
+from redetr.models.group_norm import GroupNorm
 from redetr.models.transformer import MLP
 from redetr.structures import LossConfig, Outputs
 
@@ -100,7 +101,7 @@ class MaskHead(nn.Module):
 
 def _conv_norm(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
-    return nn.Sequential(conv, nn.GroupNorm(math.gcd(_MOST_GROUPS, outputs), outputs))
+    return nn.Sequential(conv, GroupNorm(math.gcd(_MOST_GROUPS, outputs), outputs))
 
 
 def _within_boxes(logits: Tensor, boxes: Tensor, ratio: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.models.detr import DETR, Decoded, detr
+from redetr.models.group_norm import GroupNorm
 from redetr.models.transformer import Transformer
 from redetr.precision import autocast
 from redetr.structures import DetectionModel, Outputs
@@ -118,8 +119,8 @@ def _widths(hidden_dim: int, nheads: int) -> list[int]:
     return [hidden_dim + nheads, *(hidden_dim // share for share in (2, 4, 8, 16))]
 
 
-def _layer(inputs: int, outputs: int) -> tuple[nn.Conv2d, nn.GroupNorm]:
-    norm = nn.GroupNorm(min(_GROUPS, outputs), outputs)
+def _layer(inputs: int, outputs: int) -> tuple[nn.Conv2d, GroupNorm]:
+    norm = GroupNorm(min(_GROUPS, outputs), outputs)
     return nn.Conv2d(inputs, outputs, 3, padding=1), norm
 
 
