@@ -13,7 +13,7 @@ from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
 from redetr.detector.memory import keep_memory
-from redetr.errors import INTERRUPTED, InputError, RedetrError
+from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory
 from redetr.threads import wait_politely
 
 USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
@@ -100,6 +100,15 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except (MemoryError, RuntimeError) as error:
+        memory = exhausted_memory(error)
+        if memory is None:
+            raise
+        ERRORS.print(
+            f"redetr: out of {memory} memory: smaller images need less, and so does a smaller "
+            "--batch-size, in commands that have it"
+        )
+        raise SystemExit(InputError.exit_code) from None
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe
         drop_output()
         raise SystemExit(InputError.exit_code) from None

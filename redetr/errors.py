@@ -2,6 +2,7 @@
 `exit_code`."""
 
 import os
+from typing import Literal
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every shell
 
@@ -69,3 +70,15 @@ class StoppedError(RedetrError):
     """A signal ended the run after its state was saved."""
 
     exit_code = 75
+
+
+def exhausted_memory(error: Exception) -> Literal["GPU", "host"] | None:
+    """Which memory could not be allocated; None if that is not what happened.
+
+    PyTorch has a class of its own for the GPU's memory, but not for the host's.
+    """
+    if type(error).__name__ == "OutOfMemoryError":
+        return "GPU"
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
+        return "host"
+    return None

@@ -50,9 +50,8 @@ def _processor_time() -> _ProcessorTime | None:
     """None where the system does not count it."""
     try:
         line = _PROCESSOR_TIMES.read_text().splitlines()[0]
-        user, nice, system, idle, waiting, interrupts, soft_interrupts = (
-            int(ticks) for ticks in line.split()[1:8]
-        )
+        ticks = [int(field) for field in line.split()[1:8]]
+        user, nice, system, idle, waiting, interrupts, soft_interrupts = ticks
     except (OSError, ValueError, IndexError):
         return None
     ticks_per_s = os.sysconf("SC_CLK_TCK")

@@ -27,7 +27,7 @@ from redetr.data.transforms import drawn_from
 from redetr.data.unreadable import what_was_left_out
 from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
-from redetr.errors import InputError, StoppedError
+from redetr.errors import InputError, StoppedError, exhausted_memory
 from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
@@ -129,9 +129,12 @@ def _train(
             for note in notes:
                 monitor.say(note)
             return run.train()
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            memory = exhausted_memory(error)
+            if memory is None:
+                raise
             raise InputError(
-                "out of GPU memory: raise --accumulate (the gradient stays the same), or let "
+                f"out of {memory} memory: raise --accumulate (the gradient stays the same), or let "
                 "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
                 "single image is too large, use --recompute or a smaller --image-size"
             ) from error

@@ -3,10 +3,13 @@
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
+from redetr import cli
 from redetr.data.annotations import Fault
-from redetr.errors import DivergedError, InputError
+from redetr.errors import DivergedError, InputError, exhausted_memory
 
 FOLDER = Path("a: b; c")  # a name that no message can be split at
 
@@ -54,3 +57,52 @@ def test_an_error_without_a_file_is_a_fault_of_the_source():
 def test_repetitions_are_counted_at_the_end():
     fault = Fault("note", "outline", FOLDER, "", "is odd", "mend it", 3)
     assert str(fault) == "a: b; c: is odd; mend it (and 2 more like it)"
+
+
+TOO_MUCH = 2**60  # bytes
+
+
+def allocate_in_numpy() -> None:
+    np.empty(TOO_MUCH, np.uint8)
+
+
+def allocate_in_torch() -> None:
+    torch.empty(TOO_MUCH, dtype=torch.uint8)
+
+
+def allocate_on_a_gpu() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def multiply_other_sizes() -> None:
+    torch.zeros(2, 3) @ torch.zeros(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("work", "memory"),
+    [
+        (allocate_in_numpy, "host"),
+        (allocate_in_torch, "host"),
+        (allocate_on_a_gpu, "GPU"),
+        (multiply_other_sizes, None),
+    ],
+)
+def test_exhausted_memory_is_told_apart(work, memory):
+    with pytest.raises((MemoryError, RuntimeError)) as raised:
+        work()
+    assert exhausted_memory(raised.value) == memory
+
+
+def test_exhausted_memory_is_one_line_of_the_command_line(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "run_command", lambda arguments: allocate_in_torch())
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["evaluate", "best.pt"])
+    assert stopped.value.code == 1
+    (line,) = " ".join(capsys.readouterr().err.split("\n")).strip().splitlines()
+    assert line.startswith("redetr: out of host memory: smaller images need less")
+
+
+def test_another_error_of_the_program_is_not_hidden(monkeypatch):
+    monkeypatch.setattr(cli, "run_command", lambda arguments: multiply_other_sizes())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        cli.main(["evaluate", "best.pt"])

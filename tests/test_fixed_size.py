@@ -261,3 +261,45 @@ def test_core_ml_is_a_folder_that_is_replaced_whole(stub, middle, tmp_path, monk
     output, errors = capsys.readouterr()
     assert "was not compared with PyTorch: Core ML runs only on Apple's systems" in errors
     assert "AP " not in output and re.search(r"d\.mlpackage \(0\.[1-9] MB\)", output)
+
+
+def input_shape(path: Path) -> list[int | str]:
+    """The shape of the images that an ONNX file takes."""
+    images = onnx.load(path).graph.input[0]
+    return [axis.dim_value or axis.dim_param for axis in images.type.tensor_type.shape.dim]
+
+
+@pytest.mark.parametrize(
+    ("size", "shape"),
+    [(["--fixed-size", "64"], [1, 3, 64, 64]), ([], [1, 3, "height", "width"])],
+)
+def test_a_file_for_a_single_image(size, shape, middle, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "single.onnx"
+    arguments = ["best.pt", "--one-image", "--batch-size", "2", *size, "--output", path]
+    exported(monkeypatch, averages(middle, blind=True), *arguments)
+    assert "AP 100.00 with PyTorch, 100.00 with the file" in capsys.readouterr().out
+    assert input_shape(path) == shape
+
+
+def test_a_file_for_a_single_image_may_have_processing(middle, tmp_path, monkeypatch, capsys):
+    path = tmp_path / "single.onnx"
+    arguments = ["best.pt", "--one-image", "--with-processing", "--output", path]
+    exported(monkeypatch, averages(middle, blind=True), *arguments)
+    assert "AP 100.00 with PyTorch, 100.00 with the file" in capsys.readouterr().out
+    assert input_shape(path) == [1, 3, "height", "width"]
+
+
+@pytest.mark.parametrize("name", ["redetr_n", "detr_r50"])
+def test_a_file_for_a_single_image_computes_the_same(name, tmp_path):
+    of = spread(name, **(FAST | {"enc_layers": 1} if name == "detr_r50" else FAST))
+    config = ExportConfig("onnx", size=(64, 96), single=True).of_model(of)
+    path = tmp_path / "single.onnx"
+    program = trace(Plain(of.model), config.mask, config.size, config.one_image)
+    write_file(program, path, "{}", config.inputs, config.outputs, "onnx")
+    arrays = [np.random.default_rng(0).standard_normal((1, 3, 64, 96), dtype=np.float32)]
+    if config.mask:
+        arrays.append(np.zeros((1, 64, 96), bool))
+    with torch.no_grad():
+        expected = Plain(of.model)(*map(torch.from_numpy, arrays))
+    for output, wanted in zip(open_file(path)(arrays), expected, strict=True):
+        np.testing.assert_allclose(output, wanted.numpy(), rtol=1e-4, atol=1e-4)

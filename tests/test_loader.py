@@ -418,12 +418,19 @@ def test_more_loader_processes_than_cores_are_not_warned_of(shared_coco, monkeyp
     assert len(batch) == 2
 
 
-def test_a_full_gpu_is_told(run_with, monkeypatch):
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+OUT_OF_MEMORY = {
+    "GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    "host": RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+}
 
-    monkeypatch.setattr("redetr.training.train_step", full)
-    with pytest.raises(InputError, match=r"^out of GPU memory: raise --accumulate "):
+
+@pytest.mark.parametrize("memory", OUT_OF_MEMORY)
+def test_exhausted_memory_is_told(memory, run_with, monkeypatch):
+    def step(*_):
+        raise OUT_OF_MEMORY[memory]
+
+    monkeypatch.setattr("redetr.training.train_step", step)
+    with pytest.raises(InputError, match=f"^out of {memory} memory: raise --accumulate "):
         run_with()
 
 

@@ -36,6 +36,7 @@ from redetr.export.comparison import (
 )
 from redetr.export.files import SUFFIXES, Arrays, open_file, write_file
 from redetr.export.graph import Plain, Processed, trace
+from redetr.export.mobile import image_by_image
 from redetr.export.settings import NOT_RUN, ExportConfig
 from redetr.files import UNFINISHED, write_whole
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
@@ -75,7 +76,10 @@ def export(
         _build(detector, config, threshold, built, calibration)
         comparison = None
         if trial and config.format not in NOT_RUN:
-            comparison = trial.compare(open_file(built), max_ap_drop)
+            run = open_file(built)
+            if config.single:
+                run = image_by_image(run)
+            comparison = trial.compare(run, max_ap_drop)
             _require_ap(path, comparison, config, max_ap_drop)
         _move(built, path)
     return comparison
@@ -91,7 +95,7 @@ def _build(
     """Traces the model and writes it to `path`."""
     if config.processing:
         module: Plain | Processed = Processed(detector.model, detector.image_size)
-    elif config.one_image:
+    elif config.for_devices:
         module = Plain(for_inference(detector.model))  # these converters do not fold BatchNorm
     else:
         module = Plain(detector.model)

@@ -40,6 +40,7 @@ class ExportConfig:
     mask: bool = False  # a second input marks the padding
     masks: bool = False  # also returns mask logits; `export` sets it for a model with masks
     size: Size | None = None  # height and width of the input; None = any
+    single: bool = False  # takes a single image, also in formats that could take any number
 
     @property
     def inputs(self) -> tuple[str, ...]:
@@ -48,6 +49,11 @@ class ExportConfig:
     @property
     def one_image(self) -> bool:
         """Whether the file takes a single image only."""
+        return self.single or self.for_devices
+
+    @property
+    def for_devices(self) -> bool:
+        """Whether the file is for the runtime of a device, which needs one size and one image."""
         return self.format in MOBILE
 
     @property
@@ -70,7 +76,7 @@ class ExportConfig:
                 "with --with-processing, all images of a batch have one size and need no padding: "
                 "leave out --mask"
             )
-        if self.processing and (self.size or self.one_image):
+        if self.processing and (self.size or self.for_devices):
             raise InputError(
                 "--with-processing takes images of any size: leave it out for a file of one size, "
                 "and prepare images as its metadata states"
@@ -95,7 +101,7 @@ class ExportConfig:
                 "--format litert: its converter is wrong for padded images, which this model "
                 "needs; use --format executorch"
             )
-        if self.one_image and size is None:
+        if self.for_devices and size is None:
             if model.resize == "aspect":
                 raise InputError(
                     f"--format {self.format} takes images of one size, but this model keeps their "
