@@ -11,6 +11,7 @@ import numpy as np
 from redetr.errors import InputError
 from redetr.files import write_whole
 from redetr.pages.drawing import PathLike, class_color
+from redetr.pages.fonts import use_fonts
 from redetr.pages.images import figure_text
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def plot_curves(
         _plot_ap(ap_axes, evaluations, color, label if several else "")
     _label_axes(loss_axes, "Training loss", "step", legend=several)
     _label_axes(ap_axes, "Average precision (validation), %", "minutes", legend=True)
+    use_fonts(figure)
     write_whole(Path(path), figure.savefig)
 
 

@@ -4,7 +4,6 @@ import colorsys
 import math
 import os
 from collections.abc import Sequence
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from redetr.choices import LabelChoice
 from redetr.files import write_whole
 from redetr.masks import CroppedMasks, crops_of
 from redetr.outlines import outlines
+from redetr.pages.fonts import drawing_font
 
 PathLike = str | os.PathLike[str]
 Color = tuple[int, int, int]
@@ -32,6 +32,7 @@ _INK: Color = (33, 37, 41)
 _PAPER: Color = (255, 255, 255)
 NO_COLOR: Color = (150, 150, 150)  # of objects without a class or track
 _GAP_PX = 12
+_CAPTION_LETTER_PX = 18
 _CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
 _MARK = "redetr"
 _MANY_BOXES = 30  # in one image
@@ -148,12 +149,12 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
     if not panels or columns < 1:
         raise ValueError("a grid needs at least one panel and one column")
     columns = min(columns, len(panels))
-    font = _font(18)
     has_captions = any(caption for _, caption in panels)
     caption_px = 28 if has_captions else 0
     widths = []
     heights = []
     for image, caption in panels:
+        font = drawing_font(caption, _CAPTION_LETTER_PX)
         text_px = round(font.getlength(caption) + 1)
         widths.append(max(image.width, min(text_px, _CAPTION_PX)))
         heights.append(image.height + caption_px)
@@ -168,6 +169,7 @@ def grid(panels: Sequence[tuple[Image.Image, str]], columns: int) -> Image.Image
         row, column = divmod(index, columns)
         x = x_edges[column]
         y = y_edges[row]
+        font = drawing_font(caption, _CAPTION_LETTER_PX)
         text = _shortened(caption, column_widths[column], font)
         drawing.text((x, y + caption_px / 2), text, _INK, font, anchor="lm")
         canvas.paste(image, (x, y + caption_px))
@@ -282,7 +284,7 @@ def _draw_tags(
     hide the image.
     """
     drawing = ImageDraw.Draw(canvas)
-    font = _font(_font_size(canvas, boxes))
+    font_size = _font_size(canvas, boxes)
     box_sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 1)
     box_areas = box_sides.prod(1)
     drawn_tags = np.zeros((0, 4))
@@ -291,7 +293,8 @@ def _draw_tags(
     for box, box_area, text, color in zip(boxes.tolist(), box_areas, texts, colors, strict=True):
         if not text:
             continue
-        size = (font.getlength(text) + 8, font.size * 1.25)
+        font = drawing_font(text, font_size)
+        size = (font.getlength(text) + 8, font_size * 1.25)
         if is_crowded and size[0] * size[1] > box_area:
             continue
         best = None
@@ -351,14 +354,6 @@ def _common_areas(tag: np.ndarray, boxes: Boxes) -> np.ndarray:
     widths = np.minimum(right, boxes[:, 2]) - np.maximum(left, boxes[:, 0])
     heights = np.minimum(bottom, boxes[:, 3]) - np.maximum(top, boxes[:, 1])
     return np.maximum(widths, 0) * np.maximum(heights, 0)
-
-
-@cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """A font of `size` px with Latin, Greek and Cyrillic letters, which Pillow's own lacks."""
-    import matplotlib
-
-    return ImageFont.truetype(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf", size)
 
 
 def _reduce(

@@ -2,11 +2,11 @@
 
 import base64
 import io
-from collections.abc import Container
-from functools import cache
 from typing import TYPE_CHECKING
 
 from PIL import Image
+
+from redetr.pages.fonts import font_for, letters_of, use_fonts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -24,24 +24,17 @@ def data_uri(image: Image.Image) -> str:
 
 def figure_text(text: str) -> str:
     """A text for matplotlib as it stands: no formula between dollars, and squares for letters that
-    its font lacks, which it would warn of on the terminal."""
+    no font of this system has, which it would warn of on the terminal."""
+    available = letters_of(font_for(text))
     letters = []
     for letter in text:
-        letters.append(letter if ord(letter) in _letters() else _SQUARE)
+        letters.append(letter if ord(letter) in available else _SQUARE)
     return "".join(letters).replace("$", r"\$")
-
-
-@cache
-def _letters() -> Container[int]:
-    """The letters of matplotlib's own font."""
-    import matplotlib
-    from matplotlib.ft2font import FT2Font
-
-    return FT2Font(f"{matplotlib.get_data_path()}/fonts/ttf/DejaVuSans.ttf").get_charmap()
 
 
 def figure_image(figure: "Figure") -> Image.Image:
     """A figure of matplotlib as an image."""
+    use_fonts(figure)
     with io.BytesIO() as file:
         figure.savefig(file, format="png")
         return Image.open(file).convert("RGB")
