@@ -276,8 +276,10 @@ CHOICES = {  # rows of the table, and their names in the result
     "fp32": "fp32, 2 threads, channels_last, attention fused",
     "bf16": "bf16, 2 threads, channels_last, attention written out",
     "fp32, one thread": "fp32, 1 thread, channels_last, attention fused",
+    "bf16, one thread": "bf16, 1 thread, channels_last, attention written out",
     "fp32, `contiguous`": "fp32, 2 threads, contiguous, attention fused",
     "bf16, `contiguous`": "bf16, 2 threads, contiguous, attention written out",
+    "fp32, attention written out": "fp32, 2 threads, channels_last, attention written out",
     "bf16, fused attention": "bf16, 2 threads, channels_last, attention fused",
 }
 
@@ -288,7 +290,48 @@ def choice(row: str, name: str) -> Bound:
     return Bound(f"| {row} | {{:.0f}} ms | {{:.0f}} ms |", CHOSEN, times)
 
 
+SHARES = "2026-11-29-shares.json"
+MODELS_OF_SHARES = ("detr_r50", "redetr_n", "rtdetr_r18")
+
+
+def spent(part: str) -> Bound:
+    """A row of the table of what a step spends, of work that has a rate."""
+    keys: list[Key] = []
+    for model in MODELS_OF_SHARES:
+        row = f"{model} > parts > {part}"
+        keys += [Key(f"{row} > share", 100), Key(f"{row} > share of the product rate")]
+    return Bound(f"| {part} |" + " {:.0f}% | {:.2f} |" * 3, SHARES, tuple(keys))
+
+
+def spent_without_rate(part: str, models: tuple[str, ...] = MODELS_OF_SHARES) -> Bound:
+    keys = percent(*(f"{model} > parts > {part} > share" for model in models))
+    no_share = " | |" * (len(MODELS_OF_SHARES) - len(models))
+    return Bound(f"| {part} |{no_share}" + " {:.0f}% | |" * len(models), SHARES, keys)
+
+
 SPEED_FIGURES = [
+    *(
+        spent(part)
+        for part in (
+            "gradients of convolutions",
+            "convolutions",
+            "matrix products and attention",
+        )
+    ),
+    spent_without_rate("element-wise operations, copies and the rest"),
+    spent_without_rate("sampling of feature maps", MODELS_OF_SHARES[1:]),
+    spent_without_rate("normalization"),
+    spent_without_rate("optimizer"),
+    Bound(
+        "the rate of a large matrix product ({:.0f} GFLOP/s; `benchmarks/shares.py`",
+        SHARES,
+        plain("redetr_n > GFLOP/s of a product"),
+    ),
+    Bound(
+        "multiplies large matrices at {:.0f} GFLOP/s in fp32 and {:.0f} in bf16",
+        CHOSEN,
+        plain("GFLOP/s of a product > fp32", "GFLOP/s of a product > bf16"),
+    ),
     *(
         Bound(
             f"| {data} | {minutes} | {{:.1f}} | {{:.1f}} | {{:.1f}} |",
@@ -601,6 +644,7 @@ NAMED = {
         "2,000",  # images that it learns from, and is measured on
         "300",
         "320x320",
+        "512x640",
     },
 }
 
