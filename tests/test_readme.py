@@ -552,6 +552,11 @@ SPEED_FIGURES = [
     busy("two, `GOMP_SPINCOUNT=1000`", "2 threads, GOMP_SPINCOUNT 1000"),
     busy("two, `GOMP_SPINCOUNT=0`", "2 threads, GOMP_SPINCOUNT 0"),
     busy("one", "1 thread"),
+    Bound(
+        "| as `redetr train` chooses beside another program | | {:.1f} |",
+        BUSY,
+        plain("beside one more > auto > images/s"),
+    ),
 ]
 
 LAYOUTS = ("1x1", "2x1", "3x1", "4x1", "1x2", "1x4", "2x2")
