@@ -9,8 +9,8 @@ the given minutes: Ultralytics stops by its clock, and `redetr_n` takes as many 
 judging by its first steps. The time that a run really took is recorded next to its AP. The boxes of
 all models are judged by the same evaluation, which equals pycocotools.
 
-A stopped benchmark continues where it stopped. Writes results/DATE-yolo.json and a plot of the
-curves.
+A stopped benchmark continues where it stopped; with `--continue results/FILE.json`, the runs of an
+earlier result are not repeated. Writes results/DATE-NAME.json (`--name`) and a plot of the curves.
 """
 
 import argparse
@@ -35,6 +35,7 @@ from scenes import SIDE_PX, write_description, write_labels, write_scenes
 SETS = ("dense", "shapes", "digits")
 SIDES = ("redetr_n", "yolo11n", "yolo26n")
 DIGITS = {"train": 8000, "val": 300}
+SETTINGS = ("sets", "minutes", "threads", "seeds", "sides")
 BATCH_SIZE = 16
 TIMED_STEPS = 20
 WARM_UP_STEPS = 5
@@ -202,6 +203,14 @@ def run(row: Row) -> None:
     row.file.write_text(json.dumps(row._asdict() | result))
 
 
+def take_over(result: Path) -> None:
+    """Writes the files of the runs in an earlier result."""
+    for content in json.loads(result.read_text())["runs"]:
+        row = Row(*(content[name] for name in Row._fields))
+        if not row.file.exists():
+            row.file.write_text(json.dumps(content))
+
+
 def draw(rows: list[dict[str, Any]], file: Path) -> None:
     """Plots AP over minutes, for each data set and number of threads."""
     from matplotlib import pyplot as plt
@@ -250,12 +259,16 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--sides", choices=SIDES, nargs="+", default=list(SIDES))
+    parser.add_argument("--name", default="yolo", help="of the result")
+    parser.add_argument("--continue", dest="earlier", type=Path, help="an earlier result")
     parser.add_argument("--row", type=json.loads, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.row:
         run(Row(*arguments.row))
         return
     FOLDER.mkdir(parents=True, exist_ok=True)
+    if arguments.earlier:
+        take_over(arguments.earlier)
     done = []
     choices = (arguments.seeds, arguments.sets, arguments.threads, arguments.minutes)
     for seed, data, threads, minutes in product(*choices):
@@ -269,9 +282,9 @@ def main() -> None:
                 )
             done.append(json.loads(row.file.read_text()))
             print(done[-1], flush=True)
-    setting = {name: value for name, value in vars(arguments).items() if name != "row"}
+    setting = {name: getattr(arguments, name) for name in SETTINGS}
     content = {"setting": setting, "ultralytics": version("ultralytics")}
-    path = record("yolo", {**content, "median AP": medians(done), "runs": done})
+    path = record(arguments.name, {**content, "median AP": medians(done), "runs": done})
     draw(done, path.with_suffix(".png"))
 
 
