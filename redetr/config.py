@@ -66,8 +66,8 @@ class ModelOptions:
     """Save memory with large images: compute the blocks of the backbone and the encoder twice
     (activation checkpointing)."""
     compile: bool = False
-    """Compile the model with torch.compile: takes minutes at first, then steps are faster; dropout
-    masks differ."""
+    """Compile the model with torch.compile, for GPUs: before the first run this takes minutes,
+    before later ones seconds. On a CPU, steps get slower. Dropout masks differ."""
 
 
 @dataclass(frozen=True)

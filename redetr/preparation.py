@@ -169,6 +169,8 @@ def first_notes(
             f"warning: an image holds {counted(most, 'object')}, the model has "
             f"{counted(queries, 'query', 'queries')}: the rest stay unmatched; raise --num-queries"
         )
+    if config.compile and dist.device.type == "cpu":
+        notes.append("note: --compile made steps of redetr_n slower on a CPU (docs/speed.md)")
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
     notes += outlook(config, data, val)

@@ -1,11 +1,14 @@
 """Compiling: one graph for the whole model, and none for each image size."""
 
 from dataclasses import replace
+from io import StringIO
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from command_line import lines_of
+from rich.console import Console
 from torch._dynamo.testing import CompileCounter
 
 import redetr
@@ -45,15 +48,12 @@ def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
     assert counted.frame_count == 1
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", VARIANTS)
-def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
-    """Without dropout, whose random numbers a compiled graph draws in its own order."""
+def small_config(name: str, data: Path, output: Path) -> TrainConfig:
     options = tuple(f"{key}={value}" for key, value in VARIANTS[name].items())
-    config = TrainConfig(
+    return TrainConfig(
         model=name,
         model_options=options + (("dropout=0",) if name == "detr_r50" else ()),
-        data=str(shared_coco),
+        data=str(data),
         steps=4,
         eval_every=4,
         batch_size=4,
@@ -65,8 +65,26 @@ def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
         num_workers=0,
         log_every=1,
         num_queries=10,
-        output=str(tmp_path / "plain"),
+        output=str(output),
     )
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_a_run_on_a_cpu_says_that_compiling_costs_time(
+    compiles, shared_coco, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
+    config = small_config("redetr_n", shared_coco, tmp_path / "run")
+    text = StringIO()
+    train(replace(config, compile=compiles), Console(file=text, width=200))
+    assert ("--compile made steps of redetr_n slower on a CPU" in text.getvalue()) == compiles
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", VARIANTS)
+def test_compiled_training_takes_the_same_steps(name, shared_coco, tmp_path):
+    """Without dropout, whose random numbers a compiled graph draws in its own order."""
+    config = small_config(name, shared_coco, tmp_path / "plain")
     train(config)
     train(replace(config, compile=True, output=str(tmp_path / "compiled")))
     losses = {}

@@ -309,7 +309,29 @@ def spent_without_rate(part: str, models: tuple[str, ...] = MODELS_OF_SHARES) ->
     return Bound(f"| {part} |{no_share}" + " {:.0f}% | |" * len(models), SHARES, keys)
 
 
+COMPILED = "2026-11-29-compiled-cpu.json"
+WORKERS = "2026-11-29-workers.json"
+
 SPEED_FIGURES = [
+    Bound(
+        "{:.0f} ms without it and {:.0f} ms with it, {:.2f} times as fast (median of {} rounds). The "
+        "first step of the first run takes {:.0f} s, and that of a second run {:.1f} s",
+        COMPILED,
+        plain(
+            "redetr_n > ms > plain > ms",
+            "redetr_n > ms > compiled > ms",
+            "redetr_n > compiled, times as fast",
+            "redetr_n > ms > plain > n",
+            "redetr_n > seconds of the first step > compiled",
+            "redetr_n > seconds of the first step > compiled again",
+        ),
+    ),
+    Bound(
+        "{:.2f} times the speed in training `redetr_n` on digits, {:.2f} times on crowns (medians of "
+        "{} rounds",
+        WORKERS,
+        plain("digits > none, times as fast", "crowns > none, times as fast", "rounds"),
+    ),
     *(
         spent(part)
         for part in (
