@@ -23,7 +23,7 @@ from record import record
 ROOT = Path(__file__).parent.parent
 # The script of each piece, with flags that keep it short.
 SCRIPTS = {
-    "evaluation": ["evaluation.py", "--images", "1000", "--rounds", "1"],
+    "evaluation": ["evaluation.py", "--images", "1000", "--rounds", "3"],
     "criterion-cpu": ["criterion.py"],
     "loader": ["loader.py"],
     "check": ["check.py"],
