@@ -101,11 +101,11 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except (MemoryError, RuntimeError) as error:
-        memory = exhausted_memory(error)
-        if memory is None:
+        exhausted = exhausted_memory(error)
+        if exhausted is None:
             raise
         ERRORS.print(
-            f"redetr: out of {memory} memory: smaller images need less, and so does a smaller "
+            f"redetr: {exhausted}: smaller images need less, and so does a smaller "
             "--batch-size, in commands that have it"
         )
         raise SystemExit(InputError.exit_code) from None

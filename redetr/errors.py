@@ -2,7 +2,6 @@
 `exit_code`."""
 
 import os
-from typing import Literal
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every shell
 
@@ -72,13 +71,13 @@ class StoppedError(RedetrError):
     exit_code = 75
 
 
-def exhausted_memory(error: Exception) -> Literal["GPU", "host"] | None:
-    """Which memory could not be allocated; None if that is not what happened.
+def exhausted_memory(error: Exception) -> str | None:
+    """Says which memory could not be allocated; None if that is not what happened.
 
     PyTorch has a class of its own for the GPU's memory, but not for the host's.
     """
     if type(error).__name__ == "OutOfMemoryError":
-        return "GPU"
+        return "out of GPU memory"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
-        return "host"
+        return "out of host memory"
     return None

@@ -130,11 +130,11 @@ def _train(
                 monitor.say(note)
             return run.train()
         except (MemoryError, RuntimeError) as error:
-            memory = exhausted_memory(error)
-            if memory is None:
+            exhausted = exhausted_memory(error)
+            if exhausted is None:
                 raise
             raise InputError(
-                f"out of {memory} memory: raise --accumulate (the gradient stays the same), or let "
+                f"{exhausted}: raise --accumulate (the gradient stays the same), or let "
                 "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
                 "single image is too large, use --recompute or a smaller --image-size"
             ) from error

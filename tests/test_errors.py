@@ -79,18 +79,18 @@ def multiply_other_sizes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("work", "memory"),
+    ("work", "message"),
     [
-        (allocate_in_numpy, "host"),
-        (allocate_in_torch, "host"),
-        (allocate_on_a_gpu, "GPU"),
+        (allocate_in_numpy, "out of host memory"),
+        (allocate_in_torch, "out of host memory"),
+        (allocate_on_a_gpu, "out of GPU memory"),
         (multiply_other_sizes, None),
     ],
 )
-def test_exhausted_memory_is_told_apart(work, memory):
+def test_exhausted_memory_is_told_apart(work, message):
     with pytest.raises((MemoryError, RuntimeError)) as raised:
         work()
-    assert exhausted_memory(raised.value) == memory
+    assert exhausted_memory(raised.value) == message
 
 
 def test_exhausted_memory_is_one_line_of_the_command_line(monkeypatch, capsys):
