@@ -73,7 +73,7 @@ def train(
     on `console`, by default nowhere. After each evaluation, the first process calls
     `after_evaluation` while the others wait; `callback` is given each line of metrics.jsonl there,
     a dictionary. Raises InputError for settings or data that cannot work, before anything is
-    written, and when a GPU's memory is full; DivergedError for a loss that is not finite; LostError
+    written, and when memory is exhausted; DivergedError for a loss that is not finite; LostError
     for a rank or loader process that died; StoppedError after a signal, when the state is saved.
     """
     config.check_numbers()  # the group of processes needs some of them
