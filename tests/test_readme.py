@@ -72,9 +72,9 @@ def learned(row: str, file: str, evaluation: str) -> Bound:
     )
 
 
-def after_minutes(data: str, minutes: int) -> tuple[Key, ...]:
+def after_minutes(data: str, minutes: int, threads: str = "1 thread") -> tuple[Key, ...]:
     """The median AP of redetr_n, YOLO11n and YOLO26n after this time."""
-    setting = f"median AP > {data}, {minutes} min, 1 thread"
+    setting = f"median AP > {data}, {minutes} min, {threads}"
     return plain(f"{setting} > redetr_n", f"{setting} > yolo11n", f"{setting} > yolo26n")
 
 
@@ -84,6 +84,7 @@ DIGITS_BEFORE = "2026-11-22-learning-digits.json"
 CROWNS = "2026-11-28-learning-crowns.json"
 HOUR = "2026-11-23-plain-hour.json"
 YOLO = "2026-11-29-yolo.json"
+YOLO_TWO = "2026-11-29-yolo-two-threads.json"
 OVERFIT = "2026-11-22-overfit.json"
 EXACT = "2026-11-22-exactness.json"
 EXACT_RTDETR = "2026-11-29-exactness-rtdetr.json"
@@ -362,6 +363,15 @@ SPEED_FIGURES = [
         )
         for data in ("dense", "shapes")
         for minutes in (1, 2, 5)
+    ),
+    *(
+        Bound(
+            f"| {data} | {minutes} | {{:.1f}} | {{:.1f}} | {{:.1f}} |",
+            YOLO_TWO,
+            after_minutes(data, minutes, "2 threads"),
+        )
+        for data in ("dense", "shapes")
+        for minutes in (1, 2)
     ),
     Bound("Ultralytics {}", YOLO, plain("ultralytics")),
     *(choice(row, name) for row, name in CHOICES.items()),
