@@ -3,8 +3,7 @@
 On a CPU, the threads of an operation meet at its end. By default those of libgomp, which PyTorch
 uses on Linux, spin while they wait: fastest on free cores. Where another program wants a core as
 well, they spin on the very core that the last thread is waiting for. Threads that sleep early are
-slower on free cores, by a quarter in some virtual machines, and up to five times as fast on busy
-ones (`benchmarks/busy.py`).
+slower on free cores, and up to five times as fast on busy ones (`benchmarks/busy.py`).
 """
 
 import math
@@ -62,11 +61,13 @@ def _processor_time() -> _ProcessorTime | None:
 def _busy_now() -> float | None:
     """How many cores other processes use at this moment; None where the system does not say."""
     before = _processor_time()
+    if before is None:
+        return None
     by_this_before = time.process_time()
     time.sleep(_SAMPLE_S)
     by_this = time.process_time() - by_this_before
     after = _processor_time()
-    if before is None or after is None:
+    if after is None:
         return None
     busy = after.busy - before.busy
     idle = after.idle - before.idle

@@ -77,6 +77,23 @@ def test_a_damaged_font_has_no_letters(installed, tmp_path):
     assert letters_of(damaged) == frozenset()
 
 
+class Pixels:
+    """An opened font whose letters are pixels, as of some emoji, which Pillow refuses."""
+
+    scalable = False
+
+    def __init__(self, file: str):
+        pass
+
+    def get_charmap(self) -> dict[int, int]:
+        return {ord("犬"): 1}
+
+
+def test_letters_of_pixels_are_not_used(installed, tmp_path, monkeypatch):
+    monkeypatch.setattr("matplotlib.ft2font.FT2Font", Pixels)
+    assert letters_of(tmp_path / "pixels.ttf") == frozenset()
+
+
 def tag(name: str) -> bytes:
     """The pixels of a box with this class name."""
     canvas = Image.new("RGB", (200, 200))

@@ -346,9 +346,9 @@ SPEED_FIGURES = [
     spent_without_rate("normalization"),
     spent_without_rate("optimizer"),
     Bound(
-        "the rate of a large matrix product ({:.0f} GFLOP/s; `benchmarks/shares.py`",
+        "before each model, and varied: {:.0f}, {:.0f} and {:.0f} GFLOP/s",
         SHARES,
-        plain("redetr_n > GFLOP/s of a product"),
+        plain(*(f"{model} > GFLOP/s of a product" for model in MODELS_OF_SHARES)),
     ),
     Bound(
         "multiplies large matrices at {:.0f} GFLOP/s in fp32 and {:.0f} in bf16",

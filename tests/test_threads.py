@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 from io import StringIO
 from pathlib import Path
 
@@ -147,15 +146,29 @@ def test_this_process_does_not_count_as_another_program(loaded, processor_time, 
     assert threads.busy_cores() == pytest.approx(2 * (0.3 - 0.2) / 0.4)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="counters of Linux")
-def test_the_counters_of_this_machine_are_read():
-    before = threads._processor_time()
-    assert before is not None
-    started = time.perf_counter()
-    while time.perf_counter() < started + 0.1:
-        pass
-    after = threads._processor_time()
-    assert after.busy > before.busy
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("cpu  100 20 30 4000 500 6 7 80 0 0\ncpu0 1 2\n", (1.63, 45.0)),
+        ("cpu  1 2 3\n", None),
+        ("", None),
+        (None, None),  # no such file
+    ],
+)
+def test_the_counters_of_linux_are_read(content, expected, tmp_path, monkeypatch):
+    """Stolen time, the eighth number, is neither busy nor idle."""
+    file = tmp_path / "stat"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(threads, "_PROCESSOR_TIMES", file)
+    monkeypatch.setattr(threads.os, "sysconf", lambda name: 100, raising=False)
+    assert threads._processor_time() == expected
+
+
+def test_a_system_without_counters_is_not_waited_for(loaded, monkeypatch):
+    loaded(1.8)
+    monkeypatch.setattr(threads.time, "sleep", lambda seconds: pytest.fail("waited"))
+    assert threads.busy_cores() == 1.8
 
 
 def test_an_ended_program_changes_nothing(loaded, processor_time):

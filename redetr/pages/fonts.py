@@ -30,14 +30,15 @@ def _installed_fonts() -> list[Path]:
 
 @cache
 def letters_of(font: Path) -> frozenset[int]:
-    """The code points of the letters that a font has; none for a kind that matplotlib cannot
-    draw."""
+    """The code points of the letters that a font has; none if it cannot be drawn at any size, such
+    as emoji made of pixels, or cannot be read."""
     from matplotlib.ft2font import FT2Font
 
     try:
-        return frozenset(FT2Font(font).get_charmap())
-    except RuntimeError:  # such as fonts of pixels
+        opened = FT2Font(str(font))
+    except RuntimeError:
         return frozenset()
+    return frozenset(opened.get_charmap()) if opened.scalable else frozenset()
 
 
 @lru_cache(maxsize=_MOST_TEXTS)
