@@ -371,7 +371,7 @@ SPEED_FIGURES = [
             after_minutes(data, minutes, "2 threads"),
         )
         for data in ("dense", "shapes")
-        for minutes in (1, 2)
+        for minutes in (1, 2, 5)
     ),
     Bound("Ultralytics {}", YOLO, plain("ultralytics")),
     *(choice(row, name) for row, name in CHOICES.items()),
