@@ -291,6 +291,19 @@ def choice(row: str, name: str) -> Bound:
     return Bound(f"| {row} | {{:.0f}} ms | {{:.0f}} ms |", CHOSEN, times)
 
 
+DEMO = "2026-11-29-demo.json"
+
+
+def demo(row: str, precision: str) -> Bound:
+    """A row of the table of demos: seconds to 60 AP and in all, and the AP at the end."""
+    keys = (
+        Key(f"median seconds to AP 60 > {precision}"),
+        Key(f"median seconds > {precision}"),
+        Key(f"median AP > {precision}", 100),
+    )
+    return Bound(f"| {row} | {{:.0f}} s | {{:.0f}} s | {{:.1f}} |", DEMO, keys)
+
+
 SHARES = "2026-11-29-shares.json"
 MODELS_OF_SHARES = ("detr_r50", "redetr_n", "rtdetr_r18")
 
@@ -384,6 +397,14 @@ SPEED_FIGURES = [
         plain(
             *(f"{model} > auto, times as fast as the best" for model in ("redetr_n", "rtdetr_r18"))
         ),
+    ),
+    demo("fp32", "fp32"),
+    demo("by itself", "auto"),
+    Bound("each run chose {} by itself", DEMO, plain("runs > auto > 0 > precision")),
+    Bound(
+        "the choice is {:.2f} times as fast as fp32",
+        DEMO,
+        plain("auto, times as fast to AP 60"),
     ),
     family("training step, RT-DETR-R18, two images", "rtdetr_r18", "training step"),
     family("inference, RT-DETR-R18, one image", "rtdetr_r18", "inference"),
