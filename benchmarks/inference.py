@@ -155,10 +155,14 @@ def sides_of(
             sides[f"transformers{how}"] = Apart(peer_side, *work, kept, transformers_model)
     if arguments.exported:
         images = images_of(*work)
+        exported: dict[str, Apart] = {}
         with tempfile.TemporaryDirectory() as folder:
             for name, path in write_models(images, Path(folder)).items():
-                sides[f"{name}, ONNX Runtime"] = Apart(onnxruntime_side, path, images)
-                sides[f"{name}, OpenVINO"] = Apart(openvino_side, path, images)
+                exported[f"{name}, ONNX Runtime"] = Apart(onnxruntime_side, path, images)
+                exported[f"{name}, OpenVINO"] = Apart(openvino_side, path, images)
+            for side in exported.values():
+                side.ready()  # it has read its file
+        sides |= exported
     return sides
 
 

@@ -87,6 +87,27 @@ def test_models_are_measured(bare: Path, command: str, sides: list[str]) -> None
     assert timed(run(bare, *command.split(), *small.split())) == sides
 
 
+@pytest.mark.slow
+def test_exported_models_are_measured(tmp_path: Path) -> None:
+    small = "--height 64 --width 96 --rounds 1 --batch-sizes 1 --exported"
+    subprocess.run(
+        [sys.executable, "benchmarks/inference.py", *small.split()],
+        cwd=ROOT,
+        env=os.environ | {"REDETR_RESULTS": str(tmp_path)},
+        check=True,
+        capture_output=True,
+    )
+    (file,) = tmp_path.glob("*-inference-cpu.json")
+    sides = json.loads(file.read_text())["batch of 1"]["forward"]
+    exported = {side for side in sides if side.endswith(("ONNX Runtime", "OpenVINO"))}
+    assert exported == {
+        "redetr, ONNX Runtime",
+        "redetr, OpenVINO",
+        "transformers, ONNX Runtime",
+        "transformers, OpenVINO",
+    }
+
+
 def test_a_stage_that_fails_or_hangs_stops_no_other(tmp_path: Path) -> None:
     begin = """
 import json
