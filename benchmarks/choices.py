@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from apart import Apart
 from interleaved import measure, summary, times_faster
-from limits import matrix_rate
+from limits import cpu_gflops
 from record import record
 from torch import Tensor
 from training_step import NUM_CLASSES, batch_of, step_of
@@ -121,9 +121,7 @@ def main() -> None:
     content: dict[str, Any] = {"rounds": arguments.rounds}
     content["load at the start"] = os.getloadavg()
     content["processor"] = dict(torch.cpu.get_capabilities())
-    content["GFLOP/s of a product"] = {
-        name: round(matrix_rate("cpu", PRECISIONS[name]) / 1e9, 1) for name in ("fp32", "bf16")
-    }
+    content["GFLOP/s of a product"] = cpu_gflops()
     for name in arguments.models:
         content[name] = table(name, arguments.rounds)
         print(name, content[name], flush=True)

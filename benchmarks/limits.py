@@ -39,3 +39,11 @@ def matrix_rate(
         wait()
         seconds.append(clock() - started)
     return 2 * side**3 / median(seconds[2:])
+
+
+def cpu_gflops() -> dict[str, float]:
+    """Billion operations per second in a product of large matrices on the CPU, by precision."""
+    rates = {}
+    for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+        rates[name] = round(matrix_rate("cpu", dtype) / 1e9, 1)
+    return rates

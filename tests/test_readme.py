@@ -447,6 +447,8 @@ SPEED_FIGURES = [
         STEP,
         plain("peak MB > redetr", "peak MB > 2020", "peak MB > transformers"),
     ),
+    Bound("did little else; medians of {} rounds", INFERENCE, plain("setting > rounds")),
+    Bound("of {} rounds with eight images", EIGHT, plain("setting > rounds")),
     Bound("DETR-R50, {}x{}, one image", INFERENCE, plain("setting > height", "setting > width")),
     inference("memory kept", "redetr, memory kept"),
     inference("the same without keeping memory", "redetr"),
