@@ -15,6 +15,11 @@ UNFINISHED = ".unfinished-"
 RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run` knows
 
 
+def user_path(text: str | os.PathLike) -> Path:
+    """The path that a user gave, with `~` for the home folder; unchanged if no user has it."""
+    return Path(os.path.expanduser(text))
+
+
 def open_file(path: str | os.PathLike) -> BufferedReader:
     """The file at `path`, opened for reading. Raises OSError if it cannot be opened or is not a
     regular file, because reading a pipe or a device may block or never end."""

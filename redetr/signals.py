@@ -84,6 +84,20 @@ def stop_signals() -> Iterator[StopSignals]:
         os.close(arrived)
 
 
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Makes SIGTERM, by which services are stopped, raise KeyboardInterrupt. Outside of the main
+    thread, where Python cannot, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 class EvaluationStop:
     """Called after each batch of an evaluation, ends it on all ranks after the same batch, once a
     signal has come to any of them.

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from redetr.commands.demonstration import demo, demo_config
+from redetr.commands.demonstration import _MARK, demo, demo_config
 from redetr.data import open_dataset
 from redetr.data.formats.folder import FolderDataset
 from redetr.errors import InputError
@@ -75,7 +75,7 @@ def test_demo_on_photographs_from_imagenet_weights(tmp_path):
 def test_what_fails_at_once_leaves_the_earlier_demo(tmp_path):
     folder = tmp_path / "demo"
     folder.mkdir()
-    (folder / "demo").touch()
+    (folder / "demo").write_text(_MARK)
     for data, steps in ((str(tmp_path / "nothing"), 2), ("digits", -1)):
         with pytest.raises(InputError):
             demo(data, folder, steps, Console(quiet=True))
@@ -94,10 +94,19 @@ def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
 
 
 def test_demo_does_not_delete_what_is_no_demo(tmp_path):
+    """Nor a folder that holds demos, or a file that happens to have the name of the mark."""
     (tmp_path / "precious").touch()
-    with pytest.raises(InputError, match="not an earlier demo"):
-        demo("digits", tmp_path, 2, Console(quiet=True))
+    with_folder = tmp_path / "runs"
+    (with_folder / "demo").mkdir(parents=True)
+    with_file = tmp_path / "program"
+    with_file.mkdir()
+    (with_file / "demo").touch()
+    for folder in (tmp_path, with_folder, with_file):
+        with pytest.raises(InputError, match="not an earlier demo"):
+            demo("digits", folder, 2, Console(quiet=True))
     assert (tmp_path / "precious").exists()
+    assert (with_folder / "demo").is_dir()
+    assert (with_file / "demo").is_file()
     with pytest.raises(InputError, match="no such folder"):
         demo(str(tmp_path / "nothing"), tmp_path / "new", 2, Console(quiet=True))
     assert not (tmp_path / "new").exists()

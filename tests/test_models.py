@@ -491,6 +491,23 @@ def test_the_fast_variant_works_on_a_padded_canvas():
     assert torch.stack(list(losses.values())).isfinite().all()
 
 
+@pytest.mark.parametrize("name", [*SMALL, "detr_r50_panoptic"])
+def test_a_mask_that_is_not_of_the_images_is_an_error(name):
+    with torch.device("meta"):
+        model = redetr.build(name, NUM_CLASSES)
+        images = torch.zeros(2, 3, 64, 96)
+        swapped = torch.zeros(2, 96, 64, dtype=torch.bool)
+        pixel_mask = torch.ones(2, 64, 96, dtype=torch.int64)
+        of_one_image = torch.zeros(1, 64, 96, dtype=torch.bool)
+    for mask, message in (
+        (swapped, r"mask is \[2, 96, 64\], expected \[2, 64, 96\] for images \[2, 3, 64, 96\]"),
+        (of_one_image, r"mask is \[1, 64, 96\], expected"),
+        (pixel_mask, "mask is torch.int64, expected bool with True for padding: for a pixel_mask"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model(images, mask)
+
+
 @pytest.mark.parametrize("name", SMALL)
 @pytest.mark.parametrize(
     "counts", [(3, 1), (0, 0), (20, 0)], ids=["usual", "no objects", "too many objects"]

@@ -217,7 +217,8 @@ def _outlines_of(masks: Tensor | CroppedMasks | None) -> list[list[list[float]]]
     assert isinstance(masks, Tensor)  # those of tiles are cropped
     height, width = masks.shape[1:]
     reduction = max(1.0, max(height, width) / _OUTLINES_PX)
-    size = (round(height / reduction), round(width / reduction))
+    # Of a very narrow image, one row remains.
+    size = (max(1, round(height / reduction)), max(1, round(width / reduction)))
     scale = np.array([width / size[1], height / size[0]])
     of_masks = []
     for mask in masks:

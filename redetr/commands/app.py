@@ -1,7 +1,6 @@
 """`redetr app`"""
 
 import logging
-import signal
 import socket
 import warnings
 from contextlib import suppress
@@ -67,6 +66,7 @@ class App:
 
         from redetr.app.connections import PromptProtocol
         from redetr.app.server import web_app
+        from redetr.signals import sigterm_as_ctrl_c
 
         names = self._allowed_names()
         say_detector(detector)
@@ -89,8 +89,7 @@ class App:
         with self._socket() as listening:
             address = self._address(listening)
             OUT.print(f"open http://{address}/ in a browser; press Ctrl-C to stop", soft_wrap=True)
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-            with suppress(KeyboardInterrupt):
+            with suppress(KeyboardInterrupt), sigterm_as_ctrl_c():
                 server.run([listening])
 
     def _allowed_names(self) -> list[str]:

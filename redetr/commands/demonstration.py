@@ -12,19 +12,26 @@ from redetr.commands.run_pictures import CURVES, PREDICTIONS, draw_run
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.errors import InputError
+from redetr.files import first_bytes
 from redetr.models import build
 from redetr.monitor import in_percent
 from redetr.recipes import get_recipe
 from redetr.training import train
 
+_MARK_NAME = "demo"  # a file in the folder of a demo, by which the next one may replace it
+_MARK = "This folder was written by redetr demo, which may delete it.\n"
 _STEPS = {"digits": 1500, "crowns": 1200}  # of redetr_n: three to five minutes on two cores
 
 
 def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "redetr_n") -> None:
     """Trains a recipe on `data` into `folder` (replacing an earlier demo there), draws curves and
-    predictions, and prints the next steps on `console`."""
-    if folder.exists() and not (folder / "demo").exists():
-        raise InputError(f"{folder}: exists and is not an earlier demo: give another --output")
+    predictions, and prints the next steps on `console`.
+
+    Raises InputError if `folder` exists and was not written by a demo.
+    """
+    if folder.exists() and not _is_earlier_demo(folder):
+        text = "exists and is not an earlier demo"
+        raise InputError(text, where=folder, remedy="give another --output")
     config = demo_config(data, folder, steps, recipe)
     # Before an earlier demo is removed.
     config.check(world_size=1)
@@ -33,9 +40,13 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True)
-    (folder / "demo").touch()
+    (folder / _MARK_NAME).write_text(_MARK)
     result = train(config, console, after_evaluation=draw_run)
     console.print(_next_steps(result, folder, recipe), soft_wrap=True, markup=False)
+
+
+def _is_earlier_demo(folder: Path) -> bool:
+    return first_bytes(folder / _MARK_NAME, len(_MARK) + 1) == _MARK.encode()
 
 
 def _next_steps(result: dict[str, Any], folder: Path, recipe: str) -> str:

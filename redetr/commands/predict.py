@@ -28,8 +28,10 @@ from redetr.detector.records import (
     Record,
     Summary,
     begin,
+    deleted_images,
     finished,
     join,
+    require_no_cut_stream,
     require_no_foreign_page,
     require_no_predictions,
     summary,
@@ -58,8 +60,8 @@ if TYPE_CHECKING:
 Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
 _IMAGES = ("png", "jpg", "masks")  # of these formats
 
+_STOPPED = "stopped; the same command with --resume continues"
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
-_CLASSES_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,9 @@ class Predict:
 
     def _require_free(self, folder: Path) -> None:
         """Raises InputError if the folder holds files that this run would mix with or replace."""
-        if not (self.resume or self.overwrite):
+        if self.resume:
+            require_no_cut_stream(folder)
+        elif not self.overwrite:
             require_no_predictions(folder)
         if "html" in self.save:
             require_no_foreign_page(folder)
@@ -224,13 +228,15 @@ class Predict:
         return settled
 
     def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
-        """Raises InputError if --overwrite would delete a source."""
-        if not self.overwrite:
+        """Raises InputError if --overwrite or --resume would delete a source."""
+        if not (self.overwrite or self.resume):
             return
-        deleted = {os.path.realpath(folder / name) for name in written_images(folder)}
+        flag = "--resume" if self.resume else "--overwrite"
+        names = deleted_images(folder, self.resume)
+        deleted = {os.path.realpath(folder / name) for name in names}
         for source in sources:
             if os.path.realpath(source) in deleted:
-                text = f"is an annotated image of {folder}, which --overwrite deletes"
+                text = f"is an annotated image of {folder}, which {flag} deletes"
                 raise InputError(text, where=source, remedy="give another --output")
 
     def _require_videos(self, sources: Sequence[str]) -> None:
@@ -253,10 +259,11 @@ class Predict:
         self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"
     ) -> "_Result":
         """Detects in all sources; other threads than that of the model read and draw images."""
-        from redetr.detector.sources import Frame, frames, is_camera, read_ahead
-        from redetr.detector.streams import Reconnection, is_stream
+        from redetr.detector.sources import Frame, frames, read_ahead
+        from redetr.detector.streams import Reconnection
         from redetr.detector.tracking import Tracker
         from redetr.detector.video import VideoWriter
+        from redetr.signals import sigterm_as_ctrl_c
 
         result = _Result()
         frame = Frame("")
@@ -268,15 +275,19 @@ class Predict:
         jobs = (partial(self._drawn, file_names, *pair) for pair in detected)
         silent = self.json or dist.rank > 0
         with (
+            sigterm_as_ctrl_c(),
             closing(Record(Path(self.output), dist.rank, dist.world_size)) as record,
-            closing(VideoWriter()) as video,
+            VideoWriter() as video,
             Progress(console=ERRORS, disable=silent) as progress,
         ):
             bar = progress.add_task("predicting", total=len(sources))
             try:
                 for frame, detections, picture in read_ahead(jobs, ahead):
+                    is_last = frame.number is None or detections is None  # of its source
                     if picture:
                         video.add(picture, file_names[frame.source], frame.rate, frame.time_s)
+                    if is_last:
+                        video.close()  # before the record says that it is finished
                     if detections is not None:
                         result.images += 1
                     if frame.plain:
@@ -285,14 +296,18 @@ class Predict:
                         result.errors.append(frame.error)
                     for line in self._lines(file_names, frame, detections):
                         record.add(line)
-                    if frame.number is None or detections is None:  # no further frame of its source
-                        video.close()
+                    if is_last:
                         progress.advance(bar)
             except KeyboardInterrupt:
-                if not (is_camera(frame.source) or is_stream(frame.source)):
-                    raise StoppedError(
-                        "stopped; the same command with --resume continues"
-                    ) from None
+                if not frame.is_live or frame.number is None:
+                    raise StoppedError(_STOPPED) from None
+                # Ctrl-C is how a live stream ends.
+                video.close()
+                end = Frame(frame.source, number=frame.number + 1)
+                for line in self._lines(file_names, end, None):
+                    record.add(line)
+                if frame.source != sources[-1]:
+                    raise StoppedError(_STOPPED) from None
         return result
 
     def _detect(
@@ -443,7 +458,7 @@ class Predict:
             return
         if total.classes:
             kind = "segments" if self.panoptic else "objects"
-            sentence = f"{kind} found: {_described(total)}"
+            sentence = f"{kind} found: {total.in_words()}"
         else:
             sentence = (
                 f"nothing found in {counted(total.images, 'image')} with a score of "
@@ -472,20 +487,6 @@ def _warn_of_plain(names: list[str]) -> None:
             f"{images} nearly of one colour, such as {names[0]}: damaged, or do a few extreme "
             "values hide the others?"
         )
-
-
-def _described(total: Summary) -> str:
-    """The objects of a summary in words."""
-    with_objects = total.images - total.without
-    images = f"{with_objects:,} of {counted(total.images, 'image')}"
-    if total.without:
-        images += f" (none in {total.without})"
-    most_common = total.classes.most_common(_CLASSES_NAMED)
-    classes = ", ".join(f"{count} {name}" for name, count in most_common)
-    further = len(total.classes) - _CLASSES_NAMED
-    if further > 0:
-        classes += f" and {counted(further, 'more class', 'more classes')}"
-    return f"{total.classes.total()} in {images}: {classes}"
 
 
 @dataclass

@@ -14,6 +14,7 @@ from redetr.data.store import stamp_of
 from redetr.data.unreadable import LeaveOut
 from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
+from redetr.files import user_path
 
 _EMBEDDED = ("digits", "crowns")
 _CROWNS = Path(__file__).parent / "formats" / "crowns"
@@ -26,7 +27,7 @@ def folder_of(source: str | Path) -> Path:
         return _CROWNS
     if is_address(source):
         return mirror(str(source))
-    return Path(source).expanduser()
+    return user_path(source)
 
 
 def absolute_source(source: str) -> str:
@@ -34,7 +35,7 @@ def absolute_source(source: str) -> str:
     if source in _EMBEDDED or is_address(source):
         return source
     if not source.startswith("hf:"):
-        return str(Path(source).expanduser().absolute())
+        return str(user_path(source).absolute())
     return Address.of(source).absolute()
 
 

@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 from redetr.detector.sources import is_camera, is_video
 from redetr.detector.streams import is_address, is_rtsp
 
+_LONGEST_STEM_BYTES = 200
+
 
 def output_names(
     folder: Path,
@@ -57,4 +59,11 @@ def _named_after(source: str, image_suffix: str) -> tuple[str, str]:
         return f"camera-{source}", suffix
     path = urlsplit(source).path if is_address(source) or is_rtsp(source) else source
     stem = re.sub(r"[^\w.-]", "_", Path(path).stem).strip(".")
-    return stem or "image", suffix
+    return _shortened(stem) or "image", suffix
+
+
+def _shortened(stem: str) -> str:
+    """The first characters of a stem: with numbers, suffixes and those of temporary files, its name
+    must not exceed the 255 bytes that file systems allow."""
+    encoded = os.fsencode(stem)[:_LONGEST_STEM_BYTES]
+    return encoded.decode(errors="ignore")

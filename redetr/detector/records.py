@@ -21,12 +21,14 @@ from typing import Any, NamedTuple, TextIO
 
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_whole
+from redetr.wording import counted
 
 RECORD = "predictions.jsonl"
 NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _PICTURE_KEYS = ("picture", "mask_picture", "panoptic_picture")
 _PICTURES = (".png", ".jpg", ".mp4")
 _PAGE = "index.html"  # the contact sheet
+_CLASSES_NAMED = 5  # in a sentence
 _HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
 
 Line = dict[str, Any]
@@ -68,16 +70,36 @@ def require_no_foreign_page(folder: Path) -> None:
         )
 
 
+def require_no_cut_stream(folder: Path) -> None:
+    """Raises InputError if the record holds frames of a camera or an RTSP stream whose process was
+    killed, because resuming would delete them, and they do not come again."""
+    from redetr.detector.sources import is_camera
+    from redetr.detector.streams import is_rtsp
+
+    ended = finished(folder)
+    for line in _distinct(_files(folder)):
+        name = line["image"]
+        if "frame" in line and name not in ended and (is_camera(name) or is_rtsp(name)):
+            source = f"camera {name}" if is_camera(name) else name
+            raise InputError(
+                f"holds frames of {source}, which was cut off: a live stream cannot be resumed",
+                where=folder,
+                remedy="give another --output, or --overwrite to delete what is there",
+            )
+
+
 def begin(folder: Path, resume: bool) -> None:
     """Prepares the folder for a run.
 
     With `resume`, the complete lines of an earlier run are joined into one file, without errors and
-    without videos that were not processed to their end. Otherwise, all that the earlier run wrote
-    is deleted, including the annotated images that its lines name.
+    without videos that were not processed to their end, whose annotated versions are deleted.
+    Otherwise, all that the earlier run wrote is deleted, including the annotated images that its
+    lines name.
     """
     files = _files(folder)
+    for name in deleted_images(folder, resume):
+        (folder / name).unlink(missing_ok=True)
     if not resume:
-        _delete_pictures(folder, files)
         files += _other_formats(folder)
     if resume and files:
         _write(folder / RECORD, _finished_lines(files, finished(folder)))
@@ -94,31 +116,33 @@ def _finished_lines(files: list[Path], names: Collection[str]) -> Iterator[Line]
             yield line
 
 
-def _delete_pictures(folder: Path, files: list[Path]) -> None:
-    """Deletes the annotated images and videos that the lines of these files name.
-
-    A record from elsewhere may name anything: only a file in this very folder is deleted.
-    """
-    for name in _pictures(files):
-        (folder / name).unlink(missing_ok=True)
-
-
 def written_images(folder: Path) -> set[str]:
-    """The names of the annotated images and videos that the records in a folder name, which `begin`
-    deletes without `resume`."""
-    return _pictures(_files(folder))
+    """The names of the annotated images and videos that the records in a folder name."""
+    return _pictures(_distinct(_files(folder)))
 
 
-def _pictures(files: list[Path]) -> set[str]:
+def deleted_images(folder: Path, resume: bool) -> set[str]:
+    """Which of the `written_images` `begin` deletes: all, or with `resume`, those that no line it
+    keeps names."""
+    written = written_images(folder)
+    if not resume:
+        return written
+    return written - _pictures(_finished_lines(_files(folder), finished(folder)))
+
+
+def _pictures(lines: Iterable[Line]) -> set[str]:
+    """The names of the annotated images and videos of these lines.
+
+    A record from elsewhere may name anything: only names of files in the folder itself count.
+    """
     names = set()
-    for file in files:
-        for line in _lines(file):
-            for key in _PICTURE_KEYS:
-                name = line.get(key)
-                if not isinstance(name, str):
-                    continue
-                if Path(name).name == name and name.endswith(_PICTURES):
-                    names.add(name)
+    for line in lines:
+        for key in _PICTURE_KEYS:
+            name = line.get(key)
+            if not isinstance(name, str):
+                continue
+            if Path(name).name == name and name.endswith(_PICTURES):
+                names.add(name)
     return names
 
 
@@ -154,6 +178,19 @@ class Summary(NamedTuple):
     without: int  # images without detections
     classes: Counter[str]  # objects by the name of their class
     tracks: int  # identities of all videos together
+
+    def in_words(self) -> str:
+        """How many objects there are, in how many images, of which classes."""
+        with_objects = self.images - self.without
+        images = f"{with_objects:,} of {counted(self.images, 'image')}"
+        if self.without:
+            images += f" (none in {self.without})"
+        most_common = self.classes.most_common(_CLASSES_NAMED)
+        classes = ", ".join(f"{count} {name}" for name, count in most_common)
+        further = len(self.classes) - _CLASSES_NAMED
+        if further > 0:
+            classes += f" and {counted(further, 'more class', 'more classes')}"
+        return f"{self.classes.total()} in {images}: {classes}"
 
 
 def summary(folder: Path) -> Summary:

@@ -34,10 +34,18 @@ from redetr.data.formats.listing import (
 )
 from redetr.data.images import IMAGE_SUFFIXES, describe, is_image_name, read_upright
 from redetr.data.pixels import one_colour
-from redetr.detector.streams import Reconnection, is_address, is_rtsp, is_stream, stream_frames
+from redetr.detector.streams import (
+    Reconnection,
+    is_address,
+    is_rtsp,
+    is_stream,
+    require_address,
+    stream_frames,
+)
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
+from redetr.files import user_path
 from redetr.wording import counted
 
 T = TypeVar("T")
@@ -56,7 +64,9 @@ class Frame:
 
     source: str  # as the user, or the folder, names it
     image: Tensor | None = None  # uint8 [3, H, W]
-    number: int | None = None  # of a video's frame, from 0; at its end, how many there were
+    # of a video's frame, from 0; at its end, and where a live stream fails, how many there were
+    number: int | None = None
+    is_live: bool = False  # of a camera or stream without an end
     rate: float = 0.0  # frames per second of its video
     time_s: float = 0.0  # when players show it
     error: str = ""
@@ -64,7 +74,8 @@ class Frame:
 
     @property
     def is_end(self) -> bool:
-        return self.image is None and not self.error
+        """Whether the video is over: resuming must not process it again."""
+        return self.image is None and self.number is not None
 
     @property
     def position(self) -> dict[str, int | float]:
@@ -108,8 +119,11 @@ def _further_pages(names: Iterable[str]) -> list[Fault]:
 
 
 def _names_of(source: str, faults: list[Fault]) -> list[str]:
-    path = Path(source).expanduser()
-    if is_address(source) or is_rtsp(source) or (is_camera(source) and not path.exists()):
+    path = user_path(source)
+    if is_address(source) or is_rtsp(source):
+        require_address(source)
+        return [source]
+    if is_camera(source) and not path.exists():
         return [source]
     if path.is_dir():
         contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES, is_wide=False)
@@ -132,7 +146,7 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     if path.suffix == ARCHIVE and path.is_file():
         return _archived([path])
     if os.path.lexists(path) or split_path(path) is not None:
-        return [str(path)]
+        return [_name_of_file(str(path))]
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         raise InputError(f"{source}: no such file or folder")
@@ -147,8 +161,13 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     faults += passed_over(Contents(path, outputs=outputs))
     names = []
     for file in sorted(set(files) - set(outputs)):
-        names += _archived([Path(file)]) if file.endswith(ARCHIVE) else [file]
+        names += _archived([Path(file)]) if file.endswith(ARCHIVE) else [_name_of_file(file)]
     return names
+
+
+def _name_of_file(path: str) -> str:
+    """A path that is not taken for the number of a camera."""
+    return os.path.join(".", path) if is_camera(path) else path
 
 
 def _archived(archives: list[Path]) -> list[str]:
@@ -249,6 +268,8 @@ def _image_frame(source: str, channels: int) -> Frame:
 def _moving_frames(
     source: str, reconnection: Reconnection, is_over: threading.Event
 ) -> Iterator[Frame]:
+    count = 0
+    is_live = False
     try:
         if is_camera(source):
             images = camera_frames(int(source))
@@ -256,20 +277,20 @@ def _moving_frames(
             images = stream_frames(source, reconnection, is_over)
         else:
             images = video_frames(Path(source))
-        count = 0
-        for image, time_s, rate in images:
-            yield Frame(source, image, count, rate, time_s)
+        for image, time_s, rate, is_live in images:
+            yield Frame(source, image, count, is_live, rate, time_s)
             count += 1
         yield Frame(source, number=count)
     except InputError as error:
-        yield Frame(source, error=str(error))
+        # What a live stream has shown does not come again.
+        yield Frame(source, number=count if is_live else None, error=str(error))
 
 
 def read_source(source: str, channels: int = 3) -> Tensor:
     """The image at a path or address, upright, uint8 `[channels, H, W]`. Raises InputError."""
     if is_address(source):
         return read_upright(io.BytesIO(download(source)), source, channels)
-    path = Path(source).expanduser()
+    path = user_path(source)
     # Unlike `Path.exists`, this raises nothing for a name that is too long.
     if os.path.exists(path) and not path.is_file():  # a pipe would be waited for, for ever
         raise InputError(f"{source}: not a file with an image in it")

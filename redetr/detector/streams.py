@@ -69,6 +69,15 @@ def is_rtsp(source: str) -> bool:
     return source.lower().startswith(("rtsp://", "rtsps://"))
 
 
+def require_address(source: str) -> None:
+    """Raises InputError for a URL that cannot be split into its parts."""
+    try:
+        urlsplit(source)
+    except ValueError as error:  # brackets that hold no IPv6 address
+        text = f"is not a URL ({error})"
+        raise InputError(text, where=source, remedy="check the address") from None
+
+
 @cache
 def is_stream(source: str) -> bool:
     """Whether the source is video from the network.
@@ -128,7 +137,7 @@ def stream_frames(
                         time_s = time.monotonic() - started
                     else:
                         time_s -= start_s
-                    yield VideoFrame(image, time_s, rate)
+                    yield VideoFrame(image, time_s, rate, is_live)
             if not is_live:
                 return
         except (av.FFmpegError, ValueError, MemoryError) as error:

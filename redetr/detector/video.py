@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class VideoFrame(NamedTuple):
     image: Tensor  # uint8 [3, H, W], as players show it
     time_s: float  # when players show it; with most telephones the distances differ
     rate: float  # frames per second of the whole video, the mean
+    is_live: bool = False  # of a camera or stream without an end
 
 
 def video_frames(path: Path) -> Iterator[VideoFrame]:
@@ -131,7 +132,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
                 )
             rgb = bgr[:, :, ::-1].copy()
             image = torch.from_numpy(rgb).permute(2, 0, 1)
-            yield VideoFrame(image, time.monotonic() - started, rate)
+            yield VideoFrame(image, time.monotonic() - started, rate, is_live=True)
     finally:
         camera.release()
 
@@ -139,11 +140,21 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
 class VideoWriter:
     """Writes MP4 files (H.264) one after another, frame by frame.
 
-    Each frame is shown at its time. A file gets its final name when it is complete.
+    Each frame is shown at its time. A file gets its final name when it is complete. As a context
+    manager, it completes the last file, or deletes it after an exception.
     """
 
     def __init__(self) -> None:
         self._container: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self._discard()
 
     def add(self, image: Image.Image, path: Path, rate: float, time_s: float | None = None) -> None:
         """Appends an RGB image to the video at `path`; the first one opens it and sets its size.
@@ -178,6 +189,15 @@ class VideoWriter:
             self._container.close()
             self._container = None
             os.replace(self._unfinished, self._path)
+
+    def _discard(self) -> None:
+        """Deletes the current video, if there is one."""
+        if self._container is not None:
+            try:
+                self._container.close()
+            finally:
+                self._container = None
+                self._unfinished.unlink(missing_ok=True)
 
 
 def pyav() -> Any:

@@ -21,7 +21,7 @@ CARD = "README.md"
 PICTURE = "predictions.jpg"
 NUMBERS = "evaluation.json"
 # Settings that may hold private paths of the machine of the run.
-_PATHS = ("data", "weights", "output", "cache_dir")
+_PATHS = ("data", "weights", "output", "cache_dir", "custom_augment")
 
 
 class Evaluation(NamedTuple):

@@ -388,6 +388,27 @@ def _timm_features(
     return net
 
 
+def require_padding_mask(images: Tensor, mask: Tensor | None) -> None:
+    """Raises ValueError unless `mask` is None or the padding `[B, H, W]` of `images`
+    `[B, 3, H, W]`, as bool.
+
+    Transformers' `pixel_mask` would otherwise be read as its opposite.
+    """
+    if mask is None or torch.compiler.is_exporting():  # runtimes check the inputs of a file
+        return
+    if mask.dtype != torch.bool:
+        raise ValueError(
+            f"mask is {mask.dtype}, expected bool with True for padding: for a pixel_mask of "
+            "Transformers, give pixel_mask == 0"
+        )
+    batch, _, height, width = images.shape
+    if mask.shape != (batch, height, width):
+        raise ValueError(
+            f"mask is {list(mask.shape)}, expected {[batch, height, width]} for images "
+            f"{list(images.shape)}"
+        )
+
+
 def padding_at(features: Tensor, mask: Tensor | None) -> Tensor:
     """Returns the padding `[B, h, w]` of a feature map `[B, C, h, w]`, True = padding.
 

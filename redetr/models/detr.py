@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.models.backbone import Norm, padding_at
+from redetr.models.backbone import Norm, padding_at, require_padding_mask
 from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSine
 from redetr.models.transformer import MLP, Transformer
@@ -71,12 +71,14 @@ class DETR(DetectionModel):
         """Returns logits `[B, Q, C + 1]` and boxes `[B, Q, 4]` of every decoder layer as `Outputs`.
 
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. Boxes are cxcywh as fractions of the unpadded image.
+        is none. Boxes are cxcywh as fractions of the unpadded image. Raises ValueError for a mask of
+        another shape or dtype.
         """
         return self.predictions(self.decoded(images, mask).states)
 
     def decoded(self, images: Tensor, mask: Tensor | None = None) -> Decoded:
         """Returns the inputs of the heads; arguments as in `forward`."""
+        require_padding_mask(images, mask)
         backbone, position_embedding = self.backbone
         maps = backbone(images)
         features = maps[-1]

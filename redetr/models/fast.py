@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.models.backbone import Norm, padding_at
+from redetr.models.backbone import Norm, padding_at, require_padding_mask
 from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.deformable import (
     DeformableAttention,
@@ -211,8 +211,10 @@ class FastDETR(DetectionModel):
 
         With `aux_loss`, also those of all encoder positions, `[B, S, C]` and `[B, S, 4]`. A model
         with masks adds them, see `MaskHead`. `images` `[B, 3, H, W]` are normalised; `mask`
-        `[B, H, W]` is True = padding, None = there is none.
+        `[B, H, W]` is True = padding, None = there is none. Raises ValueError for a mask of another
+        shape or dtype.
         """
+        require_padding_mask(images, mask)
         (backbone,) = self.backbone
         features = backbone(images)
         levels = self.neck(features[-2:], mask)  # three of [B, D, h, w]

@@ -28,7 +28,7 @@ from redetr.boxes import at_least_float32
 from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
 from redetr.denoising import NoisyQueries
-from redetr.models.backbone import Norm
+from redetr.models.backbone import Norm, require_padding_mask
 from redetr.models.deformable import DeformableAttention, Sampling, valid_ratio
 from redetr.models.fast import DecoderLayer
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
@@ -168,8 +168,10 @@ class RTDETR(DetectionModel):
 
         With `aux_loss`, also those of the encoder's best positions, from which the queries start.
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same.
+        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same. Raises
+        ValueError for a mask of another shape or dtype.
         """
+        require_padding_mask(images, mask)
         # The published weights take pixels in [0, 1].
         features = self.backbone(images * self.std + self.mean)
         num_levels = len(self.encoder.input_proj)  # finer features are for masks alone
