@@ -2,8 +2,8 @@
 
     python benchmarks/pieces_before.py COMMIT
 
-Their benchmarks at COMMIT and in this checkout take turns, each with the package of its commit. A
-cost is the time of redetr's own side for the same work; of check and loader the processor time. The
+Their benchmarks at COMMIT and in this checkout take turns, each with the package of its commit, but
+both with the `interleaved.py` of this one, so that both wait as long between measurements. A cost is the time of redetr's own side for the same work; of check and loader the processor time. The
 ratio is the median over rounds of the ratio within a round: above 1, this checkout is faster.
 Writes results/DATE-pieces-before.json.
 """
@@ -11,6 +11,7 @@ Writes results/DATE-pieces-before.json.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -74,6 +75,7 @@ def main() -> None:
         git = ["git", "-C", str(ROOT), "worktree"]
         subprocess.run([*git, "add", "--detach", str(before), arguments.commit], check=True)
         try:
+            shutil.copy(ROOT / "benchmarks/interleaved.py", before / "benchmarks")
             for _ in range(arguments.rounds):
                 for piece in SCRIPTS:
                     then, now = run(before, piece), run(ROOT, piece)

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 from redetr.choices import MOST_BANDS
+from redetr.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ _WAIT = Bounds(0, _LONGEST_WAIT_S, open_below=True)
 
 # What each number may be, where 0 often means: choose for me.
 BOUNDS = {
+    "accumulate": _AT_LEAST_0,
     "num_queries": _AT_LEAST_0,
     "denoising": _AT_LEAST_0,
     "channels": Bounds(1, MOST_BANDS),
@@ -70,3 +72,20 @@ BOUNDS = {
     "timeout_s": _WAIT,
     "setup_timeout_s": _WAIT,
 }
+
+
+def require_in_bounds(name: str, value: float | None) -> None:
+    """Raises InputError, naming the flag, for a value out of the `BOUNDS` of `name`."""
+    bounds = BOUNDS[name]
+    if value is not None and value not in bounds:
+        flag = name.replace("_", "-")
+        raise InputError(f"--{flag} {value} must be {bounds}")
+
+
+def require_all_in_bounds(settings: object) -> None:
+    """Raises InputError for an attribute with a name of `BOUNDS` that is out of them."""
+    for name in BOUNDS:
+        value = getattr(settings, name, None)
+        numbers = value if isinstance(value, tuple) else (value,)
+        for number in numbers:
+            require_in_bounds(name, number)

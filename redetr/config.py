@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
-from redetr.bounds import BOUNDS
+from redetr.bounds import require_all_in_bounds
 from redetr.choices import (
     Augment,
     ClassNormalization,
@@ -287,29 +287,21 @@ class TrainConfig(
 
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
-        parts = world_size * max(self.accumulate, 1)
-        if self.accumulate < 0 or self.batch_size < parts:
+        require_all_in_bounds(self)
+        per_rank = max(self.accumulate, 1)
+        if self.batch_size < world_size * per_rank:
+            ranks = counted(world_size, "rank")
+            micro_batches = counted(per_rank, "micro-batch", "micro-batches")
             raise InputError(
-                f"--batch-size {self.batch_size} cannot be divided over {world_size} ranks x "
-                f"{self.accumulate} accumulated micro-batches: choose at least {parts}"
+                f"--batch-size {self.batch_size} is too small for {ranks} with {micro_batches} "
+                f"each: use at least {world_size * per_rank}"
             )
-        self.check_numbers()
         if self.steps and self.epochs:
             raise InputError("--epochs and --steps both set the length of the run: give only one")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
             raise InputError(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
-
-    def check_numbers(self) -> None:
-        """Raises InputError for a number that is out of its bounds, naming the flag."""
-        for name, bounds in BOUNDS.items():
-            value = getattr(self, name)
-            numbers = value if isinstance(value, tuple) else (value,)
-            for number in numbers:
-                if number is not None and number not in bounds:
-                    flag = name.replace("_", "-")
-                    raise InputError(f"--{flag} {number} must be {bounds}")
 
     def _check_sides(self, model: "DetectionModel") -> None:
         """Raises InputError for an image size that the model cannot take."""

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
+from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
@@ -76,7 +77,7 @@ def train(
     written, and when memory is exhausted; DivergedError for a loss that is not finite; LostError
     for a rank or loader process that died; StoppedError after a signal, when the state is saved.
     """
-    config.check_numbers()  # the group of processes needs some of them
+    require_all_in_bounds(config)  # the group of processes needs some of them
     with stop_signals() as signals:
         try:
             with (

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redetr.bounds import require_all_in_bounds
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
@@ -119,7 +120,7 @@ def verify(config: TrainConfig) -> Verification:
     needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
     Raises InputError as `train` does.
     """
-    config.check_numbers()  # the group of processes needs some of them
+    require_all_in_bounds(config)  # the group of processes needs some of them
     with process_group(config.device, config.timeout_s) as dist:
         if config.batch_size == 0:
             two_each = 2 * dist.world_size * max(config.accumulate, 1)

@@ -368,6 +368,31 @@ def test_several_images_at_once(page, server, image, detector, tmp_path):
     assert one(page, "#welcome").is_displayed()
 
 
+def test_an_image_is_removed_while_another_is_computed(page, image, tmp_path):
+    other = tmp_path / "other.png"
+    other.write_bytes(image.read_bytes())
+    page.execute_script(
+        """
+        const ask = window.fetch;
+        let looks = 0;
+        window.fetch = (address, options) => {
+          if (address !== "look" || ++looks !== 2) return ask(address, options);
+          return new Promise((resolve) => {
+            window.release = () => resolve(ask(address, options));
+          });
+        };
+        """
+    )
+    one(page, "#file").send_keys(f"{image}\n{other}")
+    wait(page, lambda: one(page, "#remove").is_displayed())
+    one(page, "#remove").click()
+    assert one(page, "#waiting").text == "Looking for objects in other.png …"
+    wait(page, lambda: page.execute_script("return Boolean(window.release)"))
+    page.execute_script("window.release()")
+    wait(page, lambda: one(page, "#controls").is_displayed())
+    assert not one(page, "#waiting").is_displayed()
+
+
 def thumbnails(page):
     """The buttons of the images that can be shown."""
     return page.find_elements(By.CSS_SELECTOR, "#images button:not(:disabled)")

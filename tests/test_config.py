@@ -240,6 +240,7 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
         ("steps", 10**30, f"--steps {10**30} must be from 0 to 1000000000"),
         ("seed", 2**64, f"--seed {2**64} must be from 0 to {2**64 - 1}"),
         ("lr", 1e300, "--lr 1e+300 must be above 0 and at most 1e+30"),
+        ("accumulate", -1, "--accumulate -1 must be at least 0"),
         ("threads", 10**6, "--threads 1000000 must be from 1 to 1024"),
         ("image_size", (32, 10**8), "--image-size 100000000 must be from 0 to 16384"),
     ],
@@ -263,10 +264,10 @@ def test_the_ends_of_bounds():
 
 
 def test_every_number_has_bounds():
-    """The size of a batch is checked together with the ranks and micro-batches."""
+    """The size of a batch has those of the ranks and micro-batches."""
     hints = get_type_hints(TrainConfig)
     numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
-    assert BOUNDS.keys() == numbers - {"batch_size", "accumulate"}
+    assert BOUNDS.keys() == numbers - {"batch_size"}
 
 
 @pytest.mark.parametrize("command", ["train", "verify"])

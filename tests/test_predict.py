@@ -17,7 +17,7 @@ from collections import Counter
 from contextlib import suppress
 from dataclasses import replace
 from fractions import Fraction
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +35,9 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector import records as predictions
 from redetr.detector import sources
-from redetr.detector.detector import as_image
+from redetr.detector.detector import Detector, as_image
 from redetr.detector.sources import find_sources, frames, read_ahead
-from redetr.detector.video import VideoWriter, video_frames
+from redetr.detector.video import VideoFrame, VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError
 from redetr.evaluation import detect_share
@@ -694,7 +694,10 @@ def test_damaged_videos_and_playlists_in_disguise(tmp_path, address):
         assert frame.error.startswith(f"{tmp_path / name}: ") and "\n" not in frame.error
 
 
-def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, tmp_path, monkeypatch):
+@pytest.fixture
+def camera(monkeypatch):
+    """A camera of which the user stops the recording with Ctrl+C after 19 frames."""
+
     class Camera:
         def __init__(self, number):
             self.taken = 0
@@ -715,10 +718,134 @@ def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, tmp_path, 
     fake = type(sys)("cv2")
     fake.VideoCapture, fake.CAP_PROP_FPS = Camera, 5
     monkeypatch.setitem(sys.modules, "cv2", fake)
+
+
+def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, camera, tmp_path):
     predict(checkpoint, "3", "--output", tmp_path)
-    lines = lines_in(tmp_path)
-    assert len(lines) > 5 and lines[-1]["image"] == "3"
+    *lines, end = lines_in(tmp_path)
+    assert len(lines) > 5
+    assert end == {"image": "3", "picture": "camera-3.mp4", "frames": len(lines)}
     assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines)
+
+
+def test_a_recording_survives_resuming(checkpoint, camera, folder, tmp_path):
+    """And sources after the camera wait for it: they are not reported as processed."""
+    sources = ["3", folder / "val-0.jpg"]
+    with pytest.raises(SystemExit) as ended:
+        predict(checkpoint, *sources, "--output", tmp_path)
+    assert ended.value.code == 75
+    recorded = lines_in(tmp_path)
+    assert {line["image"] for line in recorded} == {"3"}
+    predict(checkpoint, *sources, "--output", tmp_path, "--resume")
+    *lines, image_line = lines_in(tmp_path)
+    assert lines == recorded
+    assert image_line["image"] == str(folder / "val-0.jpg")
+    assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines) - 1
+
+
+def test_a_recording_that_was_cut_off_is_not_deleted(checkpoint, camera, tmp_path, capsys):
+    predict(checkpoint, "3", "--output", tmp_path)
+    record = tmp_path / "predictions.jsonl"
+    without_end = record.read_text().splitlines()[:-1]  # as after SIGKILL
+    record.write_text("\n".join(without_end) + "\n")
+    with pytest.raises(SystemExit):
+        predict(checkpoint, "3", "--output", tmp_path, "--resume")
+    assert "holds frames of camera 3, which was cut off" in capsys.readouterr().err
+    assert len(lines_in(tmp_path)) == len(without_end)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_video_that_is_stopped_begins_again(number, checkpoint, tmp_path, monkeypatch):
+    """And does not leave half of it under its name."""
+    film = clip(tmp_path / "clip.mp4", pictures=40)
+    detect = Detector.predict
+    batches = []
+
+    def stop_later(self, images, *rest):
+        batches.append(len(images))
+        if len(batches) == 6:
+            os.kill(os.getpid(), number)
+        return detect(self, images, *rest)
+
+    monkeypatch.setattr(Detector, "predict", stop_later)
+    out = tmp_path / "out"
+    with pytest.raises(SystemExit) as ended:
+        predict(checkpoint, film, "--output", out)
+    assert ended.value.code == 75
+    assert [path.name for path in out.iterdir()] == ["predictions.jsonl"]
+    predict(checkpoint, film, "--output", out, "--resume")
+    *lines, end = lines_in(out)
+    assert end["frames"] == len(lines) == 40
+    assert len(list(video_frames(out / "clip.mp4"))) == 40
+    assert not (out / "clip-2.mp4").exists()
+
+
+def test_the_annotated_part_of_a_damaged_video_is_replaced(checkpoint, tmp_path, monkeypatch):
+    """Once the video can be read: what showed its beginning is deleted, not kept beside it."""
+    film = clip(tmp_path / "clip.mp4")
+    out = tmp_path / "out"
+
+    def cut_off(path):
+        yield from islice(video_frames(path), 3)
+        raise InputError("is cut off", where=path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(sources, "video_frames", cut_off)
+        with pytest.raises(SystemExit):
+            predict(checkpoint, film, "--output", out)
+    assert len(list(video_frames(out / "clip.mp4"))) == 3
+    predict(checkpoint, film, "--output", out, "--resume")
+    assert len(list(video_frames(out / "clip.mp4"))) == 6
+    assert not (out / "clip-2.mp4").exists()
+
+
+def test_a_live_stream_that_fails_keeps_its_frames(checkpoint, tmp_path, monkeypatch, capsys):
+    def two_frames(address, *_):
+        for i in range(2):
+            yield VideoFrame(torch.zeros(3, 48, 64, dtype=torch.uint8), i / 10, 10.0, True)
+        raise InputError("the stream dropped", where=address)
+
+    monkeypatch.setattr(sources, "stream_frames", two_frames)
+    command = (checkpoint, "rtsp://camera/a", "--output", tmp_path)
+    with pytest.raises(SystemExit):
+        predict(*command)
+    assert "the stream dropped" in capsys.readouterr().err
+    predict(*command, "--resume")
+    *lines, end = lines_in(tmp_path)
+    assert [line["frame"] for line in lines] == [0, 1]
+    assert end["frames"] == 2
+
+
+def test_names_of_sources_that_are_long_odd_or_numbers(checkpoint, folder, tmp_path, monkeypatch):
+    data = tmp_path / "data"
+    data.mkdir()
+    monkeypatch.chdir(data)
+    content = (folder / "val-0.jpg").read_bytes()
+    for name in ("a" * 240 + ".jpg", "日" * 80 + ".jpg", "~nobody.jpg", "7"):
+        Path(name).write_bytes(content)
+    given = ["a" * 240 + ".jpg", "日" * 80 + ".jpg", "~nobody.jpg", "./7"]
+    predict(checkpoint, *given, "--output", "out")
+    assert [line["image"] for line in lines_in(Path("out"))] == given
+
+
+@pytest.mark.parametrize("source", ["http://[cam/a.jpg", "rtsp://[fe80::1/stream"])
+def test_what_is_no_url_is_one_line(checkpoint, source, tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        predict(checkpoint, source, "--output", tmp_path)
+    assert ended.value.code == 1
+    assert f"redetr: {source}: is not a URL (" in capsys.readouterr().err
+
+
+def test_cells_of_a_spreadsheet_are_no_formulas(tmp_path):
+    """A program that opens the file would compute them."""
+    detection = {"box": [0, 0, 1, 1], "score": 0.5, "category_id": 1, "label": "@sum"}
+    line = {"image": "=1+1.jpg", "image_size": [9, 9], "detections": [detection]}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    predictions.write_formats(tmp_path, ["csv"])
+    with open(tmp_path / "predictions.csv", newline="") as text:
+        _, row = csv.reader(text)
+    assert row[0] == "./=1+1.jpg"
+    assert row[2] == "'@sum"
 
 
 @pytest.mark.parametrize(
@@ -796,6 +923,19 @@ def test_a_photograph_is_seen_upright(detector, tmp_path):
     with Image.open(tmp_path / "a.png") as opened:
         assert torch.equal(as_image(opened), image)
     assert detector.predict(tmp_path / "a.png").image_size == (80, 40)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_model_of_one_channel_sees_a_photograph_upright(mode, tmp_path):
+    """Whether it comes as a file or from PIL, in colour or grey."""
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 80, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).convert(mode).save(tmp_path / "a.png", exif=exif)
+    image = as_image(tmp_path / "a.png", 1)
+    assert image.shape == (1, 80, 40)
+    with Image.open(tmp_path / "a.png") as opened:
+        assert torch.equal(as_image(opened, 1), image)
 
 
 @pytest.mark.slow

@@ -159,7 +159,7 @@ function remove(entry) {
 
 function removeShown() {
   remove(current());
-  if (!shown.answer) abort("find");
+  if (!images.length) abort("find"); // else it goes on to images that wait
 }
 
 /** The images to choose from, if there are several. */

@@ -18,6 +18,7 @@ from tyro.constructors import (
     StructTypeInfo,
 )
 
+from redetr.bounds import require_all_in_bounds
 from redetr.choices import ImageSize, parsed_size, size_text
 from redetr.errors import InputError
 
@@ -76,7 +77,7 @@ def parse_flags(
     """The command, a dataclass, with the values in `args`.
 
     Like `tyro.cli`, prints help or an error and exits if `args` ask for help or are not valid.
-    Raises InputError for an empty value.
+    Raises InputError for an empty value, and for a number that is out of its bounds.
     """
     parsed = tyro.cli(
         command,
@@ -88,6 +89,7 @@ def parse_flags(
         registry=_RULES,
     )
     _require_no_empty(parsed)
+    require_all_in_bounds(parsed)
     return parsed
 
 

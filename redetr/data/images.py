@@ -98,13 +98,16 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def upright(image: Image.Image) -> Tensor:
-    """An image that PIL has opened, as viewers show it. Raises InputError if it cannot be decoded,
-    or has no pixels."""
+def upright(image: Image.Image, channels: int = 3) -> Tensor:
+    """An image that PIL has opened, as viewers show it, uint8 `[channels, H, W]`: RGB, or its
+    brightness. Raises InputError if it cannot be decoded, or has no pixels."""
     if 0 in image.size:
         raise InputError(f"this image: has no pixels ({image.width}x{image.height})")
     with _decoder_errors("this image", "open another one"):
-        return torch.from_numpy(_upright_pixels(image)).permute(2, 0, 1)
+        pixels = _upright_pixels(image)
+    if channels != 3:
+        pixels = in_channels(pixels, channels)
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 def _upright_pixels(image: Image.Image) -> np.ndarray:

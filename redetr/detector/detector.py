@@ -7,7 +7,7 @@ from typing import Any, overload
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from redetr import panoptic
@@ -337,6 +337,8 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
     """An image of any kind as uint8 `[channels, H, W]`. Raises InputError."""
     if isinstance(image, (str, os.PathLike)):
         return read_source(os.fspath(image), channels)
+    if channels == 1 and isinstance(image, Image.Image):
+        return upright(image, channels)
     if channels != RGB:
         return _of_bands(image, channels)
     if isinstance(image, Image.Image):
@@ -373,6 +375,8 @@ def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor
     if isinstance(image, Tensor):
         pixels = image.cpu()
     else:
+        if isinstance(image, Image.Image):
+            image = ImageOps.exif_transpose(image)
         array = np.array(image)
         bands_last = array.reshape(*array.shape[:2], -1)  # [H, W, channels]
         pixels = torch.from_numpy(bands_last).permute(2, 0, 1)

@@ -28,6 +28,7 @@ NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _PICTURE_KEYS = ("picture", "mask_picture", "panoptic_picture")
 _PICTURES = (".png", ".jpg", ".mp4")
 _PAGE = "index.html"  # the contact sheet
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _CLASSES_NAMED = 5  # in a sentence
 _HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
 
@@ -379,9 +380,16 @@ def _write_csv(text: TextIO, record: Path) -> None:
         frame = line.get("frame", "")
         picture = line.get("picture", "")
         for detection in line["detections"]:
-            row = [line["image"], frame, detection["label"], detection["category_id"]]
+            row = [_no_formula(line["image"], "./"), frame]
+            row += [_no_formula(detection["label"], "'"), detection["category_id"]]
             row += [detection["score"], *detection["box"], picture, detection.get("track_id")]
             rows.writerow(row)
+
+
+def _no_formula(cell: str, prefix: str) -> str:
+    """A cell that spreadsheets do not compute: `./` before a file name leaves it the same file, and
+    `'` is how they mark text."""
+    return prefix + cell if cell.startswith(_FORMULA_STARTS) else cell
 
 
 def _write_html(text: TextIO, record: Path) -> None:

@@ -99,7 +99,10 @@ def test_on_two_ranks():
 def test_refused(capsys):
     for arguments, said in (
         (["verify", "redetr_n", "--data", "nowhere"], "nowhere"),
-        (["verify", "--batch-size", "1", "--accumulate", "2"], "--batch-size 1 cannot be divided"),
+        (
+            ["verify", "--batch-size", "1", "--accumulate", "2"],
+            "--batch-size 1 is too small for 1 rank with 2 micro-batches each",
+        ),
     ):
         with pytest.raises(SystemExit) as ended:
             main(arguments)

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from redetr.bounds import require_in_bounds
 from redetr.data.annotations import Annotations, Split
 from redetr.errors import InputError
 from redetr.wording import counted
@@ -58,12 +59,13 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
     Images are taken in the order of a hash of their names. Classes are processed one after another,
     those with the fewest images first, and images without objects last. Then single images change
     sides until the number is right, those of frequent classes first. Raises InputError if a side
-    would be empty, or if all images have errors.
+    would be empty, if all images have errors, or for a fraction out of `BOUNDS`.
 
     Source: Sechidis, Tsoumakas, Vlahavas, "On the Stratification of Multi-label Data", ECML PKDD
     2011, for the order of classes. Deviation: all images of a class are assigned at once, in time
     linear in N instead of quadratic.
     """
+    require_in_bounds("val_fraction", fraction)
     num_images = len(annotations)
     if num_images == 0:
         annotations.require_sound()  # raises: all images have errors
@@ -72,7 +74,7 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
         raise InputError(
             f"--val-fraction {fraction} holds out {wanted:,} of {counted(num_images, 'image')}",
             where=annotations.source,
-            remedy="choose another one",
+            remedy="choose a fraction that leaves images on both sides",
         )
     hashes = np.array([_hash(name) for name in annotations.names.tolist()], np.uint64)
     order = np.argsort(hashes, kind="stable")
