@@ -1,4 +1,4 @@
-"""DETR you can read in an afternoon and trust on any number of GPUs."""
+"""DETR that is written to be read, with the same gradients on any number of GPUs."""
 
 from importlib import import_module
 from importlib.util import find_spec

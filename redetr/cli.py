@@ -16,14 +16,14 @@ from redetr.detector.memory import keep_memory
 from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory
 from redetr.threads import wait_politely
 
-USAGE = """redetr: DETR you can read in an afternoon and trust on any number of GPUs
+USAGE = """redetr: DETR that is written to be read, with the same gradients on any number of GPUs
 
   redetr demo                                   train on handwritten digits for a few minutes
   redetr check PATH [--report DIR]              find faults in a data set before training does
   redetr train RECIPE --data PATH --output DIR  train on your own images, or on digits or crowns
   redetr evaluate CHECKPOINT [--report DIR]     measure AP; write a report on the mistakes
   redetr predict CHECKPOINT SOURCE...           detect objects in images, folders, videos, URLs
-  redetr explain CHECKPOINT IMAGE               show where the model looks, and how its loss arises
+  redetr explain CHECKPOINT IMAGE               show where the model looks, and how its loss is computed
   redetr app CHECKPOINT                         serve a web page for your images, and an HTTP API
   redetr convert FOLDER NEW --to FORMAT         write a data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      export to ONNX, OpenVINO and others; check the AP
@@ -105,8 +105,8 @@ def main(arguments: list[str] | None = None) -> None:
         if exhausted is None:
             raise
         ERRORS.print(
-            f"redetr: {exhausted}: smaller images need less, and so does a smaller "
-            "--batch-size, in commands that have it"
+            f"redetr: {exhausted}: use smaller images or, where the command has it, a smaller "
+            "--batch-size"
         )
         raise SystemExit(InputError.exit_code) from None
     except BrokenPipeError:  # the reader, such as `| head`, has closed the pipe

@@ -98,7 +98,7 @@ class DataOptions:
     or torchvision.transforms.v2. The file is executed. With --augment plain, it is the only one."""
     mosaic_until: float = 0.0
     """Share of the run, in whole epochs, in which samples may be mosaics of four images or mixes of
-    two: costs AP in short runs, pays off in long ones."""
+    two. Lowers AP in short runs; not measured in long ones."""
     group_by_size: bool = True
     """--no-group-by-size: Fill batches regardless of image size. By default, variants that keep the
     aspect ratio get batches of similar sizes, which need less padding."""
@@ -115,8 +115,8 @@ class OptimizerOptions:
     """Micro-batches per optimizer step and rank; the gradient stays the same. 0 = as few as fit in
     memory, found by a trial before the first step."""
     optimizer: OptimizerName = "muon"
-    """muon = AdamW with orthogonal steps for matrices; adamw = as in the original, which needs half
-    the learning rate or less."""
+    """muon = Muon for weight matrices and AdamW for the rest; adamw = AdamW for everything, as in
+    the original, with half the learning rate or less."""
     lr: float = 4e-3
     """Learning rate."""
     lr_backbone: float | None = None
@@ -197,7 +197,7 @@ class RunOptions:
     """Steps between checkpoints, the most that a killed run loses; default: that of
     --eval-every."""
     pictures: bool = True
-    """--no-pictures: Do not draw curves.png and predictions.png (truth beside predictions) at each
+    """--no-pictures: Do not draw curves.png and predictions.png (ground truth beside predictions) at each
     evaluation."""
     timeout_s: float = 600.0
     """The run fails if a rank does not respond for this many seconds."""

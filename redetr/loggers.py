@@ -51,7 +51,7 @@ def open_loggers(
             text = f"--log {name}: the package is not installed"
             raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
         except UnicodeEncodeError:
-            text = f"--log {name} takes no path that is not UTF-8"
+            text = f"--log {name} supports only paths in UTF-8"
             raise InputError(
                 text, where=folder, remedy="rename it, or use a UTF-8 locale"
             ) from None

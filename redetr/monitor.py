@@ -128,8 +128,8 @@ class Monitor:
             return
         self._said_waiting = True
         self.say(
-            f"note: {100 * line['data_wait']:.0f}% of the time is spent waiting for data: try more "
-            "--num-workers, a larger --cache-mb, or a faster disk"
+            f"note: {100 * line['data_wait']:.0f}% of the time is spent waiting for data: try "
+            "increasing --num-workers or --cache-mb, or a faster disk"
         )
 
     def eval_line(self, line: dict[str, Any]) -> None:
@@ -160,7 +160,7 @@ class Monitor:
         except Exception as error:  # each library has its own errors
             del self._loggers[name]
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"warning: --log {name} fails and is dropped: {reason}")
+            self.say(f"warning: --log {name} failed and was turned off: {reason}")
 
     def close(self, failed: bool = False) -> None:
         """Ends the display and closes the files; loggers learn whether the run has `failed`."""

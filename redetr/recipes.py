@@ -166,7 +166,7 @@ def redetr_n() -> TrainConfig:
 def redetr_mobile() -> TrainConfig:
     """EfficientNet-Lite0 from ImageNet weights (extra `imagenet`): minutes on a CPU.
 
-    Half the learning rate of training from scratch.
+    A third of the learning rate of `redetr_n`, which trains from scratch.
     """
     return TrainConfig(model="redetr_mobile", lr=2e-3, weights="imagenet", patience=PATIENCE)
 

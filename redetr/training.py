@@ -416,7 +416,7 @@ class _Run:
         numbers = f"AP {ap}"
         if "PQ" in best:
             numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
-        self.monitor.say(f"{self.state.ending()}; best.pt is of step {best['step']}: {numbers}")
+        self.monitor.say(f"{self.state.ending()}; best.pt is from step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
 

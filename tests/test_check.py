@@ -185,10 +185,10 @@ def test_printed_tables_name_everything(root):
 def test_command_line(root, capsys):
     main(["check", str(root)])
     assert f"redetr train redetr_n --data {root}" in capsys.readouterr().out.replace("\n", "")
-    main(["check", str(root), "--queries", "2", "--model", "detr_tiny"])
+    main(["check", str(root), "--num-queries", "2", "--recipe", "detr_tiny"])
     assert "the model has 2 queries" in re.sub(r"\s+", " ", capsys.readouterr().out)
     for wrong, says in (
-        (["--model", "yolo"], "unknown recipe 'yolo'"),
+        (["--recipe", "yolo"], "unknown recipe 'yolo'"),
         (["--augment"], "--report"),
     ):
         with pytest.raises(SystemExit) as end:

@@ -17,7 +17,7 @@ PACKAGE = Path(redetr.__file__).parent
 TROUBLES = (ROOT / "docs/troubleshooting.md").read_text()
 MESSAGES, FAULTS = TROUBLES.split("## What `redetr check` finds")
 PASSED_OVER = re.split(
-    "### Files that are passed over|### Turned", (ROOT / "docs/your-data.md").read_text()
+    "### Skipped files|### Rotated", (ROOT / "docs/your-data.md").read_text()
 )[1]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))

@@ -99,7 +99,7 @@ def test_exhausted_memory_is_one_line_of_the_command_line(monkeypatch, capsys):
         cli.main(["evaluate", "best.pt"])
     assert stopped.value.code == 1
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("redetr: out of host memory: smaller images need less")
+    assert line.startswith("redetr: out of host memory: use smaller images")
 
 
 def test_another_error_of_the_program_is_not_hidden(monkeypatch):

@@ -90,7 +90,7 @@ def run(shared_coco, tmp_path_factory) -> tuple[Path, str]:
 def test_training_calls_ap_undefined(run):
     folder, said = run
     assert "step 1: AP undefined (no objects to find)" in said
-    assert "best.pt is of step 2: AP undefined" in said
+    assert "best.pt is from step 2: AP undefined" in said
     evaluations = [line for line in lines_of(folder) if "AP" in line]
     assert [line["AP"] for line in evaluations] == [None, None]
     saved = torch.load(folder / "best.pt", weights_only=True)

@@ -187,5 +187,5 @@ def test_a_path_that_is_not_utf8(tmp_path):
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
     assert open_loggers((), folder, {}, 0) == {}
-    with pytest.raises(InputError, match="--log tensorboard takes no path that is not UTF-8"):
+    with pytest.raises(InputError, match="--log tensorboard supports only paths in UTF-8"):
         open_loggers(("tensorboard",), folder, {}, 0)

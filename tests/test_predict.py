@@ -361,7 +361,7 @@ def test_what_cannot_be_read_does_not_stop_the_rest(checkpoint, folder, tmp_path
     (tmp_path / "in/1.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
     # Sources that failed are tried again.
     predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out", "--resume")
-    assert "2 of them earlier" in capsys.readouterr().out
+    assert "2 of them in an earlier run" in capsys.readouterr().out
     assert ["error" in line for line in lines_in(tmp_path / "out")] == [False] * 3
 
 
@@ -855,7 +855,7 @@ def test_missing_packages_say_what_to_install(module, source, says, tmp_path, mo
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
     (frame,) = frames([source], ahead=1)
-    assert f"pip install redetr[{says}]" in frame.error
+    assert f'pip install "redetr[{says}]"' in frame.error
 
 
 def test_tiles_of_a_large_image(checkpoint, detector, folder, tmp_path, capsys):

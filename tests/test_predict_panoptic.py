@@ -96,7 +96,7 @@ def test_stuff_is_named_where_weights_do_not_say_it(detector, scenes, tmp_path, 
 @pytest.mark.parametrize(
     ("flags", "text"),
     [
-        (("--panoptic", "--tile", "32"), "--tile is for objects"),
+        (("--panoptic", "--tile", "32"), "--tile cannot be combined with --panoptic"),
         (("--stuff", "sky"), "--stuff names the segments that --panoptic merges"),
         (("--panoptic", "--stuff", "sea"), "--stuff sea: the model knows ball, crate"),
     ],

@@ -84,7 +84,7 @@ def test_a_failure_to_draw_is_said_and_the_run_goes_on(shared_coco, tmp_path, mo
     result = train(config, Console(file=output, width=200), after_evaluation=draw_run)
     assert result["step"] == 2
     path = tmp_path / "run" / "curves.png"
-    text = f"warning: {path} is not drawn, and the run continues: ValueError: no ink\n"
+    text = f"warning: {path} could not be drawn; training continues: ValueError: no ink\n"
     assert output.getvalue().count(text) == 2
     assert not path.exists()
     assert (tmp_path / "run" / "predictions.png").exists()
@@ -107,7 +107,7 @@ def test_each_image_of_the_sheet_is_named(shared_coco, folder, monkeypatch):
     monkeypatch.setattr(run_pictures, "comparison_grid", lambda *grid: captions.extend(grid[2]))
     prediction_grid(load(folder, device="cpu"), open_dataset(str(shared_coco), "val"), 2)
     document = json.loads((shared_coco / "annotations" / "instances_val.json").read_text())
-    names = {f"truth: {image['file_name']}" for image in document["images"]}
+    names = {f"ground truth: {image['file_name']}" for image in document["images"]}
     assert len(captions) == 2 and set(captions) < names
 
 

@@ -260,5 +260,5 @@ def test_what_cannot_be_followed(clip, tmp_path, capsys, monkeypatch):
         tmp_path / "a.png"
     )
     monkeypatch.setitem(sys.modules, "trackers", None)
-    assert "pip install redetr[track]" in refused(clip)
+    assert 'pip install "redetr[track]"' in refused(clip)
     assert not (tmp_path / "new").exists()

@@ -37,7 +37,8 @@ class App:
     port: int = 7860
     """Port to listen on; 0 = any free port."""
     data: str | None = None
-    """Data for "Matching and loss": digits, crowns, or a folder; default: the training data."""
+    """Data for "Matching and loss": digits, crowns, a folder, or hf:NAME; default: the training
+    data."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -55,7 +56,7 @@ class App:
         for package in _NEEDED:
             if not find_spec(package):
                 raise InputError(
-                    f"{package} is not installed; install it with: pip install redetr[app]"
+                    f'{package} is not installed; install it with: pip install "redetr[app]"'
                 )
         use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device, precision=self.precision)

@@ -17,9 +17,9 @@ class Check:
 
     data: DataPath
     """digits, crowns, a folder, or hf:NAME."""
-    model: str = "redetr_n"
+    recipe: str = "redetr_n"
     """The recipe to train with."""
-    queries: int | None = None
+    num_queries: int | None = None
     """Most objects that the model can detect in an image; default: what training would choose."""
     image_size: ImageSize = 0
     """Image size that you plan to train at, in px, a side or HEIGHTxWIDTH; default: what training
@@ -51,8 +51,8 @@ class Check:
             require_redetr_page(Path(self.report), "sheet.png", "augmented.png")
         report = check(
             self.data,
-            self.model,
-            self.queries,
+            self.recipe,
+            self.num_queries,
             self.thorough,
             self.val_fraction,
             self.image_size,

@@ -20,7 +20,13 @@ from redetr.training import train
 
 _MARK_NAME = "demo"  # a file in the folder of a demo, by which the next one may replace it
 _MARK = "This folder was written by redetr demo, which may delete it.\n"
-_STEPS = {"digits": 1500, "crowns": 1200}  # of redetr_n: three to five minutes on two cores
+# Three to five minutes on two cores.
+_STEPS = {
+    ("digits", "redetr_n"): 1500,
+    ("crowns", "redetr_n"): 1200,
+    ("crowns", "redetr_mobile"): 600,
+}
+_OTHER_STEPS = 600
 
 
 def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "redetr_n") -> None:
@@ -60,17 +66,17 @@ def _next_steps(result: dict[str, Any], folder: Path, recipe: str) -> str:
     return (
         f"\nAP {ap}, AP50 {ap50} after {minutes:.1f} minutes of training. Next:\n"
         "  look at    "
-        f"{predictions} (left: the truth, right: predictions) and {curves}\n"
+        f"{predictions} (left: ground truth, right: predictions) and {curves}\n"
         "  predict    "
         f"redetr predict {checkpoint} IMAGE_OR_FOLDER\n"
         "  your data  "
         f"redetr train {recipe} --data FOLDER --output runs/mine   "
-        "(COCO, YOLO, VOC or LabelMe format)"
+        "(COCO, YOLO, VOC, LabelMe, ...)"
     )
 
 
 def demo_config(data: str, folder: Path, steps: int, recipe: str = "redetr_n") -> TrainConfig:
     """The recipe, shortened to a demo."""
-    length = steps or _STEPS.get(data, _STEPS["digits"])
+    length = steps or _STEPS.get((data, recipe), _OTHER_STEPS)
     settings = get_recipe(recipe)
     return replace(settings, data=data, output=str(folder), steps=length, epochs=0.0, patience=0)

@@ -49,7 +49,7 @@ class Evaluate:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     data: str | None = None
-    """digits, crowns, or a folder; default: the training data."""
+    """digits, crowns, a folder, or hf:NAME; default: the training data."""
     split: Literal["val", "test", "train"] = "val"
     """The split to evaluate."""
     val_fraction: float | None = None
@@ -67,8 +67,8 @@ class Evaluate:
     num_workers: int | None = None
     """Processes that load images; default: depends on the cores of the host."""
     report: str | None = None
-    """Folder to write a page on mistakes and their remedies (index.html) and its numbers
-    (report.json) to."""
+    """Write a page on mistakes and their remedies (index.html) and its numbers (report.json) to
+    this folder."""
     compare: str | None = None
     """A second checkpoint to compare with the first, also on the page of --report."""
     json: bool = False

@@ -54,7 +54,7 @@ class Export:
     """The file takes a single image instead of any number; with --fixed-size, some runtimes are
     then a few percent faster."""
     data: str | None = None
-    """digits, crowns, or a folder to compare on; default: the training data."""
+    """digits, crowns, a folder or hf:NAME to compare on; default: the training data."""
     val_fraction: float | None = None
     """Share to hold out of data without a val split; default: that of the training run."""
     images: int = 200
@@ -149,10 +149,10 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
     if comparison.unpaired:
         OUT.print(f"{comparison.unpaired:,} of them come from only one of PyTorch and the file")
     if comparison.paired:
-        table = Table("file and PyTorch", "largest difference", "usual", box=box.SIMPLE)
+        table = Table("file and PyTorch", "largest difference", "median", box=box.SIMPLE)
         for name, unit, form in (("boxes", " px", ".2g"), ("scores", "", ".1e")):
-            largest, usual = comparison.differences[name]
-            table.add_row(name, f"{largest:{form}}{unit}", f"{usual:{form}}{unit}")
+            largest, middle = comparison.differences[name]
+            table.add_row(name, f"{largest:{form}}{unit}", f"{middle:{form}}{unit}")
         OUT.print(table)
     pytorch_ap, file_ap = comparison.ap
     OUT.print(f"AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
@@ -160,8 +160,8 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
         pytorch_ap, file_ap = comparison.mask_ap
         OUT.print(f"mask AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
     if comparison.mask_iou:
-        smallest, usual = comparison.mask_iou
-        OUT.print(f"masks: IoU {smallest:.4f} at least, {usual:.4f} usually")
+        smallest, middle = comparison.mask_iou
+        OUT.print(f"masks: minimum IoU {smallest:.4f}, median {middle:.4f}")
     if comparison.ap_drop > max_ap_drop:
         ERRORS.print(
             f"warning: AP drops by {comparison.ap_drop:.2f}, more than {max_ap_drop:g}, but "

@@ -96,7 +96,7 @@ class Predict:
     weights."""
     track: bool = False
     """Track objects through videos: each keeps its number, in the video and in the files. Needs:
-    pip install redetr[track]."""
+    pip install "redetr[track]"."""
     reconnect: int = 10
     """Consecutive attempts to reopen a live stream that has dropped; 0 = do not reopen it."""
     labels: LabelChoice = "auto"
@@ -178,7 +178,7 @@ class Predict:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):
             flag = "--tile" if self.tile else "--track"
-            raise InputError(f"{flag} is for objects: leave it out, or --panoptic")
+            raise InputError(f"{flag} cannot be combined with --panoptic: leave one of them out")
         if self.stuff and not self.panoptic:
             raise InputError("--stuff names the segments that --panoptic merges: give both")
         if not 0 <= self.overlap < 1:
@@ -439,7 +439,7 @@ class Predict:
             print_file(folder / "predictions.json")
         else:
             self._print_summary(summary(folder), rate, threshold)
-            known = f", {resumed} of them earlier" if resumed else ""
+            known = f", {resumed} of them in an earlier run" if resumed else ""
             OUT.print(
                 f"processed {len(sources) - len(errors)} of {len(sources)} sources{known}: "
                 f"{folder}/{RECORD}",

@@ -1,4 +1,4 @@
-"""The pictures of a run at each evaluation: its curves, and predictions beside the truth."""
+"""The pictures of a run at each evaluation: its curves, and predictions beside the ground truth."""
 
 from collections.abc import Callable
 from functools import partial
@@ -35,7 +35,7 @@ def draw_run(state: State, val: DetectionDataset, folder: Path) -> list[str]:
         path = folder / name
         problem = _problem(draw_file, path)
         if problem:
-            warnings.append(f"warning: {path} is not drawn, and the run continues: {problem}")
+            warnings.append(f"warning: {path} could not be drawn; training continues: {problem}")
     return warnings
 
 
@@ -87,7 +87,7 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
         truth = _drawn_truth(image, target, dataset.class_names)
         best = detector.predict(image, threshold)
         scenes.append((truth, best.draw(image, within_px=_PANEL_PX)))
-    names = [f"truth: {dataset.image_name(index)}" for index in indices]
+    names = [f"ground truth: {dataset.image_name(index)}" for index in indices]
     return comparison_grid(scenes, f"predictions, score ≥ {threshold:.2f}", names)
 
 

@@ -30,14 +30,14 @@ class Train:
 
     def _report(self, result: dict[str, Any]) -> None:
         step, best = result["step"], result["best"]
-        line = f"evaluation of step {step}, the last"
+        line = f"final evaluation (step {step})"
         if best["step"] != step:
-            line += f"; best.pt is of step {best['step']}, with AP {percent(best['AP'])}"
+            line += f"; best.pt is from step {best['step']}, AP {percent(best['AP'])}"
         OUT.print(line, soft_wrap=True)
         print_results([result])
         written = "best.pt, best.safetensors, last.pt, metrics.jsonl"
         if self.config.pictures:
-            written += "; look at curves.png, and predictions.png (truth beside predictions)"
+            written += "; look at curves.png, and predictions.png (ground truth beside predictions)"
         OUT.print(f"{self.config.output}: {written}", soft_wrap=True)
 
 

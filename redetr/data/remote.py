@@ -158,7 +158,7 @@ def _connections() -> Any:
         try:
             import urllib3
         except ImportError:
-            remedy = "pip install 'redetr[http]'"
+            remedy = 'pip install "redetr[http]"'
             raise InputError("reading data from a server needs urllib3", remedy=remedy) from None
         _THREAD.process_id = os.getpid()
         _THREAD.direct = urllib3.PoolManager()

@@ -46,7 +46,7 @@ def without(annotations: Annotations, leave_out: LeaveOut) -> Annotations:
     if not is_kept.any():
         images = counted(len(unreadable), "image")
         text = f"none of its {images} can be read, such as {min(unreadable)}"
-        raise InputError(text, where=annotations.source, remedy="put the files there")
+        raise InputError(text, where=annotations.source, remedy="restore the files")
     if not is_kept.all():
         annotations = annotations.only(is_kept, np.ones(len(annotations.boxes), bool))
     faults = annotations.faults

@@ -210,7 +210,7 @@ class Detections:
             import supervision
         except ImportError as error:
             message = (
-                "supervision is not installed; install it with: pip install redetr[supervision]"
+                'supervision is not installed; install it with: pip install "redetr[supervision]"'
             )
             raise InputError(message) from error
         masks = self.masks.dense() if isinstance(self.masks, CroppedMasks) else self.masks

@@ -130,7 +130,7 @@ def bytetrack_class() -> Any:
     try:
         from trackers import ByteTrackTracker
     except ImportError as error:
-        remedy = "pip install redetr[track]"
+        remedy = 'pip install "redetr[track]"'
         if "libGL" in str(error):  # missing on machines without a screen
             remedy = "apt-get install libgl1, or pip install opencv-python-headless after trackers"
         text = f"tracking objects needs the package trackers ({error})"

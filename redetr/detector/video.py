@@ -119,7 +119,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
     try:
         import cv2
     except ImportError:
-        raise InputError("reading cameras needs OpenCV: pip install redetr[camera]") from None
+        raise InputError('reading cameras needs OpenCV: pip install "redetr[camera]"') from None
     camera = cv2.VideoCapture(number)
     try:
         rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
@@ -128,7 +128,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
             is_read, bgr = camera.read()
             if not is_read:
                 raise InputError(
-                    f"camera {number}: gives no images; is it connected, and not in use?"
+                    f"camera {number}: gives no images: check that it is connected and that no program uses it"
                 )
             rgb = bgr[:, :, ::-1].copy()
             image = torch.from_numpy(rgb).permute(2, 0, 1)
@@ -205,5 +205,5 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise InputError("reading videos needs PyAV: pip install redetr[video]") from None
+        raise InputError('reading videos needs PyAV: pip install "redetr[video]"') from None
     return av

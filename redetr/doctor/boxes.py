@@ -69,7 +69,7 @@ def _no_objects(a: Annotations) -> Fault:
     remedy = "annotate, or export again"
     if count:
         objects = counted(count, "object")
-        text = f"{objects}, all of them crowds or difficult, which are never learned or measured"
+        text = f"{objects}, all of them crowds or difficult, which training and evaluation ignore"
         remedy = "write iscrowd (ignore, difficult) 0 for single objects"
     return Fault("error", "no-objects", a.source, "", text, remedy)
 
@@ -83,8 +83,8 @@ def _ignored(a: Annotations) -> list[Fault]:
     severity: Severity = "warning" if share > _MANY_IGNORED else "note"
     objects = counted(len(a.iscrowd), "object")
     text = (
-        f"{count:,} of {objects} ({share:.0%}) are marked as crowds or difficult, which are never "
-        "learned or measured"
+        f"{count:,} of {objects} ({share:.0%}) are marked as crowds or difficult, which training "
+        "and evaluation ignore"
     )
     remedy = "write iscrowd (ignore, difficult) 0 for single objects"
     where = _object_reference(a, int(a.iscrowd.argmax()))

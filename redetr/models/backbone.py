@@ -306,7 +306,7 @@ class TimmBackbone(nn.Module):
                 f"timm:{name} cannot have norm=group: use norm=frozen_batch or sync_batch"
             )
         net = _timm_features(timm.create_model, name, bool(weights), strides)
-        self.licence = net.pretrained_cfg.get("license") or "timm does not say its licence"
+        self.licence = net.pretrained_cfg.get("license") or "licence not stated by timm"
         if norm == "frozen_batch":
             self.body = timm.layers.freeze_batch_norm_2d(net.model)
         else:

@@ -414,8 +414,9 @@ def _download(name: str) -> Path:
     try:
         from huggingface_hub import errors, snapshot_download
     except ImportError:
-        text = "no such file, and hub names need: pip install huggingface-hub"
-        raise InputError(text, where=name) from None
+        text = "no such file, and names on the Hugging Face hub need huggingface-hub"
+        remedy = 'pip install "redetr[hub]"'
+        raise InputError(text, where=name, remedy=remedy) from None
     settings = [folder.CONFIG, folder.IMAGES]
     # OSError includes LocalEntryNotFoundError, which a machine without a network raises for files
     # that are not in its cache. A broken connection raises an error of the client's HTTP library,

@@ -245,7 +245,7 @@ def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_
     first = capsys.readouterr().out.splitlines()[0]
     assert (
         first
-        == f"evaluation of step 6, the last; best.pt is of step 3, with AP {100 * best['AP']:.1f}"
+        == f"final evaluation (step 6); best.pt is from step 3, AP {100 * best['AP']:.1f}"
     )
 
 
@@ -832,12 +832,12 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkey
     ended = (
         "ended early at step 8 of 12: no better AP in 6 steps and 3 evaluations (--patience 0.3)"
     )
-    assert f"\n{ended}; best.pt is of step 2: AP 0." in capsys.readouterr().err
+    assert f"\n{ended}; best.pt is from step 2: AP 0." in capsys.readouterr().err
     main([*arguments, "--resume", "--eval-every=4"])  # it stays ended
     assert len(announced) == 9  # nothing is loaded for a run that has ended
     told = capsys.readouterr().err
     assert f"nothing to train: {ended}; " in told and "give a larger --patience" in told
-    assert f"\n{ended}; best.pt is of step 2: AP 0." in told
+    assert f"\n{ended}; best.pt is from step 2: AP 0." in told
     assert [line["step"] for line in lines_of(tmp_path / "run") if "AP" in line] == [2, 4, 6, 8]
 
 

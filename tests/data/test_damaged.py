@@ -736,7 +736,7 @@ DAMAGED = {
         "format-xyxy", both(corners_with_outlines), *TRAIN, "annotation 1000", "write xywh"
     ),
     # columns of YOLO that may mean two things
-    "YOLO: key points without a shape": error(
+    "YOLO: keypoints without a shape": error(
         "line-ambiguous",
         labels(
             lambda old: "".join(
@@ -754,7 +754,7 @@ DAMAGED = {
     "YOLO: tracks": error(
         "line-ambiguous", with_columns("0.9 1"), "train-00.txt", "a track id?", form="yolo"
     ),
-    "YOLO: a shape of other key points": error(
+    "YOLO: a shape of other keypoints": error(
         "line-invalid",
         lambda root: [
             with_columns("0.5 0.5 2")(root),
@@ -842,7 +842,7 @@ DAMAGED = {
         SPLIT,
         text(lambda old: "", "ImageSets/Main/train.txt"),
         "train.txt",
-        "names no image",
+        "lists no images",
         form="voc",
     ),
     "VOC: class in two spellings": warning(
@@ -867,7 +867,7 @@ DAMAGED = {
     "image id is a fraction": error("id-invalid", image(id=1.5), "id 1.5", also=ORPHANS),
     "image id is too large": error("id-invalid", image(id=2**70), "train-03.jpg", also=ORPHANS),
     "image id is not a number": error("id-invalid", image(id=float("nan")), "id nan", also=ORPHANS),
-    "annotation names no image": error(
+    "annotation lists no images": error(
         "image-unknown", without("image_id", "annotations", 4), *HERE, "image_id None"
     ),
     "annotation names no category": error(
@@ -1049,7 +1049,7 @@ NO_DATA = {
         text(lambda old: old.replace("names", "nc"), "data.yaml"),
         "data.yaml: names is",
     ),
-    "key points of no shape": (
+    "keypoints of no shape": (
         "yolo",
         text(lambda old: old + "kpt_shape: 17\n", "data.yaml"),
         "data.yaml: kpt_shape '17' is not",

@@ -365,7 +365,7 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "archive": (files("a.jpg", {"data.zip": "PK"}), "data.zip is an archive; unpack it"),
     "several regions' attributes": (
         files("a.jpg", {"v.json": via(RECT, {"colour": "red", "kind": "cat"})}),
-        "('colour', 'kind'), and none is called label; call the one that is the class label",
+        "('colour', 'kind'), and none is called label; rename the one that holds the class to",
     ),
     "several files": (
         files("a.jpg", {"v.json": via(RECT), "w.json": via(RECT)}),

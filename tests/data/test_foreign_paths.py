@@ -382,7 +382,7 @@ def test_a_file_that_is_called_like_an_address_is_that_file(coco):
             "Annotations",
             "if Annotations/instances_train.json is in COCO format, rename it to annotat",
         ),
-        ("VALID", "call VALID valid, as capitals count"),
+        ("VALID", "rename VALID to valid: names of folders are case-sensitive"),
     ],
 )
 def test_capitals_that_are_not_read_are_named(folder, words, tmp_path):

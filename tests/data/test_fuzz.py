@@ -105,7 +105,7 @@ def whole(tmp_path_factory) -> dict[str, dict[Path, bytes]]:
 
 
 def write_pose(yolo: Path, root: Path) -> None:
-    """The same boxes with two key points each, some without, and a shape for them."""
+    """The same boxes with two keypoints each, some without, and a shape for them."""
     shutil.copytree(yolo, root)
     for file in root.glob("labels/*/*.txt"):
         lines = file.read_text().splitlines()

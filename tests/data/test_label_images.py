@@ -131,8 +131,8 @@ def resized(file: Path) -> None:
 
 
 REFUSED = {
-    "JPEG": (as_jpeg, "label-image-invalid", "in JPEG with losses"),
-    "WebP": (as_webp, "label-image-invalid", "in WEBP with losses"),
+    "JPEG": (as_jpeg, "label-image-invalid", "in lossy JPEG"),
+    "WebP": (as_webp, "label-image-invalid", "in lossy WEBP"),
     "pages": (as_pages, "label-image-invalid", "holds 2 images"),
     "transparent": (as_glass, "label-image-invalid", "transparent pixels"),
     "resized smoothly": (resized, "label-image-smooth", "are only steps between two others"),

@@ -158,7 +158,7 @@ def test_files_that_are_no_annotation(tmp_path):
     (tmp_path / "b.png").unlink()
     refused(tmp_path, "'b.png' is missing, but for the copy in imageData")
     write(tmp_path / "empty", "a")
-    refused(tmp_path / "empty", "no file names an object")
+    refused(tmp_path / "empty", "no file contains an object")
 
 
 def test_no_path_leads_out_of_the_folder(tmp_path):

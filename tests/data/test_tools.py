@@ -116,16 +116,16 @@ class Tool:
 
 TOOLS = {
     # The number of columns in YOLO labels
-    "Roboflow, key points": Tool(
-        yolo(f"0 {FRACTIONS} {KEY_POINTS}", kpt_shape=[4, 3]), "has key points", BOX
+    "Roboflow, keypoints": Tool(
+        yolo(f"0 {FRACTIONS} {KEY_POINTS}", kpt_shape=[4, 3]), "has keypoints", BOX
     ),
-    "CVAT, key points of many": Tool(
-        yolo(f"0 {FRACTIONS} {'0.4 0.5 2 ' * 17}", kpt_shape=[17, 3]), "has key points", BOX
+    "CVAT, keypoints of many": Tool(
+        yolo(f"0 {FRACTIONS} {'0.4 0.5 2 ' * 17}", kpt_shape=[17, 3]), "has keypoints", BOX
     ),
-    "key points without a shape": Tool(
+    "keypoints without a shape": Tool(
         yolo(f"0 {FRACTIONS} {KEY_POINTS}"), "write kpt_shape: [4, 3]"
     ),
-    "17 key points without a shape": Tool(
+    "17 keypoints without a shape": Tool(
         yolo(f"0 {FRACTIONS} {'0.4 0.5 2 ' * 17}"), "write kpt_shape: [17, 3] into data.yaml"
     ),
     "a shape in words": Tool(
@@ -187,7 +187,7 @@ TOOLS = {
         labelme(points=[[42, 16], [60, 32], [42, 48], [24, 32]], shape_type="rotation"), "", BOX
     ),
     "X-AnyLabeling, difficult": Tool(labelme(difficult=True), "", BOX),
-    "LabelMe, a point": Tool(labelme(points=[[3, 4]], shape_type="point"), "names an object"),
+    "LabelMe, a point": Tool(labelme(points=[[3, 4]], shape_type="point"), "contains an object"),
     # No format that is read
     "Supervisely": Tool(supervisely, "in a format that is not read (Supervisely); export in COCO"),
     "FiftyOne": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "", BOX),

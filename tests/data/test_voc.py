@@ -241,11 +241,11 @@ def test_a_null_byte_in_a_list_is_no_path(tmp_path):
 
 def test_nothing_to_read(tmp_path):
     write(tmp_path, {"train": "\n"})
-    refused(tmp_path, "train.txt: names no image")
+    refused(tmp_path, "train.txt: lists no images")
     (tmp_path / "ImageSets/Main/train.txt").write_text("b")
     for stem in SCENES:
         (tmp_path / "Annotations" / f"{stem}.xml").write_text(scene())
-    refused(tmp_path, "no XML file names an object")
+    refused(tmp_path, "no XML file contains an object")
 
 
 def test_missing_split_is_named(tmp_path):

@@ -203,13 +203,13 @@ CONFIGS = {
     "no names": ("train: images/train", "names is missing"),
     "names of another kind": (
         "train: images/train\nnames: {0: [1]}",
-        "names is missing or not a list of texts",
+        "names is missing or not a list of strings",
     ),
     "names without number": (
         "train: images/train\nnames: {ant: ant}",
         "'ant' in names is not a class number",
     ),
-    "one name": ("train: images/train\nnames: ant", "names is 'ant', and no list; write the names"),
+    "one name": ("train: images/train\nnames: ant", "names is 'ant', not a list; write the names"),
     "path of another kind": ("train: [{a: b}]\nnames: [ant]", "train is not a path"),
     "no such folder": ("train: images/tarin\nnames: [ant]", "train: 'images/tarin' is not in"),
     "no images": ("train: labels\nnames: [ant]", "train holds no images"),
@@ -296,7 +296,7 @@ def test_the_yaml_file_is_named_in_messages(tmp_path):
     file = write(tmp_path) / "other.yaml"
     refused(file, "other.yaml: no such folder", "its data.yaml")
     file.write_text("names: [ant]")
-    refused(file, "other.yaml: names no images; write train and val into it")
+    refused(file, "other.yaml: lists no images; write train and val into it")
     file.write_text("train: ../../outside\nnames: [ant]")
     refused(file, "other.yaml: train: '../../outside' is not in")
     with pytest.raises(

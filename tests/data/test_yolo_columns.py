@@ -52,14 +52,14 @@ POSES = {
 
 @pytest.mark.parametrize("name", POSES)
 def test_key_points_are_no_outline(tmp_path, name):
-    """The box is the same with the shape of the key points; without it, the line is refused."""
+    """The box is the same with the shape of the keypoints; without it, the line is refused."""
     line, shape = POSES[name]
     write(tmp_path, [line] * 3 + ["1 0.5 0.5 0.2 0.4"], kpt_shape=shape)
     dataset = open_dataset(tmp_path, "train")
     for number in range(4):
         np.testing.assert_allclose(dataset.target(number)["boxes"], [[38.4, 19.2, 57.6, 44.8]])
     assert dataset.notes == (
-        f"{tmp_path}/labels/train/000.txt: line 1: has key points; its box is used (and 2 more "
+        f"{tmp_path}/labels/train/000.txt: line 1: has keypoints; its box is used (and 2 more "
         "like it)",
     )
     write(tmp_path, [line] * 3 + ["1 0.5 0.5 0.2 0.4"])
@@ -72,7 +72,7 @@ def test_a_yaml_file_may_say_that_they_are_outlines(tmp_path):
     refused(
         tmp_path,
         "000.txt: line 1: has 9 columns, as nearly all long lines: an outline of 4 points, or a "
-        "box with 2 key points?",
+        "box with 2 keypoints?",
         SETTLE,
         "(and 2 more like it)",
     )
@@ -158,7 +158,7 @@ def test_key_points_outside_of_their_boxes_are_told(tmp_path):
         if fault.code == "key-points-outside"
     ]
     assert (fault.where, fault.severity) == ("line 1", "warning")
-    assert fault.text == "its key points lie outside its box, as in 3 of 3 lines"
+    assert fault.text == "its keypoints lie outside its box, as in 3 of 3 lines"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +166,8 @@ def test_key_points_outside_of_their_boxes_are_told(tmp_path):
     [
         ([2, 2], POSES["four points"][0], "17 columns, and kpt_shape: [2, 2]"),
         ([2, 2], "0 0.5 0.5 0.2 0.4 0.45 0.40", "makes 9; correct the line or kpt_shape"),
-        ([0, 2], "", "data.yaml: kpt_shape ['0', '2'] is not [key points, 2]"),
-        ([2, 4], "", "is not [key points, 2] or [key points, 3]"),
+        ([0, 2], "", "data.yaml: kpt_shape ['0', '2'] is not [keypoints, 2]"),
+        ([2, 4], "", "is not [keypoints, 2] or [keypoints, 3]"),
         ([2], "", "kpt_shape ['2'] is not"),
         (17, "", "kpt_shape '17' is not"),
         ({"a": 1}, "", "kpt_shape {'a': '1'} is not"),

@@ -39,13 +39,13 @@ _KINDS = {"images": "image", "annotations": "annotation", "categories": "categor
 _NO_BOX = [math.nan] * 4
 # Keys that occur in no file. `_summarize` adds to an annotation: the xyxy around its outline, the
 # size of its mask, whether its bbox is taken from the outline, by how many degrees its box is
-# rotated, and whether it has key points; and to an image: whether only some classes were annotated
+# rotated, and whether it has keypoints; and to an image: whether only some classes were annotated
 # in it.
 _EXTENT = "\0extent"
 _MASK_SIZE = ("\0mask height", "\0mask width")
 _OUTLINED = "\0outlined"
 _ROTATION = "\0rotation"
-_KEY_POINTS = "\0key points"
+_KEY_POINTS = "\0keypoints"
 _PARTIAL = "\0partial"
 # The keys that are kept of the rows of each list.
 _KEYS = {
@@ -337,7 +337,7 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     corners = _read_boxes(table)
     corners[:, 2:] += corners[:, :2]  # in place, as a large data set has millions of boxes
     key_points, _ = table.columns[_KEY_POINTS].flags()
-    table.fault("key-points", key_points, lambda i: "has key points", "its box is used", "note")
+    table.fault("key-points", key_points, lambda i: "has keypoints", "its box is used", "note")
     area = table.columns["area"].numbers()
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")

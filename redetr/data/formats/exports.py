@@ -70,9 +70,9 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     document = location.tool.read(file, split)
     if not document.images:
         remedy = "export the annotations again"
-        raise InputError("names no image", where=file, remedy=remedy)
+        raise InputError("lists no images", where=file, remedy=remedy)
     if not document.categories:
-        raise InputError("names no class", where=file, remedy="annotate some images")
+        raise InputError("defines no classes", where=file, remedy="annotate some images")
     document.join_groups()
     remedy = "was the image resized? restore the one that was annotated"
     annotations = from_documents(file, [document.lists()], remedy, masks, location.folders)

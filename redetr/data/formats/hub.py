@@ -149,7 +149,7 @@ def _load(source: str) -> dict[str, Any]:
     try:
         import datasets
     except ImportError:
-        raise InputError("needs: pip install 'redetr[hub]'", where=source) from None
+        raise InputError('needs: pip install "redetr[hub]"', where=source) from None
     address = Address.of(source)
     folder = Path(address.name)
     try:
@@ -298,7 +298,7 @@ def _row_faults(
     rows.fault(
         "key-points",
         np.isin(numbers, key_points),
-        lambda i: "has key points",
+        lambda i: "has keypoints",
         "its boxes are used",
         "note",
     )

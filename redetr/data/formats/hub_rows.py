@@ -108,7 +108,7 @@ class Columns:
         return objects
 
     def have_key_points(self, row: Row) -> bool:
-        """Whether an object of the row has key points."""
+        """Whether an object of the row has keypoints."""
         fields = row[self.objects] if self.objects else row
         things = fields if isinstance(fields, list) else [fields or {}]
         for thing in things:

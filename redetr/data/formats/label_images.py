@@ -286,7 +286,8 @@ def _judge_edges(scenes: list[_Scene], rows: Rows) -> None:
         "label-image-smooth",
         2 * edges > counts,
         lambda i: f"{edges[i]} of its {counts[i]} numbers are only steps between two others",
-        "was it resized smoothly, or saved with losses? save it as PNG, resized without new values",
+        "was it resized with interpolation, or compressed with losses? resize it to the nearest "
+        "pixel and save it as PNG",
     )
 
 

@@ -72,7 +72,7 @@ def labelme_sought(split: Split) -> str:
 
 def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The annotations of a split, with masks if there is a builder for them. Raises InputError if
-    the split is missing, or if no file names an object."""
+    the split is missing, or if no file contains an object."""
     folder = _locate(root, split)
     if folder is None:
         raise InputError(f"no {split} split: looked for {labelme_sought(split)}", where=root)
@@ -366,7 +366,7 @@ def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
                 names.update(_read_scene(root, file).labels)
     names.discard("")
     if not names:
-        raise InputError("no file names an object", where=root, remedy="annotate some")
+        raise InputError("no file contains an object", where=root, remedy="annotate some")
     return sorted(names)
 
 

@@ -207,7 +207,7 @@ def _no_data_set(root: Path) -> InputError:
         remedy = f"give {settings[0]} itself, if it names the images of a data set in YOLO format"
         return InputError("no data set found", where=root, remedy=remedy)
     for path, usual in misspelt_folders(root).items():
-        remedy = f"call {path} {usual}, as capitals count"
+        remedy = f"rename {path} to {usual}: names of folders are case-sensitive"
         return InputError("no data set found", where=root, remedy=remedy)
     text, remedy = unread_format(root)
     if text:
@@ -225,7 +225,7 @@ def _no_data_set(root: Path) -> InputError:
 def _layout_of_yaml(file: Path) -> tuple[_Layout, list[Split]]:
     splits = yolo_splits(file)
     if not splits:
-        raise InputError("names no images", where=file, remedy="write train and val into it")
+        raise InputError("lists no images", where=file, remedy="write train and val into it")
 
     def sought(split: Split) -> str:
         return yolo_sought(split, file.name)

@@ -89,7 +89,7 @@ def _class_attribute(file: Path, images: list[Row]) -> str:
     if len(names) > 1:
         listed = ", ".join(map(reprlib.repr, sorted(names)))
         text = f"its regions have several attributes ({listed}), and none is called label"
-        raise InputError(text, where=file, remedy="call the one that is the class label")
+        raise InputError(text, where=file, remedy='rename the one that holds the class to "label"')
     return next(iter(names), "")
 
 

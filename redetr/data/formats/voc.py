@@ -48,7 +48,7 @@ _REMEDIES = {
 
 def read_voc(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The annotations of a split, with masks if there is a builder for them. Raises InputError if
-    the split is missing or empty, or if no file names a class."""
+    the split is missing or empty, or if no file contains an object."""
     location = locate_voc(root, split)
     if location is None:
         raise InputError(f"no {split} split: looked for {voc_sought(split)}", where=root)
@@ -137,7 +137,7 @@ def _read_files(
     if not scene_of:
         remedy = "write one name per line, without suffix"
         where = location.listed or location.annotations
-        raise InputError("names no image", where=where, remedy=remedy)
+        raise InputError("lists no images", where=where, remedy=remedy)
     image_of = _images_of(location, scene_of, faults)
     stems = sorted(scene_of, key=lambda stem: os.fsencode(image_of[stem]))
     scenes = [scene_of[stem] for stem in stems]
@@ -271,7 +271,7 @@ def _classes(root: Path, read: set[Path], scenes: list[Scene]) -> list[str]:
         for scene in scenes:
             if scene.code:
                 raise InputError(scene.problem, where=scene.file, remedy=_REMEDIES[scene.code])
-        raise InputError("no XML file names an object", where=root, remedy="annotate some")
+        raise InputError("no XML file contains an object", where=root, remedy="annotate some")
     return sorted(names)
 
 

@@ -3,8 +3,8 @@ has a text file for each image.
 
 A line is `class cx cy w h`, a box in fractions of the stored image, without EXIF orientation. A
 longer line, `class x y x y x y ...`, is an outline or an oriented box, whose bounding box is used.
-With `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box with key points, and the box is
-used. If lines look like key points but there is no `kpt_shape`, they are refused, unless the file
+With `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box with keypoints, and the box is
+used. If lines look like keypoints but there is no `kpt_shape`, they are refused, unless the file
 states `task: segment` or `task: obb`. An image without a label file has no objects. Category ids
 are the class numbers, and image ids count the sorted names. If there is no YAML file, `obj.data` or
 `classes.txt` is read instead: see `darknet`.
@@ -189,7 +189,7 @@ def _parse_config(file: Path) -> dict[str, Any]:
     # ValueError: not UTF-8. RecursionError: nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
-        raise InputError(f"not YAML: {reason}", where=file, remedy="write it again") from None
+        raise InputError(f"not YAML: {reason}", where=file, remedy="mend its YAML syntax") from None
     if not isinstance(config, dict):
         remedy = "write names, train and val into it"
         raise InputError("holds no settings", where=file, remedy=remedy)
@@ -204,9 +204,9 @@ def _classes(file: Path, config: dict[str, Any]) -> dict[int, str]:
     if not isinstance(names, dict):
         names = {}
     if not names or not all(isinstance(name, str) for name in names.values()):
-        text = "names is missing or not a list of texts"
+        text = "names is missing or not a list of strings"
         if isinstance(config.get("names"), str) and config["names"]:
-            text = f"names is {reprlib.repr(config['names'])}, and no list"
+            text = f"names is {reprlib.repr(config['names'])}, not a list"
         remedy = "write the names of the classes, as in names: [cat, dog]"
         raise InputError(text, where=file, remedy=remedy)
     classes = []
@@ -250,7 +250,7 @@ def _key_points(file: Path, config: dict[str, Any]) -> KeyPoints | None:
             numbers.append(int(text))
     is_pair = isinstance(shape, list) and len(shape) == len(numbers) == 2
     if not is_pair or numbers[0] == 0 or numbers[1] not in (2, 3):
-        text = f"kpt_shape {reprlib.repr(shape)} is not [key points, 2] or [key points, 3]"
+        text = f"kpt_shape {reprlib.repr(shape)} is not [keypoints, 2] or [keypoints, 3]"
         raise InputError(text, where=file, remedy="correct it, or delete it")
     return KeyPoints(*numbers)
 
@@ -306,8 +306,8 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
         first, count, sample = strays
         is_stray = np.zeros(len(kind), bool)
         is_stray[first] = True
-        text = f"its key points lie outside its box, as in {count:,} of {counted(sample, 'line')}"
-        remedy = "does the box consist of corners? write class cx cy w h before the key points"
+        text = f"its keypoints lie outside its box, as in {count:,} of {counted(sample, 'line')}"
+        remedy = "does the box consist of corners? write class cx cy w h before the keypoints"
         rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 
 
@@ -344,7 +344,7 @@ def _read_objects(
         remedy = "its bounding box is used"
         rows.fault("outline", kind == OUTLINE, lambda i: "is an outline", remedy, "note")
     rows.fault(
-        "key-points", kind == KEY_POINTS, lambda i: "has key points", "its box is used", "note"
+        "key-points", kind == KEY_POINTS, lambda i: "has keypoints", "its box is used", "note"
     )
     return Objects(
         rows=rows,

@@ -1,7 +1,7 @@
 """Reads the lines of YOLO label files, and determines what their columns mean.
 
 Five columns are `class cx cy w h`. More columns are an outline, `class x y x y x y ...`; or a box
-with key points, `class cx cy w h x y x y ...` or `... x y v x y v ...`; or a box with a score and
+with keypoints, `class cx cy w h x y x y ...` or `... x y v x y v ...`; or a box with a score and
 an id, which trackers write. The number of columns does not distinguish these. `kpt_shape` does, and
 without it, the numbers have to look like an outline.
 """
@@ -126,7 +126,7 @@ class Lines:
             return "it is not in UTF-8", "save the file as UTF-8"
         for mark, name in ((";", "semicolons"), (",", "commas")):
             if mark in text:
-                return f"it holds {name}", "write spaces between numbers, and points in them"
+                return f"it holds {name}", "separate numbers with spaces, and write a decimal point"
         words = text.split()
         return _problem_of_words(words, self.key_points, numbers_of)
 
@@ -146,7 +146,7 @@ class Lines:
         return _doubt(self._numbers(same))
 
     def stray_key_points(self) -> tuple[int, int, int] | None:
-        """The first line whose key points are outside its box, the number of such lines in a
+        """The first line whose keypoints are outside its box, the number of such lines in a
         sample, and the size of the sample; None if it is not most of them."""
         kinds = np.array(self.kind, np.int8)
         rows = np.flatnonzero(kinds == KEY_POINTS)
@@ -258,7 +258,7 @@ def _problem_of_words(
     text = f"it has {counted(count, 'column')}"
     if count > 6 and (count - 5) % 3 == 0:
         shape = f"kpt_shape: [{(count - 5) // 3}, 3]"
-        return text, f"if these are a box and key points, write {shape} into data.yaml"
+        return text, f"if these are a box and keypoints, write {shape} into data.yaml"
     if count > 6:
         return text, "if this is an outline with a score or a track id at the end, delete that"
     return text, write_box
@@ -288,8 +288,8 @@ def _doubt(numbers: np.ndarray) -> Doubt | None:
         count, rest = divmod(columns - 5, dims)
         if rest or not _are_key_points(numbers, dims):
             continue
-        remedy = f"write kpt_shape: [{count}, {dims}] into data.yaml for key points; {settle}"
-        return Doubt(columns, f"{text}a box with {counted(count, 'key point')}?", remedy)
+        remedy = f"write kpt_shape: [{count}, {dims}] into data.yaml for keypoints; {settle}"
+        return Doubt(columns, f"{text}a box with {counted(count, 'keypoint')}?", remedy)
     return None
 
 
@@ -361,13 +361,13 @@ def _fit_key_points(numbers: np.ndarray, dims: int) -> np.ndarray:
 
 
 def _points(numbers: np.ndarray, dims: int) -> np.ndarray:
-    """x and y of the key points that follow a box, `[S, count, 2]`."""
+    """x and y of the keypoints that follow a box, `[S, count, 2]`."""
     count = (numbers.shape[1] - 5) // dims
     return numbers[:, 5:].reshape(len(numbers), count, dims)[:, :, :2]
 
 
 def _fit_outlines(numbers: np.ndarray) -> np.ndarray:
-    """Whether columns 3 and 4 are a point near all others, bool `[S]`. In a line with key points,
+    """Whether columns 3 and 4 are a point near all others, bool `[S]`. In a line with keypoints,
     they are width and height."""
     points = numbers[:, 1:].reshape(len(numbers), -1, 2)
     second = points[:, 1]
