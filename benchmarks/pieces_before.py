@@ -3,7 +3,8 @@
     python benchmarks/pieces_before.py COMMIT
 
 Their benchmarks at COMMIT and in this checkout take turns, each with the package of its commit, but
-both with the `interleaved.py` of this one, so that both wait as long between measurements. A cost is the time of redetr's own side for the same work; of check and loader the processor time. The
+both with the `interleaved.py` of this one, so that both wait as long between measurements. A cost
+is the time of redetr's own side for the same work; of check and loader the processor time. The
 ratio is the median over rounds of the ratio within a round: above 1, this checkout is faster.
 Writes results/DATE-pieces-before.json.
 """

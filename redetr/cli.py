@@ -23,7 +23,7 @@ USAGE = """redetr: DETR that is written to be read, with the same gradients on a
   redetr train RECIPE --data PATH --output DIR  train on your own images, or on digits or crowns
   redetr evaluate CHECKPOINT [--report DIR]     measure AP; write a report on the mistakes
   redetr predict CHECKPOINT SOURCE...           detect objects in images, folders, videos, URLs
-  redetr explain CHECKPOINT IMAGE               show where the model looks, and how its loss is computed
+  redetr explain CHECKPOINT IMAGE               show where the model looks, and how the loss is made
   redetr app CHECKPOINT                         serve a web page for your images, and an HTTP API
   redetr convert FOLDER NEW --to FORMAT         write a data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      export to ONNX, OpenVINO and others; check the AP

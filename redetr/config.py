@@ -27,6 +27,7 @@ from redetr.choices import (
 )
 from redetr.earlier import as_of_today
 from redetr.errors import InputError
+from redetr.wording import counted
 
 if TYPE_CHECKING:  # these import PyTorch
     from redetr.data import Hints
@@ -197,8 +198,8 @@ class RunOptions:
     """Steps between checkpoints, the most that a killed run loses; default: that of
     --eval-every."""
     pictures: bool = True
-    """--no-pictures: Do not draw curves.png and predictions.png (ground truth beside predictions) at each
-    evaluation."""
+    """--no-pictures: Do not draw curves.png and predictions.png (ground truth beside
+    predictions) at each evaluation."""
     timeout_s: float = 600.0
     """The run fails if a rank does not respond for this many seconds."""
     setup_timeout_s: float = 3600.0

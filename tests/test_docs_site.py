@@ -16,9 +16,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = Path(redetr.__file__).parent
 TROUBLES = (ROOT / "docs/troubleshooting.md").read_text()
 MESSAGES, FAULTS = TROUBLES.split("## What `redetr check` finds")
-PASSED_OVER = re.split(
-    "### Skipped files|### Rotated", (ROOT / "docs/your-data.md").read_text()
-)[1]
+PASSED_OVER = re.split("### Skipped files|### Rotated", (ROOT / "docs/your-data.md").read_text())[1]
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text()
 SOURCE = "\n".join(path.read_text() for path in PACKAGE.rglob("*.py"))
 # A string that is broken into lines is one string again.

@@ -694,7 +694,6 @@ NAMED = {
     "README": {"0", "1", "2", "2020"},  # seeds, ranks and accumulation steps, the original
     "speed": {
         "2020",
-        "2.80",  # GHz of the processor
         "6",  # layers
         "16",  # images
         "20",  # boxes

@@ -33,7 +33,8 @@ class Explain:
     output: str = "explained"
     """Folder to write the pages to."""
     data: str | None = None
-    """digits, crowns, a folder, or hf:NAME: also show what each query looks for, over its images."""
+    """digits, crowns, a folder, or hf:NAME: also show what each query looks for, over its
+    images."""
     image_id: int | None = None
     """The id of an image of the data set; without --data, of the training data."""
     world_size: int = 1

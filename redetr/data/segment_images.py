@@ -29,8 +29,8 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
     """The number of the object at each pixel `[H, W]` of an opened label image; colours count as
     red + 256 green + 65536 blue.
 
-    Raises InputError for a file that was compressed with losses, for several images in one file, and
-    for pixels that are not opaque; ValueError for values that are not whole numbers from 0.
+    Raises InputError for a file that was compressed with losses, for several images in one file,
+    and for pixels that are not opaque; ValueError for values that are not whole numbers from 0.
     """
     if has_losses(image):
         text = f"is a label image in lossy {image.format}, which changes the numbers of pixels"

@@ -128,7 +128,8 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
             is_read, bgr = camera.read()
             if not is_read:
                 raise InputError(
-                    f"camera {number}: gives no images: check that it is connected and that no program uses it"
+                    f"camera {number}: gives no images: check that it is connected and that no "
+                    "other program uses it"
                 )
             rgb = bgr[:, :, ::-1].copy()
             image = torch.from_numpy(rgb).permute(2, 0, 1)

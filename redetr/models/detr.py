@@ -71,8 +71,8 @@ class DETR(DetectionModel):
         """Returns logits `[B, Q, C + 1]` and boxes `[B, Q, 4]` of every decoder layer as `Outputs`.
 
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. Boxes are cxcywh as fractions of the unpadded image. Raises ValueError for a mask of
-        another shape or dtype.
+        is none. Boxes are cxcywh as fractions of the unpadded image. Raises ValueError for a mask
+        of another shape or dtype.
         """
         return self.predictions(self.decoded(images, mask).states)
 

@@ -168,8 +168,8 @@ class RTDETR(DetectionModel):
 
         With `aux_loss`, also those of the encoder's best positions, from which the queries start.
         `images` `[B, 3, H, W]` are normalised; `mask` `[B, H, W]` is True = padding, None = there
-        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same. Raises
-        ValueError for a mask of another shape or dtype.
+        is none. With `noisy` queries, the outputs hold theirs, too; the others stay the same.
+        Raises ValueError for a mask of another shape or dtype.
         """
         require_padding_mask(images, mask)
         # The published weights take pixels in [0, 1].

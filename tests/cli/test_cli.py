@@ -243,10 +243,7 @@ def test_the_numbers_after_training_say_of_which_step_they_are(shared_coco, tmp_
     main(train_arguments(shared_coco, tmp_path / "run", lr=1e-30, ema_decay=0))
     best = next(line for line in lines_of(tmp_path / "run") if "AP" in line)
     first = capsys.readouterr().out.splitlines()[0]
-    assert (
-        first
-        == f"final evaluation (step 6); best.pt is from step 3, AP {100 * best['AP']:.1f}"
-    )
+    assert first == f"final evaluation (step 6); best.pt is from step 3, AP {100 * best['AP']:.1f}"
 
 
 def test_predict_writes_pictures_and_numbers(trained, shared_coco, tmp_path, capsys):

@@ -8,8 +8,14 @@ from redetr.cli import main
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["evaluate", "a.pt", "--val-fraction", "20"], "--val-fraction 20.0 must be at least 0 and"),
-        (["evaluate", "a.pt", "--val-fraction", "nan"], "--val-fraction nan must be at least 0 and"),
+        (
+            ["evaluate", "a.pt", "--val-fraction", "20"],
+            "--val-fraction 20.0 must be at least 0 and",
+        ),
+        (
+            ["evaluate", "a.pt", "--val-fraction", "nan"],
+            "--val-fraction nan must be at least 0 and",
+        ),
         (["evaluate", "a.pt", "--num-workers", "-1"], "--num-workers -1 must be from 0 to"),
         (["check", "data", "--val-fraction", "-0.2"], "--val-fraction -0.2 must be at least 0 and"),
         (["convert", "a", "b", "--val-fraction", "1"], "--val-fraction 1.0 must be at least 0 and"),
