@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import redetr
+from redetr.bounds import BOUNDS
 from redetr.cli import main
 from redetr.commands import COMMANDS
 from redetr.commands.arguments import docstrings_of_fields
-from redetr.config import BOUNDS, Settings, TrainConfig
+from redetr.config import Settings, TrainConfig
 from redetr.data import Hints
 from redetr.models import build
 from redetr.recipes import RECIPES, get_recipe

@@ -110,7 +110,8 @@ def test_ctrl_c_ends_a_stream_with_whole_files(tmp_path, capsys, monkeypatch):
     assert "the stream dropped" in said.err and "the stream is back" in said.err
     assert "processed 1 of 1 sources" in said.out
     text = (tmp_path / "predictions.jsonl").read_text()
-    lines = [json.loads(line) for line in text.splitlines()]
+    *lines, end = [json.loads(line) for line in text.splitlines()]
+    assert end["frames"] == len(lines)
     assert len(json.loads((tmp_path / "predictions.json").read_text())) == len(lines)
     written = list(video_frames(tmp_path / "camera.mp4"))
     assert len(written) == len(lines)

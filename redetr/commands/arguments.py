@@ -56,6 +56,7 @@ _TEXT_PLACEHOLDERS = {
     "model": "NAME",
     "model_options": "NAME=VALUE...",
     "output": "DIR",
+    "recipe": "NAME",
     "report": "DIR",
     "shards": "SIZE",
     "stuff": "NAME...",

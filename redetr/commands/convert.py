@@ -17,8 +17,7 @@ class Convert:
     the format cannot hold."""
 
     source: DataPath
-    """A folder in COCO, YOLO, Pascal VOC or LabelMe format or with label images, hf:NAME or crowns;
-    it is not changed."""
+    """A folder in any format that redetr reads, hf:NAME or crowns; it is not changed."""
     destination: NewFolder
     """The folder to write; it must not exist yet."""
     to: Literal["coco", "yolo", "voc"] = "coco"

@@ -66,10 +66,10 @@ class Frame:
     image: Tensor | None = None  # uint8 [3, H, W]
     # of a video's frame, from 0; at its end, and where a live stream fails, how many there were
     number: int | None = None
-    is_live: bool = False  # of a camera or stream without an end
     rate: float = 0.0  # frames per second of its video
     time_s: float = 0.0  # when players show it
     error: str = ""
+    is_live: bool = False  # of a camera or stream without an end
     plain: str = ""  # the colour that nearly all pixels of an image have; empty if they differ
 
     @property
@@ -278,7 +278,7 @@ def _moving_frames(
         else:
             images = video_frames(Path(source))
         for image, time_s, rate, is_live in images:
-            yield Frame(source, image, count, is_live, rate, time_s)
+            yield Frame(source, image, count, rate, time_s, is_live=is_live)
             count += 1
         yield Frame(source, number=count)
     except InputError as error:
