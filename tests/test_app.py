@@ -821,7 +821,7 @@ def test_without_the_extra(package, monkeypatch):
     monkeypatch.setattr(command, "find_spec", lambda name: name != package or None)
     with pytest.raises(
         InputError,
-        match=rf"^{package} is not installed; install it with: pip install redetr\[app\]$",
+        match=rf'^{package} is not installed; install it with: pip install "redetr\[app\]"$',
     ):
         parse_command(["app", "anything.pt"]).run()
 

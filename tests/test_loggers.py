@@ -177,7 +177,7 @@ def test_a_logger_that_fails_does_not_end_the_run(tmp_path):
     for step in (1, 2):
         monitor.eval_line({"step": step, "AP": 0.5, "AP50": 0.6})
     monitor.close()
-    assert shown.getvalue().count("warning: --log mlflow fails") == 1
+    assert shown.getvalue().count("warning: --log mlflow failed") == 1
     assert "no route to host" in shown.getvalue()
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 

@@ -284,7 +284,7 @@ def test_to_supervision():
 
 def test_missing_supervision_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "supervision", None)
-    with pytest.raises(InputError, match=r"pip install redetr\[supervision\]"):
+    with pytest.raises(InputError, match=r'pip install "redetr\[supervision\]"'):
         two_detections().to_supervision()
 
 

@@ -128,7 +128,7 @@ def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
         "HTTPS://a.b/c",
     ]
     (tmp_path / "0").touch()
-    assert find_sources(["0"]) == ["0"]
+    assert find_sources(["0"]) == ["./0"]  # not the camera
     for wrong, message in (
         ("nothing.jpg", "no such file"),
         ("*.tif", "no such file"),

@@ -14,6 +14,7 @@ from rich.table import Column, Table
 
 from redetr.class_names import other_spellings
 from redetr.errors import InputError
+from redetr.wording import counted
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
@@ -146,6 +147,16 @@ def require_images(batch_size: int) -> None:
 def say_origin(detector: "Detector") -> None:
     """Prints the origin and the licence of the weights on standard error."""
     ERRORS.print(f"weights: {detector.model.weights_from}")
+
+
+def warn_of_plain(names: list[str]) -> None:
+    """Warns of images that are nearly of one colour."""
+    if names:
+        images = counted(len(names), "image is", "images are")
+        ERRORS.print(
+            f"{images} nearly of one colour, such as {names[0]}: damaged, or do a few extreme "
+            "values hide the others?"
+        )
 
 
 def say_threshold(detector: "Detector") -> None:

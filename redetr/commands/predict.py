@@ -22,6 +22,7 @@ from redetr.commands.console import (
     require_images,
     say_detector,
     say_threshold,
+    warn_of_plain,
 )
 from redetr.detector.records import (
     RECORD,
@@ -165,7 +166,7 @@ class Predict:
             seconds = time.perf_counter() - start
             errors = [error for result in results for error in result.errors]
             images = sum(result.images for result in results)
-            dist.main_only(_warn_of_plain)([name for result in results for name in result.plain])
+            dist.main_only(warn_of_plain)([name for result in results for name in result.plain])
             threshold = self._threshold(detector)
             dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
 
@@ -478,15 +479,6 @@ def _further_image(prediction: "Prediction", kind: str) -> "Image.Image":
     if kind == "panoptic" and isinstance(prediction, PanopticDetections):
         return prediction.to_png()
     return prediction.mask_image()
-
-
-def _warn_of_plain(names: list[str]) -> None:
-    if names:
-        images = counted(len(names), "image is", "images are")
-        ERRORS.print(
-            f"{images} nearly of one colour, such as {names[0]}: damaged, or do a few extreme "
-            "values hide the others?"
-        )
 
 
 @dataclass

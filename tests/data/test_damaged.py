@@ -618,7 +618,7 @@ DAMAGED = {
         "image 100",
         "3 objects",
         "2 queries",
-        options=("--queries", "2"),
+        options=("--num-queries", "2"),
     ),
     "small objects": warning(
         "object-small",

@@ -181,9 +181,9 @@ def test_a_shape_that_does_not_fit(tmp_path, shape, line, says):
 ODD = {
     "score": ("0 0.5 0.5 0.25 0.25 0.87", "its sixth column, '0.87', may be a score"),
     "track id": ("0 0.5 0.5 0.25 0.25 17", "its sixth column, '17', may be a score, a track id"),
-    "commas": ("0,0.5,0.5,0.25,0.25", "it holds commas; write spaces"),
+    "commas": ("0,0.5,0.5,0.25,0.25", "it holds commas; separate numbers with spaces"),
     "commas and spaces": ("0, 0.5, 0.5, 0.25, 0.25", "it holds commas"),
-    "decimal commas": ("0 0,5 0,5 0,25 0,25", "and points in them"),
+    "decimal commas": ("0 0,5 0,5 0,25 0,25", "write a decimal point"),
     "semicolons": ("0;0.5;0.5;0.25;0.25", "it holds semicolons"),
     "UTF-16": ("\ufeff0 0.5 0.5 0.25 0.25".encode("utf-16-le"), "it is not in UTF-8; save"),
     "name": ("dog 0.5 0.5 0.25 0.25", "begins with a name, 'dog'; write 1, the number"),
