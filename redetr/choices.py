@@ -25,6 +25,9 @@ ImageSize = int | tuple[int, int]
 
 MOST_BANDS = 64  # of an image
 
+# What `custom_augment` says in a run whose augmentation `redetr.train` was given as a function.
+AUGMENT_IN_PYTHON = "an augmentation given in Python"
+
 PATIENCE = 0.25  # share of the run without a better AP after which fine-tuning recipes end
 
 

@@ -8,12 +8,14 @@ the first into the second, once the data and the model are known.
 import json
 import math
 import os
+import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from redetr.bounds import require_all_in_bounds
 from redetr.choices import (
+    AUGMENT_IN_PYTHON,
     Augment,
     ClassNormalization,
     Compression,
@@ -252,8 +254,14 @@ class TrainConfig(
         return kwargs
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return json.loads(json.dumps(asdict(self), default=os.fspath))
+        """Plain JSON values. What may be a fraction is a float, even where Python was given a whole
+        number: by that, `from_dict` tells a patience of 1 from that of an earlier version."""
+        values = json.loads(json.dumps(asdict(self), default=os.fspath))
+        for name, kind in get_type_hints(type(self)).items():
+            is_number = float in (kind, *get_args(kind))
+            if is_number and type(values[name]) is int:
+                values[name] = float(values[name])
+        return values
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
@@ -382,6 +390,20 @@ class Settings(TrainConfig):
     lr_backbone: float = field()
     eval_every: int = field()
     save_every: int = field()
+
+
+def augmentation_text(source: str | None) -> str:
+    """A `custom_augment` in words."""
+    if source is None:
+        return "no augmentation of your own"
+    return source if source == AUGMENT_IN_PYTHON else f"your own augmentation {source}"
+
+
+def augmentation_remedy(verb: str, source: str) -> str:
+    """How to resume or start, the `verb`, a run with the `custom_augment` that it had before."""
+    if source == AUGMENT_IN_PYTHON:
+        return f"{verb} from Python: redetr.train with the same augment"
+    return f"to allow its code to run, add --custom-augment {shlex.quote(source)}"
 
 
 def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from redetr.choices import size_text
+from redetr.choices import AUGMENT_IN_PYTHON, size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
@@ -51,7 +51,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     """A new run: the model and its optimizer on the device, the settings with every choice made,
     and the criterion."""
     torch.manual_seed(config.seed)
-    config = config.with_queries(data.hints, data.max_objects())
+    config = config.with_queries(data.hints, int(data.max_objects()))
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
     model, notes = _model(config, data, fresh)
     settings = config.resolved(model, data.hints, len(data))
@@ -86,17 +86,23 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     optimizer = build_optimizer(
         model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
     )
-    state = State(
-        settings,
-        model,
-        ModelEma(model, settings.ema_decay),
-        optimizer,
-        data.class_names,
-        data.category_ids,
-        len(data),
-        notes=notes,
-    )
+    names, ids, _ = _classes_of(data)
+    ema = ModelEma(model, settings.ema_decay)
+    state = State(settings, model, ema, optimizer, names, ids, len(data), notes=notes)
     return state, criterion
+
+
+def _classes_of(
+    data: DetectionDataset,
+) -> tuple[tuple[str, ...], tuple[int, ...], tuple[bool, ...]]:
+    """The names and ids of the classes, and whether each is a thing, as plain values.
+
+    A data set of a user's own may have NumPy's. A checkpoint with those could be written, but
+    `torch.load(..., weights_only=True)` would not read it.
+    """
+    names = tuple(map(str, data.class_names))
+    ids = tuple(map(int, data.category_ids))
+    return names, ids, tuple(map(bool, data.is_thing))
 
 
 def _model(
@@ -107,8 +113,8 @@ def _model(
     # A resumed run has its weights in its checkpoint; the file from which it started may be gone.
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
-    model.is_thing = data.is_thing
-    notes = starting_point(model, config, data.class_names) if fresh else []
+    names, _, model.is_thing = _classes_of(data)
+    notes = starting_point(model, config, names) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
         notes.append(what_is_frozen(model))
@@ -187,12 +193,16 @@ def custom_augmentation(
     config: TrainConfig, augment: Callable[..., Any] | None = None
 ) -> CustomAugmentation | None:
     """The user's own augmentation: `augment`, or what the config names. Raises InputError if it
-    cannot be used."""
+    cannot be used, or if the config is that of a run with an `augment` that is not given now."""
+    source = config.custom_augment
     if augment is not None:
-        if config.custom_augment:
+        if source not in (None, AUGMENT_IN_PYTHON):
             raise InputError("give augment or custom_augment, not both")
         return CustomAugmentation(augment)
-    return load_augmentation(config.custom_augment) if config.custom_augment else None
+    if source == AUGMENT_IN_PYTHON:
+        text = f"these settings are those of a run with {source}"
+        raise InputError(text, remedy="give the same augment, or set custom_augment to None")
+    return load_augmentation(source) if source else None
 
 
 def num_workers_of(config: Settings, device: torch.device) -> int:

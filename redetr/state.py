@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
-from redetr.config import Settings, TrainConfig
+from redetr.config import Settings, TrainConfig, augmentation_remedy, augmentation_text
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import unreadable_of
 from redetr.data.inventory import (
@@ -84,6 +84,7 @@ class State:
     best: dict[str, Any] = field(default_factory=lambda: {"AP": None, "step": 0})
     since_best: int = 0  # evaluations
     evaluated: int = 0  # the step of the last one
+    repeats_evaluation: bool = False  # of the step at which the run was resumed
     threshold: float | None = None  # the smallest score to show, by the last evaluation
 
     def about(self) -> dict[str, Any]:
@@ -175,7 +176,8 @@ class State:
         """Continues from the checkpoint `saved` in `path`. Raises InputError if it is of another
         run."""
         settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
-        self._require_same_settings(path, TrainConfig.from_dict(settings))
+        before = TrainConfig.from_dict(settings)
+        self._require_same_settings(path, before)
         num_images = saved["num_images"]
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             images = counted(num_images, "image")
@@ -193,21 +195,39 @@ class State:
         self.model.weights_from = saved.get("weights_from", UNRECORDED)
         self.evaluated = saved.get("evaluated", 0)
         self.threshold = saved.get("threshold")
+        self.repeats_evaluation = self._was_evaluated(before)
+
+    def _was_evaluated(self, before: TrainConfig) -> bool:
+        """Whether the step of a checkpoint was due for evaluation by its settings, or evaluated.
+
+        Evaluation comes after saving, so its result may be missing in the checkpoint, and its line
+        is cut off in metrics.jsonl. --eval-every may be another one now.
+        """
+        was_due = before.eval_every > 0 and self.step % before.eval_every == 0
+        return was_due or self.evaluated == self.step
 
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
         for name in sorted(asdict(self.config).keys() - _MAY_CHANGE):
             saved, now = getattr(before, name), getattr(self.config, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
-            if name == "custom_augment" and saved != now:
-                text = f"saved with your own augmentation {saved}, resumed with {now}"
-                remedy = f"to allow its code to run, add --custom-augment {saved}"
-                raise InputError(text, where=path, remedy=remedy if saved else "leave it out")
-            if saved != now:
+            if name == "custom_augment":
+                _require_same_augmentation(path, saved, now)
+            elif saved != now:
                 raise InputError(
                     f"{path}: saved with {name}={saved}, resumed with {now}: "
                     f"{resume_command(path.parent)} takes all settings from the run"
                 )
+
+
+def _require_same_augmentation(path: Path, saved: str | None, now: str | None) -> None:
+    """Raises InputError unless a run is resumed with the user's own augmentation that it began
+    with, or without one if it had none. Functions from Python are not compared."""
+    if saved == now:
+        return
+    remedy = augmentation_remedy("resume", saved) if saved else "leave it out"
+    text = f"saved with {augmentation_text(saved)}, resumed with {augmentation_text(now)}"
+    raise InputError(text, where=path, remedy=remedy)
 
 
 def resume_command(folder: Path) -> str:

@@ -1,6 +1,7 @@
 """Training: the loop around `step.py`. The same code for one process and for many."""
 
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,11 +16,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
+from redetr.choices import AUGMENT_IN_PYTHON
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
-from redetr.data.dataset import require_valid
+from redetr.data.dataset import require_alike, require_valid
 from redetr.data.formats.folder import AnnotatedDataset, unreadable_of
 from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
@@ -70,12 +72,13 @@ def train(
 
     `datasets` are your own (train, val), instead of what `config.data` names. `augment` is your
     own augmentation, a `Compose` of Albumentations or torchvision: see
-    `redetr.data.custom_augmentation`. Under torchrun, every process calls this. Progress is shown
-    on `console`, by default nowhere. After each evaluation, the first process calls
-    `after_evaluation` while the others wait; `callback` is given each line of metrics.jsonl there,
-    a dictionary. Raises InputError for settings or data that cannot work, before anything is
-    written, and when memory is exhausted; DivergedError for a loss that is not finite; LostError
-    for a rank or loader process that died; StoppedError after a signal, when the state is saved.
+    `redetr.data.custom_augmentation`; a run with it is resumed with it. Under torchrun, every
+    process calls this. Progress is shown on `console`, by default nowhere. After each evaluation,
+    the first process calls `after_evaluation` while the others wait; `callback` is given each line
+    of metrics.jsonl there, a dictionary. Raises InputError for settings or data that cannot work,
+    before anything is written, and when memory is exhausted; DivergedError for a loss that is not
+    finite; LostError for a rank or loader process that died; StoppedError after a signal, when the
+    state is saved.
     """
     require_all_in_bounds(config)  # the group of processes needs some of them
     with stop_signals() as signals:
@@ -85,6 +88,8 @@ def train(
                 watching_workers(),
             ):
                 custom = custom_augmentation(config, augment)
+                if augment is not None:
+                    config = replace(config, custom_augment=AUGMENT_IN_PYTHON)
                 return _train(
                     config, console, datasets, after_evaluation, callback, custom, dist, signals
                 )
@@ -122,7 +127,7 @@ def _train(
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
-        continuation = "the same call with resume=True" if datasets else resume_command(folder)
+        continuation = _continuation(config, datasets is not None)
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
         run.custom = custom
@@ -141,6 +146,16 @@ def _train(
             ) from error
         finally:
             monitor.close(failed=sys.exception() is not None)
+
+
+def _continuation(config: TrainConfig, has_datasets: bool) -> str:
+    """How a user resumes the run. A command cannot bring what Python has given."""
+    if has_datasets or config.custom_augment == AUGMENT_IN_PYTHON:
+        return "the same call with resume=True"
+    command = resume_command(Path(config.output))
+    if config.custom_augment:  # this user has allowed its code to run
+        command += f" --custom-augment {shlex.quote(config.custom_augment)}"
+    return command
 
 
 def _open(
@@ -167,8 +182,19 @@ def _open(
                 require_valid(dataset)
         if not len(data):
             raise InputError("the training data holds no images", where=data.name)
+        require_alike(data, val)
         faults = essential_faults(data, val)
-    return data.with_channels(config.channels or data.channels), val, faults
+    channels = config.channels or data.channels
+    return data.with_channels(channels), _in_channels(val, channels), faults
+
+
+def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:
+    """The val split with the channels of the model. Raises InputError if it has others: otherwise,
+    only the first evaluation would."""
+    same = val.with_channels(channels)
+    if len(val) and val.channels != channels:
+        same.image(0)  # files are not opened before they are read
+    return same
 
 
 @dataclass
@@ -205,13 +231,13 @@ class _Run:
 
     def train(self) -> dict[str, Any]:
         """The loop. Evaluation comes after saving, so a run that is stopped or killed during an
-        evaluation begins with it when resumed."""
+        evaluation, or before the next checkpoint, begins with it when resumed."""
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
         self.signals.steps_begun = True
         result: dict[str, Any] = {}
-        if state.step and (state.ending() or self._due(config.eval_every)):
+        if state.step and (state.ending() or state.repeats_evaluation):
             result = self._evaluate()
         for step_input in self._step_inputs():
             stopped = self._step(model, step_input)
@@ -281,9 +307,8 @@ class _Run:
         mosaic_steps = config.mosaic_until * config.steps
         mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = image_cache(config, dist, data)
-        samples = Samples(
-            data, train_transform(config, state.model), config.seed, cache, mosaic_epochs
-        )
+        transform = train_transform(config, state.model)
+        samples = Samples(data, transform, config.seed, cache, mosaic_epochs, self.custom)
         # Images of one size need no grouping.
         sizes_differ = state.model.resize == "aspect"
         sampler = TrainSampler(

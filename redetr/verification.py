@@ -74,9 +74,10 @@ class Noise(DetectionDataset):
     name, class_names, category_ids = "random", ("a", "b", "c"), (1, 2, 3)
     hints = Hints(image_size=128, augment="plain")
 
-    def __init__(self, size: int, masks: bool = False):
+    def __init__(self, size: int, masks: bool = False, channels: int = 3):
         self._size = size
         self.has_masks = masks
+        self.channels = channels
 
     def __len__(self) -> int:
         return self._size
@@ -110,7 +111,7 @@ class Noise(DetectionDataset):
     def image(self, index: int) -> Tensor:
         height, width = self.target(index)["orig_size"]
         random = np.random.default_rng(index)
-        pixels = random.integers(0, 256, (3, height, width), np.uint8)
+        pixels = random.integers(0, 256, (self.channels, height, width), np.uint8)
         return torch.from_numpy(pixels)
 
 
@@ -127,23 +128,28 @@ def verify(config: TrainConfig) -> Verification:
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))
         config.check(dist.world_size)
         use_threads(config.threads)
-        data: DetectionDataset
-        if config.data == "random":
-            data = Noise(config.batch_size, config.masks)
-        else:
-            data = open_dataset(
-                config.data,
-                "train",
-                config.val_fraction,
-                masks=config.masks,
-                leave_out=images_to_leave_out(config).get("train"),
-            )
+        data = _open(config)
+        config = replace(config, channels=data.channels)
         state, criterion = prepare(config, dist, data)
         samples = first_batch(data, state)
         settings = state.config
         return compare(
             state.model, criterion, samples, dist, settings.accumulate, settings.precision
         )
+
+
+def _open(config: TrainConfig) -> DetectionDataset:
+    """The training data, with the channels that the model takes."""
+    if config.data == "random":
+        return Noise(config.batch_size, config.masks, config.channels or Noise.channels)
+    data = open_dataset(
+        config.data,
+        "train",
+        config.val_fraction,
+        masks=config.masks,
+        leave_out=images_to_leave_out(config).get("train"),
+    )
+    return data.with_channels(config.channels or data.channels)
 
 
 def first_batch(data: DetectionDataset, state: State) -> list[Sample]:

@@ -210,6 +210,22 @@ def test_the_settings_of_earlier_runs_are_read():
             TrainConfig.from_dict(WRITTEN | {name: value})
 
 
+def test_a_whole_number_of_python_stays_a_share():
+    """Earlier versions wrote how many evaluations a run has patience for, always as a whole
+    number."""
+    config = TrainConfig(patience=1, lr=1, lr_backbone=0, clip_norm=0, seed=3)
+    for settings in (config, replace(resolved(5_000), patience=1, ema_decay=0)):
+        written = json.loads(json.dumps(settings.to_dict()))
+        assert TrainConfig.from_dict(written).patience == 1
+        hints = get_type_hints(type(settings))
+        for name, value in written.items():
+            may_be_float = float in (hints[name], *get_args(hints[name]))
+            assert may_be_float or not isinstance(value, float), name
+            assert type(value) is not int or not may_be_float, name
+    for earlier, share in ((3, 0.25), (1, 0.25), (0, 0)):
+        assert TrainConfig.from_dict({"patience": earlier}).patience == share
+
+
 @pytest.mark.parametrize(
     ("recipe", "hints", "max_objects", "queries"),
     [

@@ -15,6 +15,7 @@ from redetr.errors import StoppedError
 from redetr.models.recompute import recompute_blocks
 from redetr.optim import build_optimizer
 from redetr.state import State
+from tests.device_losses import assert_losses_of_the_cpu
 from tests.distributed.test_exactness import NUM_CLASSES, VARIANTS, global_samples
 
 pytestmark = [
@@ -75,23 +76,7 @@ def test_a_step_waits_for_the_device_in_the_matcher_alone(
 
 @pytest.mark.parametrize("form", VARIANTS)
 def test_the_losses_of_a_batch_are_those_of_the_cpu(form):
-    """Also where an image, or the whole batch, has no object."""
-    torch.manual_seed(0)
-    model = redetr.build(form, NUM_CLASSES, **VARIANTS[form])
-    criterion = redetr.SetCriterion.for_model(model)
-    batch = to_batch(global_samples(), torch.device("cpu"), (96, 96))
-    with torch.no_grad():
-        outputs = model(batch.images, batch.mask)
-    on_device = torch.utils._pytree.tree_map(lambda tensor: tensor.cuda(), outputs)
-    empty = [
-        target | {"labels": target["labels"][:0], "boxes": target["boxes"][:0]}
-        for target in batch.targets
-    ]
-    for targets in (batch.targets, empty):
-        expected, given = criterion(outputs, targets), criterion(on_device, targets)
-        assert given["loss"].device.type == "cuda"
-        for name, value in expected.items():
-            torch.testing.assert_close(given[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
+    assert_losses_of_the_cpu(form, torch.device("cuda"))
 
 
 @pytest.mark.parametrize("optimizer", ["muon", "adamw"])

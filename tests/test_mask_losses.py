@@ -8,9 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers.loss.loss_for_object_detection import ImageLoss
 
+from redetr.data.loader import to_batch
 from redetr.losses import SetCriterion
 from redetr.mask_losses import mask_sums, points_around
+from redetr.step import training_outputs
 from redetr.structures import LossConfig
+from tests.device_losses import assert_losses_of_the_cpu, without_objects
+from tests.distributed.test_exactness import VARIANTS, build, global_samples
 
 CANVAS = (32, 40)
 SIZES = ((32, 40), (24, 30), (32, 32))
@@ -207,6 +211,31 @@ def test_a_batch_without_objects_stays_connected(region):
     assert losses["loss_mask"] == losses["loss_dice"] == 0
     losses["loss"].backward()
     assert mask_embed.grad.abs().sum() == pixel_embed.grad.abs().sum() == 0
+
+
+@pytest.mark.parametrize("form", VARIANTS)
+def test_outputs_that_are_prepared_for_a_device_have_the_same_losses(form):
+    """As the test on a GPU prepares them, here for the CPU."""
+    assert_losses_of_the_cpu(form, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("form", VARIANTS)
+def test_a_model_stays_connected_to_a_batch_without_objects(form):
+    """With all that training computes, such as noisy queries and masks of chosen queries."""
+    model, criterion = build(form)
+    samples = []
+    for image, target in global_samples():
+        samples.append((image, without_objects(target)))
+    batch = to_batch(samples, torch.device("cpu"), (96, 96))
+    losses = criterion(training_outputs(model, criterion, batch), batch.targets)
+    losses["loss"].backward()
+    of_objects = {name for name in losses if not name.startswith(("loss_ce", "loss_dd"))}
+    of_objects.remove("loss")
+    assert criterion.config.has_masks == ("loss_mask" in of_objects)
+    assert all(losses[name] == 0 for name in of_objects)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            assert parameter.grad is not None and parameter.grad.isfinite().all(), name
 
 
 @pytest.mark.parametrize("region", ["canvas", "crops"])

@@ -15,6 +15,8 @@ from redetr.config import (
     RunOptions,
     ScheduleOptions,
     TrainConfig,
+    augmentation_remedy,
+    augmentation_text,
 )
 from redetr.errors import InputError
 from redetr.recipes import RECIPES, get_recipe
@@ -120,7 +122,30 @@ def _list_recipes(command: str) -> None:
 def _settings_of(path: Path) -> TrainConfig:
     """Reads the settings of a run from its folder, or from its config.json. Raises InputError if
     they cannot be read."""
-    file = path / "config.json" if path.is_dir() else path
+    file = _settings_file(path)
     config = TrainConfig.read(file)
     # The folder may be a stranger's: code is run if the command names it.
     return replace(config, output=str(file.parent), resume=False, custom_augment=None)
+
+
+def _settings_file(path: Path) -> Path:
+    return path / "config.json" if path.is_dir() else path
+
+
+def note_on_augmentation(recipe_name: str, config: TrainConfig) -> str:
+    """What to tell a user who repeats a run as `config` says, but without the augmentation of their
+    own that it had; empty for all others.
+
+    `recipe_name` is the first argument of the command. Raises InputError if the run is to be
+    resumed, because it would end with other weights.
+    """
+    if recipe_name in RECIPES or config.custom_augment or not Path(recipe_name).exists():
+        return ""
+    before = TrainConfig.read(_settings_file(Path(recipe_name))).custom_augment
+    if before is None:
+        return ""
+    began = f"began with {augmentation_text(before)}"
+    if config.resume:
+        raise InputError(began, where=recipe_name, remedy=augmentation_remedy("resume", before))
+    remedy = augmentation_remedy("start", before)
+    return f"note: {recipe_name} {began}, which is left out now; {remedy}"

@@ -7,7 +7,7 @@ import tyro
 
 from redetr.commands.arguments import parse_flags
 from redetr.commands.console import ERRORS, OUT, percent, print_results
-from redetr.commands.recipe import ConfigFlags, split_recipe
+from redetr.commands.recipe import ConfigFlags, note_on_augmentation, split_recipe
 from redetr.config import TrainConfig
 from redetr.garbage import quick_imports
 
@@ -17,6 +17,7 @@ class Train:
     """Trains as a recipe says; flags override it."""
 
     config: TrainConfig
+    note: str = ""  # said at the start
 
     def run(self) -> None:
         with quick_imports():
@@ -24,6 +25,8 @@ class Train:
             from redetr.distributed import main_process_only
             from redetr.training import train
 
+        if self.note:
+            main_process_only(ERRORS.print)(self.note)
         draw = draw_run if self.config.pictures else None
         result = train(self.config, ERRORS, after_evaluation=draw)
         main_process_only(self._report)(result)
@@ -54,4 +57,5 @@ def parse(args: list[str]) -> Train:
         prog=program,
         description=about,
     )
-    return Train(parsed.joined())
+    config = parsed.joined()
+    return Train(config, note_on_augmentation(args[0], config))

@@ -71,7 +71,8 @@ class CustomAugmentation:
         height, width = target["size"]
         sides = torch.tensor([width, height, width, height])
         boxes = (box_cxcywh_to_xyxy(target["boxes"]) * sides).clamp(min=0).minimum(sides)
-        shown = _Shown(image, boxes, torch.arange(len(boxes)), target.get("masks"))
+        # A copy, because a function may work in place, and a data set may keep its images.
+        shown = _Shown(image.clone(), boxes, torch.arange(len(boxes)), target.get("masks"))
         try:
             result = self._apply(self._function, seed, shown)
         except Exception as error:  # user code may raise anything

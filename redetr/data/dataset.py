@@ -3,6 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Self
 
 import torch
@@ -137,6 +138,7 @@ def require_valid(dataset: DetectionDataset) -> None:
     if not isinstance(dataset, DetectionDataset):
         remedy = "derive it from redetr.data.DetectionDataset"
         raise InputError(f"a {type(dataset).__name__} is not a data set", remedy=remedy)
+    _require_valid_classes(dataset)
     stride = math.ceil(len(dataset) / _CHECKED)
     for index in range(0, len(dataset), max(1, stride)):
         fault = _fault_of(dataset.objects(index), len(dataset.class_names))
@@ -144,6 +146,44 @@ def require_valid(dataset: DetectionDataset) -> None:
             raise InputError(fault, where=dataset.name, item=f"target({index})")
     if len(dataset):
         _require_valid_image(dataset)
+
+
+def _require_valid_classes(dataset: DetectionDataset) -> None:
+    num_classes = len(dataset.class_names)
+    lengths = {"category_ids": len(dataset.category_ids)}
+    if len(dataset.is_thing):  # empty: unknown
+        lengths["is_thing"] = len(dataset.is_thing)
+    for name, length in lengths.items():
+        if length != num_classes:
+            text = f"has {counted(num_classes, 'class name')}, but {name} of {length}"
+            raise InputError(text, where=dataset.name, remedy="give one for each class")
+
+
+def require_alike(train: DetectionDataset, val: DetectionDataset) -> None:
+    """Raises InputError unless the splits of a user's own list the same categories in one order.
+
+    Otherwise, a label would be another class in evaluation. Whether classes are things is compared
+    if both splits state it.
+    """
+    with_kind = len(train.is_thing) > 0 and len(val.is_thing) > 0
+    of_train = _categories(train, with_kind)
+    of_val = _categories(val, with_kind)
+    for label, (ours, theirs) in enumerate(zip_longest(of_train, of_val, fillvalue="missing")):
+        if ours != theirs:
+            text = f"train and val list different categories: label {label} is {ours} in train"
+            remedy = "give both the same class_names and category_ids, in the same order"
+            raise InputError(f"{text}, {theirs} in val", where=val.name, remedy=remedy)
+
+
+def _categories(dataset: DetectionDataset, with_kind: bool) -> list[str]:
+    """Id and name of each class, and what kind it is."""
+    categories = []
+    for label, name in enumerate(dataset.class_names):
+        category = f"{dataset.category_ids[label]} ({str(name)!r})"
+        if with_kind and not dataset.is_thing[label]:
+            category += ", stuff"
+        categories.append(category)
+    return categories
 
 
 def _require_valid_image(dataset: DetectionDataset) -> None:

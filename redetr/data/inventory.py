@@ -217,6 +217,8 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
             change = f"{image} of {split} is not what it was"
         elif columns:
             change = f"the {' and the '.join(columns)} of {split} are not what they were"
+        elif current.classes != recorded.classes:  # of a data set of the user's own
+            change = f"the classes of {split} are not what they were"
         if change:
             remedy = "restore the data, or give another --output"
             raise InputError(f"{change} when the run began", where=file, remedy=remedy)

@@ -384,6 +384,90 @@ def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
     assert losses[0] == losses[1]
 
 
+class Killed(Exception):
+    """Stands for the end of the process: nothing more is saved."""
+
+
+def kill_after_the_evaluation(line: dict[str, Any]) -> None:
+    if line["step"] == 4:
+        raise Killed
+
+
+def stop_after_the_evaluation(line: dict[str, Any]) -> None:
+    if line["step"] == 3 and "AP" in line:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.fixture
+def best_at_step_3(shared_coco, tmp_path, monkeypatch) -> TrainConfig:
+    """A run of six steps, evaluated every three, whose AP is best at step 3."""
+    record = State.record
+
+    def recorded(state, ap, *others):
+        return record(state, 0.9 if state.step == 3 else 0.5, *others)
+
+    monkeypatch.setattr(State, "record", recorded)
+    return TrainConfig(
+        data=str(shared_coco),
+        output=str(tmp_path / "run"),
+        model_options=tuple(SMALL),
+        steps=6,
+        batch_size=4,
+        image_size=64,
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+        log_every=1,
+        eval_every=3,
+        eval_batch_size=1,
+        pictures=False,
+    )
+
+
+def evaluated_steps(config: TrainConfig) -> list[int]:
+    return [line["step"] for line in lines_of(Path(config.output)) if "AP" in line]
+
+
+@pytest.mark.parametrize("how", ["killed after it", "killed in it", "stopped in it"])
+def test_an_evaluation_that_was_not_saved_is_repeated_with_another_eval_every(
+    how, best_at_step_3, monkeypatch
+):
+    """Its step would be due no more; a worse model would then replace the best."""
+
+    def decode_and_end(*arguments):
+        if how == "killed in it":
+            raise Killed
+        signal.raise_signal(signal.SIGTERM)
+        return decode(*arguments)
+
+    callback = kill_after_the_evaluation if how == "killed after it" else None
+    with monkeypatch.context() as patch:
+        if callback is None:
+            patch.setattr("redetr.evaluation.decode", decode_and_end)
+        with pytest.raises(redetr.StoppedError if how == "stopped in it" else Killed):
+            redetr.train(best_at_step_3, callback=callback)
+    folder = Path(best_at_step_3.output)
+    assert torch.load(folder / "last.pt", weights_only=True)["step"] == 3
+    resumed = replace(best_at_step_3, resume=True, eval_every=4)
+    result = redetr.train(resumed)
+    assert evaluated_steps(resumed) == [3, 4, 6]
+    assert result["best"] == {"AP": 0.9, "step": 3}
+    assert torch.load(folder / "best.pt", weights_only=True)["step"] == 3
+
+
+def test_an_evaluation_after_which_a_run_is_stopped_keeps_its_line(best_at_step_3):
+    """The first time, the steps go on; the second time, at once after the evaluation, they do not,
+    and a checkpoint of the same step holds its result."""
+    with pytest.raises(Killed):
+        redetr.train(best_at_step_3, callback=kill_after_the_evaluation)
+    resumed = replace(best_at_step_3, resume=True, eval_every=4)
+    with pytest.raises(redetr.StoppedError, match="stopped by a signal after step 3; "):
+        redetr.train(resumed, callback=stop_after_the_evaluation)
+    result = redetr.train(resumed)
+    assert evaluated_steps(resumed) == [3, 4, 6]
+    assert result["best"] == {"AP": 0.9, "step": 3}
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_before_the_first_step(shared_coco, tmp_path, capsys, monkeypatch, number):
     folder = tmp_path / "run"

@@ -4,13 +4,14 @@ evaluated and predicted, as users of satellites and microscopes do."""
 import builtins
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import tifffile
 import torch
-from command_line import train_arguments
+from command_line import SMALL, train_arguments
 from PIL import Image
 
 import redetr
@@ -290,6 +291,35 @@ def test_two_bands(write, tmp_path, capsys):
         assert redetr.load(tmp_path / "run", device="cpu").model.channels == 2
 
 
+@pytest.mark.parametrize("write", [as_npy, as_tiff])
+def test_gradients_are_verified_on_such_data(write, tmp_path):
+    data = five_channel_data(tmp_path / "data", write)
+    config = redetr.TrainConfig(
+        data=str(data),
+        batch_size=4,
+        accumulate=2,
+        image_size=64,
+        device="cpu",
+        precision="fp32",
+        model_options=tuple(SMALL),
+    )
+    assert redetr.verify(config).failed == []
+    with pytest.raises(InputError, match="it has 5 bands, but the model takes 4"):
+        redetr.verify(replace(config, channels=4))
+
+
+def test_a_val_split_of_other_bands_is_found_before_the_first_step(tmp_path, capsys):
+    """Not by the first evaluation."""
+    data = five_channel_data(tmp_path / "data", as_npy)
+    for file in (data / "val").glob("*.npy"):
+        np.save(file, np.load(file)[:, :, :3])
+    with pytest.raises(SystemExit):
+        main([str(word) for word in train_arguments(data, tmp_path / "run")])
+    said = capsys.readouterr().err
+    assert "val0.npy: " in said and "it has 3 bands, but the model takes 5" in said
+    assert not (tmp_path / "run").exists()
+
+
 def test_where_the_model_looked_and_the_loss(trained, tmp_path):
     data, run = trained
     arguments = ["explain", str(run), "--device", "cpu", "--output", str(tmp_path / "pages")]
@@ -390,6 +420,10 @@ def test_more_bands_than_are_read_are_reported(tmp_path):
         "has 4 bands, of which 3 are read; --channels 4 takes all" in n for n in dataset.notes
     )
     assert dataset.with_channels(4).image(0).shape == (4, 64, 64)
+    arguments = train_arguments(data, tmp_path / "run", steps=1, eval_every=1, channels=4)
+    arguments.remove("--no-pictures")
+    main([str(word) for word in arguments])
+    assert (tmp_path / "run" / "predictions.png").exists()
 
 
 def as_first_four(path: Path, pixels: np.ndarray) -> str:

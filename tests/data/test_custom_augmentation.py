@@ -3,6 +3,11 @@
 import json
 import pickle
 import re
+import shlex
+import shutil
+import signal
+from dataclasses import replace
+from pathlib import Path
 
 import albumentations as A
 import numpy as np
@@ -19,7 +24,7 @@ from redetr.data.formats.digits import DigitsDataset
 from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.data.views import Stretch
-from redetr.errors import InputError
+from redetr.errors import InputError, StoppedError
 from redetr.structures import RelativeBoxes, Target
 
 FLIPS = """
@@ -150,44 +155,167 @@ def file(tmp_path):
     return path
 
 
+def arguments_of(data: Path, folder: Path, source: str = "", **flags) -> list[str]:
+    """The command of a run of two steps with the augmentation `source`, or without one."""
+    chosen = {"steps": 2, "eval_every": 2, "augment": "plain"} | flags
+    arguments = train_arguments(data, folder, "redetr_n", SMALL, **chosen)
+    if source:
+        arguments[2:2] = ["--custom-augment", source]
+    return [str(argument) for argument in arguments]
+
+
+def losses_of(folder: Path) -> list[float]:
+    """The loss of each step."""
+    return [line["loss"] for line in lines_of(folder) if "loss" in line]
+
+
+@pytest.fixture(scope="module")
+def without(shared_coco, tmp_path_factory) -> list[float]:
+    """The losses of a run without an augmentation of one's own."""
+    folder = tmp_path_factory.mktemp("without") / "run"
+    main(arguments_of(shared_coco, folder))
+    return losses_of(folder)
+
+
 @pytest.mark.parametrize("name", ["FLIP", "V2"])
-def test_a_run(name, file, shared_coco, tmp_path, capsys):
-    """With loader processes and without, the same; a run is resumed by whoever trusts the file."""
+def test_a_run(name, file, shared_coco, tmp_path, without):
+    """It learns from what the file makes of the images, the same with loader processes and
+    without."""
     losses = []
     for workers in (0, 2):
         folder = tmp_path / f"run-{workers}"
-        chosen = {"steps": 2, "eval_every": 2, "num_workers": workers, "augment": "plain"}
-        arguments = train_arguments(shared_coco, folder, "redetr_n", SMALL, **chosen)
-        arguments[2:2] = ["--custom-augment", f"{file}:{name}"]
-        main([str(argument) for argument in arguments])
-        losses.append([line["loss"] for line in lines_of(folder) if "loss_bbox" in line][:2])
-        if name == "V2":
-            return
+        main(arguments_of(shared_coco, folder, f"{file}:{name}", num_workers=workers))
+        losses.append(losses_of(folder))
     assert losses[0] == losses[1]
+    assert len(losses[0]) == len(without) == 2
+    assert losses[0][0] != without[0] and losses[0][1] != without[1]
+
+
+def test_a_run_is_resumed_by_whoever_trusts_the_file(file, shared_coco, tmp_path, capsys):
+    """Without it, it is neither resumed, not even before its first checkpoint, nor repeated without
+    a note."""
+    source, folder = f"{file}:FLIP", tmp_path / "run"
+    main(arguments_of(shared_coco, folder, source))
+    began = f"began with your own augmentation {source}"
+    allowing = f"to allow its code to run, add --custom-augment {source}"
+    only_begun = tmp_path / "only begun"
+    only_begun.mkdir()
+    shutil.copy(folder / "config.json", only_begun)
+    capsys.readouterr()
+    for run in (folder, only_begun):
+        with pytest.raises(SystemExit):
+            main(["train", str(run), "--resume"])
+        assert capsys.readouterr().err == f"redetr: {run}: {began}; {allowing}\n"
     with pytest.raises(SystemExit):
-        main(["train", str(folder), "--resume"])
-    assert f"to allow its code to run, add --custom-augment {file}:{name}" in (
-        capsys.readouterr().err
-    )
-    main(["train", str(folder), "--resume", "--custom-augment", f"{file}:{name}"])
+        main([*arguments_of(shared_coco, folder), "--resume"])
+    saved = f"last.pt: saved with your own augmentation {source}, resumed with no augmentation of"
+    assert f"{saved} your own; {allowing}\n" in capsys.readouterr().err
+    main(["train", str(folder), "--resume", "--custom-augment", source])
     config = json.loads((folder / "config.json").read_text())
-    assert config["custom_augment"] == f"{file}:{name}"
+    assert config["custom_augment"] == source
+    capsys.readouterr()
+    main(["train", str(folder), "--steps=1", f"--output={tmp_path / 'again'}"])
+    note = f"note: {folder} {began}, which is left out now; {allowing}\n"
+    assert capsys.readouterr().err.startswith(note)
 
 
-def test_in_python():
-    config = TrainConfig(
+def config_of(data: Path, folder: Path) -> TrainConfig:
+    """A run of four steps, as Python starts it."""
+    return TrainConfig(
+        data=str(data),
         model_options=tuple(SMALL),
-        steps=1,
-        batch_size=2,
+        steps=4,
+        batch_size=4,
         image_size=64,
+        augment="plain",
+        pictures=False,
+        log_every=1,
+        eval_every=2,
         num_workers=0,
         precision="fp32",
-        output="run",
+        output=str(folder),
         device="cpu",
-        custom_augment="mine.py:FLIP",
     )
+
+
+class Redden:
+    """A function with the interface of torchvision; counts its calls."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, image, objects):
+        self.calls += 1
+        image[0] = 255
+        return image, objects
+
+
+class Killed(Exception):
+    pass
+
+
+def kill_at_step_3(line) -> None:
+    if line["step"] == 3:
+        raise Killed
+
+
+def test_in_python(shared_coco, tmp_path, capsys):
+    """Every sample passes through it, and a run is resumed with it alone, bit for bit."""
+    redden, folder = Redden(), tmp_path / "run"
+    config = config_of(shared_coco, folder)
+    with pytest.raises(Killed):
+        redetr.train(config, callback=kill_at_step_3, augment=redden)
+    assert redden.calls == 4 * 4  # a step ahead
+    text = "an augmentation given in Python"
+    remedy = "resume from Python: redetr.train with the same augment"
+    with pytest.raises(SystemExit):
+        main(["train", str(folder), "--resume"])
+    assert capsys.readouterr().err == f"redetr: {folder}: began with {text}; {remedy}\n"
+    resumed = replace(config, resume=True)
+    with pytest.raises(InputError, match=f"last.pt: saved with {text}, .*; {remedy}"):
+        redetr.train(resumed)
+    with pytest.raises(InputError, match=f"of a run with {text}; give the same augment, or"):
+        redetr.train(TrainConfig.read(folder / "config.json"))
+    redetr.train(resumed, augment=redden)
+    assert redden.calls == 4 * 4 + 2 * 4
+    redetr.train(replace(config, output=str(tmp_path / "whole")), augment=redden)
+    redetr.train(replace(config, output=str(tmp_path / "without")))
+    assert losses_of(folder) == losses_of(tmp_path / "whole")
+    assert losses_of(folder)[0] != losses_of(tmp_path / "without")[0]
+    again = replace(config, output=str(tmp_path / "without"), resume=True)
+    with pytest.raises(InputError, match=f"saved with no .*, resumed with {text}; leave it out"):
+        redetr.train(again, augment=redden)
+
+
+def test_it_is_given_in_one_way(shared_coco, tmp_path):
+    config = replace(config_of(shared_coco, tmp_path / "run"), custom_augment="mine.py:FLIP")
     with pytest.raises(InputError, match="give augment or custom_augment"):
         redetr.train(config, augment=FLIPPED[0])
+
+
+def test_a_stopped_run_says_how_it_is_resumed_with_it(file, shared_coco, tmp_path):
+    def stop(line) -> None:
+        if line["step"] == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    config = config_of(shared_coco, tmp_path / "a run")
+    with pytest.raises(StoppedError, match=r"to continue: the same call with resume=True$"):
+        redetr.train(replace(config, output=str(tmp_path / "x")), callback=stop, augment=Redden())
+    named = replace(config, custom_augment=f"{file}:FLIP")
+    with pytest.raises(StoppedError) as stopped:
+        redetr.train(named, callback=stop)
+    _, command = str(stopped.value).split("to continue: redetr ")
+    main(shlex.split(command))
+    assert len(losses_of(tmp_path / "a run")) == 4
+
+
+def test_what_works_in_place_leaves_the_images_of_the_data_set():
+    """Which may keep them, as those of a user's own do."""
+    image, target = sample()
+    before = image.clone()
+    reddened, _ = CustomAugmentation(Redden())(5, (image, target))
+    assert (reddened[0] == 255).all()
+    assert torch.equal(image, before)
 
 
 def test_a_file_travels_by_its_name(file):

@@ -1,9 +1,13 @@
 """Data sets of a user's own are checked before anything is trained."""
 
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from command_line import SMALL
 from torch import Tensor
 
 import redetr
@@ -90,3 +94,115 @@ def test_targets_that_a_data_set_keeps_stay_as_they_are():
     data = Squares(masks=masks)
     require_valid(data)
     assert "mask_counts" in data.compact_target(2) and data.target(2)["masks"] is masks
+
+
+def config_of(folder: Path, **changes: Any) -> redetr.TrainConfig:
+    """A run of a small model, two steps long."""
+    config = redetr.TrainConfig(
+        model_options=tuple(SMALL),
+        steps=2,
+        batch_size=2,
+        image_size=64,
+        augment="plain",
+        precision="fp32",
+        num_workers=0,
+        device="cpu",
+        output=str(folder),
+    )
+    return replace(config, **changes)
+
+
+def squares(**changes: Any) -> Squares:
+    """A data set with other attributes."""
+    data = Squares()
+    for name, value in changes.items():
+        setattr(data, name, value)
+    return data
+
+
+DIFFERENT = "squares: train and val list different categories: "
+DIFFERENCES = {
+    "order": (
+        {"class_names": ("circle", "square")},
+        DIFFERENT
+        + r"label 0 is 1 \('square'\) in train, 1 \('circle'\) in val; give both the same",
+    ),
+    "ids": (
+        {"category_ids": (1, 3)},
+        DIFFERENT + r"label 1 is 2 \('circle'\) in train, 3 \('circle'\) in val",
+    ),
+    "fewer": (
+        {"class_names": ("square",), "category_ids": (1,)},
+        DIFFERENT + r"label 1 is 2 \('circle'\) in train, missing in val",
+    ),
+    "more": (
+        {"class_names": ("square", "circle", "dot"), "category_ids": (1, 2, 3)},
+        DIFFERENT + r"label 2 is missing in train, 3 \('dot'\) in val",
+    ),
+    "stuff": (
+        {"is_thing": (True, False)},
+        DIFFERENT + r"label 1 is 2 \('circle'\) in train, 2 \('circle'\), stuff in val",
+    ),
+    "channels": (
+        {"channels": 5, "pixels": torch.zeros(5, 32, 48, dtype=torch.uint8)},
+        "squares: its images have 5 channels, but the model takes 3",
+    ),
+    "too few ids": ({"category_ids": (1,)}, "has 2 class names, but category_ids of 1; give one"),
+    "too few kinds": ({"is_thing": (True,)}, "has 2 class names, but is_thing of 1; give one"),
+}
+
+
+@pytest.mark.parametrize("name", DIFFERENCES)
+def test_splits_that_differ_are_refused_before_anything_is_written(name, tmp_path):
+    """AP would be that of other classes, or the first evaluation would fail."""
+    changes, said = DIFFERENCES[name]
+    val = squares(**changes)
+    for target in val.targets:
+        target["labels"] = torch.tensor([0])  # a class of each of them
+    train = squares(is_thing=(True, True))
+    with pytest.raises(redetr.InputError, match=said):
+        redetr.train(config_of(tmp_path / "run"), datasets=(train, val))
+    assert not (tmp_path / "run").exists()
+
+
+def test_splits_of_which_one_does_not_know_what_is_stuff(tmp_path):
+    data = squares(is_thing=(True, False)), squares()
+    assert redetr.train(config_of(tmp_path / "run"), datasets=data)["step"] == 2
+
+
+def test_a_run_is_not_resumed_with_other_classes(tmp_path):
+    config = config_of(tmp_path / "run")
+    redetr.train(config, datasets=(Squares(), Squares()))
+    swapped = squares(class_names=("circle", "square"))
+    says = "the classes of train are not what they were when the run began; restore the data"
+    with pytest.raises(redetr.InputError, match=says):
+        redetr.train(replace(config, resume=True), datasets=(swapped, swapped))
+
+
+class OfNumpy(Squares):
+    """Whoever computes classes with NumPy has its values."""
+
+    class_names = tuple(np.array(["square", "circle"]))
+    category_ids = tuple(np.array([1, 2]))
+    is_thing = tuple(np.array([True, False]))
+
+    def max_objects(self) -> int:
+        return np.int64(20)
+
+
+def test_values_of_numpy_are_saved_as_plain_ones(tmp_path):
+    """A checkpoint with others cannot be read, neither to evaluate nor to resume."""
+    run = tmp_path / "run"
+    config = config_of(run)
+    redetr.train(config, datasets=(OfNumpy(), OfNumpy()))
+    for name in ("last.pt", "best.pt"):
+        saved = torch.load(run / name, weights_only=True)
+        assert saved["class_names"] == ["square", "circle"]
+        assert saved["category_ids"] == [1, 2]
+        assert saved["is_thing"] == [True, False]
+        assert saved["config"]["num_queries"] == 40
+    for source in (run, run / "best.safetensors"):
+        detector = redetr.load(source, device="cpu")
+        assert detector.classes == [(1, "square"), (2, "circle")]
+    resumed = redetr.train(replace(config, resume=True), datasets=(OfNumpy(), OfNumpy()))
+    assert resumed["step"] == 2

@@ -85,6 +85,12 @@ def test_on_own_data_as_training_augments_it(shared_coco):
     assert result.errors["bf16"]["all"] < 0.02
 
 
+def test_noise_of_five_channels(capsys):
+    arguments = [word for word in flags(accumulate=2, channels=5) if "enc_layers" not in word]
+    main(["verify", "redetr_n", *arguments, "--json"])
+    assert json.loads(capsys.readouterr().out)["failed"] == []
+
+
 def test_on_two_ranks():
     arguments = ["verify", "redetr_n", *flags(precision="fp64")[:-1]]
     arguments = [word for word in arguments if not word.startswith("enc_layers")]
