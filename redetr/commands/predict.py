@@ -289,12 +289,7 @@ class Predict:
                         video.add(picture, file_names[frame.source], frame.rate, frame.time_s)
                     if is_last:
                         video.close()  # before the record says that it is finished
-                    if detections is not None:
-                        result.images += 1
-                    if frame.plain:
-                        result.plain.append(f"{frame.source} ({frame.plain})")
-                    if frame.error:
-                        result.errors.append(frame.error)
+                    result.add(frame, has_detections=detections is not None)
                     for line in self._lines(file_names, frame, detections):
                         record.add(line)
                     if is_last:
@@ -488,6 +483,14 @@ class _Result:
     images: int = 0  # and frames of videos
     errors: list[str] = field(default_factory=list)  # of sources that cannot be read
     plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
+
+    def add(self, frame: "Frame", has_detections: bool) -> None:
+        if has_detections:
+            self.images += 1
+        if frame.plain:
+            self.plain.append(f"{frame.source} ({frame.plain})")
+        if frame.error:
+            self.errors.append(frame.error)
 
 
 parse = partial(parse_flags, Predict, prog="redetr predict")
