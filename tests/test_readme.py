@@ -326,19 +326,31 @@ def spent_without_rate(part: str, models: tuple[str, ...] = MODELS_OF_SHARES) ->
 COMPILED = "2026-11-29-compiled-cpu.json"
 WORKERS = "2026-11-29-workers.json"
 
-SPEED_FIGURES = [
-    Bound(
-        "{:.0f} ms without it and {:.0f} ms with it, {:.2f} times as fast (median of {} rounds). The "
-        "first step of the first run takes {:.0f} s, and that of a second run {:.1f} s",
+
+def compiled(row: str, model: str) -> Bound:
+    """A row of the table of what `--compile` gains."""
+    keys = plain(
+        f"{model} > ms > plain > ms",
+        f"{model} > ms > compiled > ms",
+        f"{model} > compiled, times as fast",
+        f"{model} > seconds of the first step > compiled",
+        f"{model} > seconds of the first step > compiled again",
+    )
+    return Bound(
+        f"| {row} | {{:.0f}} ms | {{:.0f}} ms | {{:.2f}} | {{:.0f}} s | {{:.1f}} s |",
         COMPILED,
-        plain(
-            "redetr_n > ms > plain > ms",
-            "redetr_n > ms > compiled > ms",
-            "redetr_n > compiled, times as fast",
-            "redetr_n > ms > plain > n",
-            "redetr_n > seconds of the first step > compiled",
-            "redetr_n > seconds of the first step > compiled again",
-        ),
+        keys,
+    )
+
+
+SPEED_FIGURES = [
+    compiled("`redetr_n`, 16 of 128x128", "redetr_n"),
+    compiled("RT-DETR-R18, two of 320x320", "rtdetr_r18"),
+    compiled("DETR-R50, two of 320x320", "detr_r50"),
+    Bound(
+        "medians of {} rounds (`benchmarks/compiled.py`",
+        COMPILED,
+        plain("redetr_n > ms > plain > n"),
     ),
     Bound(
         "{:.2f} times the speed in training `redetr_n` on digits, {:.2f} times on crowns (medians of "
