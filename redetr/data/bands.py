@@ -7,6 +7,7 @@ together, and other bands separately, because they may measure different quantit
 """
 
 import logging
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
@@ -16,13 +17,15 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from redetr.choices import MOST_BANDS
+from redetr.data.orientation import known_orientation
 from redetr.data.pixels import scaled_to_8_bits
 from redetr.errors import InputError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _NPY_START = b"\x93NUMPY"
 _GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
-_NO_DATA = 42113  # a tag of GeoTIFF: the value of pixels without one
+_ORIENTATION = 274  # a tag of TIFF
+_NO_DATA = 42113  # another one, of GeoTIFF: the value of pixels without one
 _LAYOUTS = ("YX", "YXS", "YXC", "SYX")  # axes of an image, with S or C for its bands
 
 
@@ -70,6 +73,16 @@ def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
         sizes = dict(zip(axes, page.shape, strict=True))
     bands = sizes.get("S", sizes.get("C", 1))
     return sizes["Y"], sizes["X"], bands
+
+
+def bands_orientation(file: BinaryIO) -> int:
+    """The EXIF orientation of an opened file, 1 to 8; 1 = not rotated. `read_bands` does not apply
+    it."""
+    if not is_tiff(file):
+        return 1
+    with ExitStack() as stack:
+        image, _ = _first_page(file, stack)
+        return known_orientation(image.keyframe.tags.valueof(_ORIENTATION))
 
 
 def count_images(file: BinaryIO) -> int:
@@ -147,23 +160,39 @@ def _first_page(file: BinaryIO, stack: ExitStack) -> tuple[Any, str]:
     return page, page.axes
 
 
+class _DamageOfThread(logging.Filter):
+    """Takes the records of threads that read a file, and keeps the errors of each thread apart.
+
+    All files of a process share tifffile's logger, and other threads read other files meanwhile. So
+    the filter stays: lists of handlers and filters must not change while a thread iterates them.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.of_thread = threading.local()  # `messages` while the thread reads a file
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        messages = getattr(self.of_thread, "messages", None)
+        if messages is None:  # the logger is used outside of this module
+            return True
+        if record.levelno >= logging.ERROR:
+            messages.append(record.getMessage())
+        return False
+
+
+_DAMAGE = _DamageOfThread()
+
+
 @contextmanager
 def _damage_raises(logger: logging.Logger) -> Iterator[None]:
-    """Raises ValueError for damage that tifffile only logs as an error."""
+    """Raises ValueError for damage that tifffile only logs as an error, in this thread."""
+    logger.addFilter(_DAMAGE)  # does nothing if it is there
     messages: list[str] = []
-
-    class Collect(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            messages.append(record.getMessage())
-
-    handler = Collect(logging.ERROR)
-    logger.addHandler(handler)
-    propagated, logger.propagate = logger.propagate, False
+    _DAMAGE.of_thread.messages = messages
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.propagate = propagated
+        _DAMAGE.of_thread.messages = None
     if messages:
         raise ValueError(messages[0])
 

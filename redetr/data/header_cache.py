@@ -18,6 +18,7 @@ import numpy as np
 from redetr.files import cache_folder, hashed_name, write_whole
 
 PLAIN = "plain"
+_VERSION = b"2"  # of what is read of headers; rows of earlier versions are not used
 _MOST_PARTS = 16  # of a cache, before they are merged
 
 _FIELDS = [
@@ -109,7 +110,8 @@ class HeaderCache:
     """The cached facts about the images in a folder."""
 
     def __init__(self, folder: Path):
-        digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+        identity = _VERSION + os.fsencode(folder.resolve())
+        digest = hashlib.sha256(identity).hexdigest()
         self.folder = cache_folder("images") / digest[:16]
 
     def look_up(

@@ -9,11 +9,19 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, features
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError, features
 from torch import Tensor
 
 from redetr.data.archives import open_data_file
-from redetr.data.bands import bands_shape, count_images, has_bands, in_channels, read_bands
+from redetr.data.bands import (
+    bands_orientation,
+    bands_shape,
+    count_images,
+    has_bands,
+    in_channels,
+    read_bands,
+)
+from redetr.data.orientation import exif_orientation, stored_size, turned
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError
 
@@ -52,13 +60,19 @@ _OTHER_FILES = (
     (0, b"PK\3\4", "an archive"),
 )
 _HEAD = 132  # bytes that show it
-_ORIENTATION = 0x0112  # the number of the EXIF tag
 _MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
     "replace the file, or remove it from the annotations (train --skip-unreadable leaves it out)"
 )
+
+
+def suffix_of(image: Image.Image) -> str:
+    """The usual suffix of files in the format of an opened image."""
+    if image.format == "MPO":  # which the reader of JPEG opens
+        return ".mpo"
+    return _ENDINGS[image.format or ""][0]
 
 
 def is_image_name(path: str) -> bool:
@@ -90,11 +104,7 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
     Of an animation, the first image is returned. Raises InputError like `read_image`, which calls
     the file `name`.
     """
-
-    def read(image: Image.Image) -> np.ndarray:
-        return _upright_pixels(image)
-
-    pixels, _ = _decoded(file, name, "give another file", channels, read)
+    pixels, _ = _decoded(file, name, "give another file", channels, _upright_pixels, _upright_bands)
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -111,25 +121,21 @@ def upright(image: Image.Image, channels: int = 3) -> Tensor:
 
 
 def _upright_pixels(image: Image.Image) -> np.ndarray:
-    pixels = to_rgb(image)
-    image.load()  # some files have their tag at the end
-    orientation = _orientation_of_loaded(image)
-    return pixels if orientation == 1 else _turned(pixels, orientation)
+    orientation = exif_orientation(image)
+    return turned(to_rgb(image), orientation)
 
 
-def _orientation_of_loaded(image: Image.Image) -> int:
-    try:
-        return int(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
-        return 1
+def _upright_bands(file: BinaryIO) -> np.ndarray:
+    """All bands of an opened file as viewers show them, `[H, W, C]`."""
+    values = read_bands(file)
+    return turned(values, _file_orientation(file))
 
 
-def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Pixels `[H, W, 3]`, rotated according to an EXIF tag; unchanged for a value that EXIF does
-    not define."""
-    image = Image.fromarray(pixels)
-    image.getexif()[_ORIENTATION] = orientation
-    return np.array(ImageOps.exif_transpose(image))
+def _file_orientation(file: BinaryIO) -> int:
+    """The EXIF orientation of an opened file."""
+    with suppress(BandsError), _identified(file) as image:
+        return exif_orientation(image)
+    return bands_orientation(file)
 
 
 def decode(
@@ -154,7 +160,8 @@ def decode(
             image.draft("RGB", (width, height))
         return to_rgb(image)
 
-    pixels, stored = _decoded(file, name or str(file), READ_REMEDY, channels, read)
+    called = name or str(file)
+    pixels, stored = _decoded(file, called, READ_REMEDY, channels, read, read_bands)
     # The channels of a pixel stay adjacent, see `views.interleaved`.
     return torch.from_numpy(pixels).permute(2, 0, 1), stored
 
@@ -165,19 +172,23 @@ def _decoded(
     remedy: str,
     channels: int,
     read: Callable[[Image.Image], np.ndarray],
+    read_all: Callable[[BinaryIO], np.ndarray],
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    """The pixels `[H, W, channels]` of a file, and its stored height and width.
+    """The pixels `[H, W, channels]` of a file, and its stored height and width, if `read` and
+    `read_all` do not rotate it.
 
-    `read` converts an image that Pillow opened to RGB; other numbers of bands are not converted.
-    Raises InputError like `read_image`.
+    `read` converts an image that Pillow opened to RGB. If it cannot be used, `read_all` returns all
+    bands of the file, which are not converted. Raises InputError like `read_image`.
     """
     with _decoder_errors(name, remedy), _opened(file) as opened:
         if channels in (1, 3):
             with suppress(BandsError, PlanesError), _identified(opened) as image:
-                stored = (image.height, image.width)
+                width, height = stored_size(image)
                 pixels = read(image)
-                return pixels if channels == 3 else in_channels(pixels, channels), stored
-        pixels = in_channels(read_bands(opened), channels)
+                if channels == 1:
+                    pixels = in_channels(pixels, channels)
+                return pixels, (height, width)
+        pixels = in_channels(read_all(opened), channels)
         height, width, _ = pixels.shape
         return pixels, (height, width)
     raise AssertionError("errors of decoders were raised")  # for the type checker
@@ -235,10 +246,12 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
     (default: its path)."""
     with _decoder_errors(name or str(file), READ_REMEDY), _opened(file) as opened:
         with suppress(BandsError), _identified(opened) as image:
+            size = stored_size(image)
             orientation = exif_orientation(image)
-            return Description(*image.size, orientation, frame_count(image), is_deep(image))
+            return Description(*size, orientation, frame_count(image), is_deep(image))
         height, width, _ = bands_shape(opened)
-        return Description(width, height, 1, count_images(opened), True)
+        orientation = bands_orientation(opened)
+        return Description(width, height, orientation, count_images(opened), True)
     raise AssertionError("errors of decoders were raised")  # for the type checker
 
 
@@ -262,17 +275,6 @@ def channels_to_look_at(path: Path) -> int:
     return 2 if bands == 2 else 3
 
 
-def exif_orientation(image: Image.Image) -> int:
-    """The EXIF orientation of the image, 1 to 8; 1 = not rotated."""
-    exif = Image.Exif()
-    try:
-        exif.load(image.info.get("exif", b""))
-        orientation = int(exif.get(_ORIENTATION, 1))
-    except Exception:  # as PIL's decoders do, see below; a damaged tag turns nothing
-        return 1
-    return orientation or 1
-
-
 def frame_count(image: Image.Image) -> int:
     """The number of pages or frames of the opened file, without smaller copies of a page.
 
@@ -294,11 +296,12 @@ def frame_count(image: Image.Image) -> int:
 
 
 def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
-    """Width and height from the header of an image file; (0, 0) if it cannot be read."""
+    """Width and height from the header of an image file, as stored; (0, 0) if it cannot be
+    read."""
     try:
         with _opened(file) as opened:
             with suppress(BandsError), _identified(opened) as image:
-                return image.size
+                return stored_size(image)
             height, width, _ = bands_shape(opened)
             return width, height
     except Exception:  # see below

@@ -9,7 +9,7 @@ are not dark, and 28,000 to 32,000 of a thermal camera are not grey. One pixel i
 either end does not count, and is clipped: a hot pixel would make the whole image dark.
 
 **Transparency.** Transparent pixels are shown over white, as in browsers: their own colour, which
-no viewer shows, is often arbitrary.
+no viewer shows, is often arbitrary. A colour that stands for transparency is compared in all bits.
 """
 
 import io
@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
+
+from redetr.data.orientation import pillow_turns, turned_back
 
 _SCALES = (0xFF, 0x3FF, 0xFFF, 0x3FFF, 0xFFFF)  # the largest values of 8 to 16 bits
 _LEAST_FILLED = 0.25  # share of a scale
@@ -31,6 +33,7 @@ _PLANES, _SEPARATE = 284, 2
 _PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # a tag of TIFF
 _NO_DATA = 42113  # another one, of elevation models: the value of pixels without one
 _EXTRA_SAMPLES = 338  # another one, which says whether a fourth band is transparency
+_SHALLOW_GREYS = {"L;2": 85, "L;4": 17}  # how PIL unpacks them, and 255 / their largest value
 _OPAQUE = {"RGBA": "RGB", "LA": "L"}
 # How PIL spells the order of the bytes of 16-bit colour; it reads the first of each two.
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
@@ -43,9 +46,12 @@ class PlanesError(ValueError):
 def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """The pixels `[H, W, 3]` of an image that PIL has opened.
 
-    Must be called before `image.load()`, in which PIL drops 8 bits of 16-bit colour. Raises the
-    errors of PIL's decoders, and ValueError if no pixel is a finite number.
+    Must be called before `image.load()`, in which PIL drops 8 bits of 16-bit colour. Pixels are
+    returned as stored, although PIL rotates a TIFF according to its tag. Raises the errors of PIL's
+    decoders, and ValueError if no pixel is a finite number.
     """
+    orientation = pillow_turns(image)
+    _scale_transparent_grey(image)
     image = _in_8_bits(image)
     if is_transparent(image):
         image = _over_white(image)
@@ -53,7 +59,7 @@ def to_rgb(image: Image.Image) -> NDArray[np.uint8]:
         image = image.convert(_OPAQUE[image.mode])
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return np.array(image)
+    return turned_back(np.array(image), orientation)
 
 
 def is_deep(image: Image.Image) -> bool:
@@ -147,10 +153,47 @@ def _in_8_bits(image: Image.Image) -> Image.Image:
         return _colour_in_8_bits(image, raw_mode)
     if not is_deep(image):
         return image
-    levels = scaled_to_8_bits(_without_gaps(image))
+    values = _without_gaps(image)
+    opaque = _differs_from(image.info.get("transparency"), values[..., None])
+    levels = _opaque_to_8_bits(values, opaque)
     if _tiff_tag(image, _PHOTOMETRIC) == _WHITE_IS_ZERO:  # PIL turns only 8 bits round
         levels = 255 - levels
-    return Image.fromarray(levels)
+    return _with_opacity(levels, opaque)
+
+
+def _differs_from(colour: Any, values: NDArray) -> NDArray[np.bool_] | None:
+    """Which pixels of `values` `[H, W, C]` differ from the colour that stands for transparency in a
+    PNG, a number or a tuple, bool `[H, W]`; None if there is no such colour."""
+    numbers = colour if isinstance(colour, tuple) else (colour,)
+    if colour is None or len(numbers) != values.shape[-1]:
+        return None
+    return (values != np.array(numbers)).any(-1)
+
+
+def _opaque_to_8_bits(values: NDArray, opaque: NDArray[np.bool_] | None) -> NDArray[np.uint8]:
+    """Values `[H, W]` or `[H, W, C]` in 0 to 255, where only `opaque` pixels choose the scale: the
+    colour that stands for transparency is often the largest value of the file."""
+    if opaque is None or not opaque.any():
+        return scaled_to_8_bits(values)
+    levels = np.zeros(values.shape, np.uint8)
+    levels[opaque] = scaled_to_8_bits(values[opaque])
+    return levels
+
+
+def _with_opacity(levels: NDArray[np.uint8], opaque: NDArray[np.bool_] | None) -> Image.Image:
+    image = Image.fromarray(levels)
+    if opaque is not None:
+        image.putalpha(Image.fromarray(np.where(opaque, 255, 0).astype(np.uint8)))
+    return image
+
+
+def _scale_transparent_grey(image: Image.Image) -> None:
+    """Corrects the grey that stands for transparency in a PNG of 2 or 4 bits: PIL states it as
+    stored, but scales pixels to 8 bits when they are decoded."""
+    colour = image.info.get("transparency")
+    tiles = getattr(image, "tile", None) or []
+    if isinstance(colour, int) and tiles:
+        image.info["transparency"] = colour * _SHALLOW_GREYS.get(tiles[0][3], 1)
 
 
 def _without_gaps(image: Image.Image) -> NDArray:
@@ -187,6 +230,9 @@ def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
         high = _decoded_as(image, raw_mode).astype(np.uint16)
         low = _decoded_as(image, f"{channels};{_OTHER_BYTE[order]}")
         values = high << 8 | low
+    if channels == "RGB":
+        opaque = _differs_from(image.info.get("transparency"), values)
+        return _with_opacity(_opaque_to_8_bits(values, opaque), opaque)
     num_colours = 1 if channels == "LA" else 3
     levels = scaled_to_8_bits(values[..., :num_colours])
     shallow = Image.fromarray(levels.squeeze(-1) if num_colours == 1 else levels)

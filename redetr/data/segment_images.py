@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
 from redetr.data.images import frame_count, open_image
+from redetr.data.orientation import pillow_turns, turned_back
 from redetr.errors import InputError
 from redetr.masks import encode
 from redetr.structures import Size
@@ -26,8 +27,8 @@ _REMEDY = "export the panoptic annotations again, JSON and PNG together"
 
 
 def object_numbers(image: Image.Image) -> NDArray[np.int64]:
-    """The number of the object at each pixel `[H, W]` of an opened label image; colours count as
-    red + 256 green + 65536 blue.
+    """The number of the object at each stored pixel `[H, W]` of an opened label image; colours
+    count as red + 256 green + 65536 blue.
 
     Raises InputError for a file that was compressed with losses, for several images in one file,
     and for pixels that are not opaque; ValueError for values that are not whole numbers from 0.
@@ -40,7 +41,8 @@ def object_numbers(image: Image.Image) -> NDArray[np.int64]:
         text = f"holds {pages} images, and a label image is a single one"
         raise InputError(text, remedy="write one image, in which each object has its own number")
     image.seek(0)
-    values = np.asarray(_without_opacity(image))
+    orientation = pillow_turns(image)
+    values = turned_back(np.asarray(_without_opacity(image)), orientation)
     if values.ndim == 3 and values.shape[2] == len(_COLOURS):
         return values.astype(np.int64) @ _COLOURS
     if values.ndim != 2:

@@ -56,6 +56,9 @@ _MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "SegmentImages": (SegmentImages, ("segment_files", "segment_file", "segment_ids")),
 }
 
+# What `load` raises if a store is missing or damaged.
+_NOT_LOADED = (OSError, ValueError, KeyError, TypeError)
+
 Read = Callable[[Path, Split, float, MaskUse], tuple[Annotations, str]]
 
 
@@ -117,7 +120,7 @@ def read_stored(
     except OSError:  # reported by `read`
         return read(root, split, val_fraction, masks)
     store = _stores(root, split, val_fraction, masks) / _name(stamp)
-    with suppress(OSError, ValueError, KeyError, TypeError):  # none yet, or a damaged one
+    with suppress(*_NOT_LOADED):  # none yet, or a damaged one
         return load(store)
     annotations, note = read(root, split, val_fraction, masks)
     if not _is_worth_it(annotations, folder):
@@ -245,21 +248,37 @@ def _is_worth_it(annotations: Annotations, folder: Path) -> bool:
 
 
 def _stored(store: Path, annotations: Annotations, note: str) -> tuple[Annotations, str]:
-    """The annotations, mapped from a new store, or in memory if none can be written."""
+    """The annotations, mapped from a new store, or from the one that another process has written
+    while they were read; in memory if none can be written."""
+    is_there = os.path.exists(store)  # False for a folder that is closed
+    with suppress(*_NOT_LOADED):
+        return load(store)
     try:
         store.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(dir=store.parent, prefix=UNFINISHED))
         try:
+            if is_there:  # a damaged one, of which another process may still have files open
+                os.rename(store, store.with_name(temporary.name.removeprefix(UNFINISHED)))
             _write(temporary, annotations, note)
-            shutil.rmtree(store, ignore_errors=True)  # a damaged one
-            os.rename(temporary, store)
+            _place(temporary, store)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
         _remove_others(store)
         return load(store)
-    except (OSError, ValueError):  # only costs time and memory
+    except _NOT_LOADED:  # only costs time and memory
         return annotations, note
+
+
+def _place(temporary: Path, store: Path) -> None:
+    """Gives a written store its name, unless another process was quicker. Its store is the same,
+    and may be open."""
+    try:
+        os.rename(temporary, store)
+    except OSError:
+        if not os.path.exists(store):
+            raise
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(folder: Path, annotations: Annotations, note: str) -> None:

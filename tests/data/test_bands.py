@@ -4,6 +4,7 @@ evaluated and predicted, as users of satellites and microscopes do."""
 import builtins
 import io
 import json
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,16 @@ import tifffile
 import torch
 from command_line import SMALL, train_arguments
 from PIL import Image
+from test_pixels import deep_tiff
 
 import redetr
 from redetr.app.api import Api
 from redetr.app.uploads import Turns, Upload, Uploads
 from redetr.cli import main
 from redetr.data import open_dataset
-from redetr.data.bands import in_channels
+from redetr.data.bands import in_channels, read_bands
 from redetr.data.headers import read_header
-from redetr.data.images import image_size, read_image
+from redetr.data.images import describe, image_size, read_image, read_upright
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
 from redetr.detector.sources import find_sources
 from redetr.errors import InputError
@@ -135,6 +137,58 @@ def test_arrays_that_are_no_images(tmp_path, values, words):
     (tmp_path / "a.npy").write_bytes((tmp_path / "a.npy").read_bytes()[:90])
     with pytest.raises(InputError, match=r"a\.npy: cannot decode"):
         read_image(tmp_path / "a.npy")
+
+
+def test_damage_belongs_to_the_file_of_its_thread():
+    """All files share tifffile's logger, and threads read them at the same time."""
+    content = io.BytesIO()
+    tifffile.imwrite(content, FIVE, photometric="minisblack", planarconfig="contig")
+    damaged = deep_tiff(FIVE[:, :, :3], (284, 2))  # states one strip for three planes
+    refusals = []
+
+    def read_damaged() -> None:
+        with pytest.raises(ValueError, match="incorrect StripByteCounts"):
+            read_bands(io.BytesIO(damaged))
+        refusals.append(True)
+
+    class Interrupted(io.BytesIO):
+        """Another thread reads the damaged file at the first two calls, the second by tifffile."""
+
+        def read(self, *size: int) -> bytes:
+            if len(refusals) < 2:
+                thread = threading.Thread(target=read_damaged)
+                thread.start()
+                thread.join()
+            return super().read(*size)
+
+    assert (read_bands(Interrupted(content.getvalue())) == FIVE).all()
+    assert len(refusals) == 2
+    assert tifffile.logger().propagate
+
+
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_bands_are_stored_and_shown_as_the_tag_of_the_tiff_says(tmp_path, orientation):
+    tag = (274, "H", 1, orientation, True)
+    turned = {3: FIVE[::-1, ::-1], 6: np.rot90(FIVE, 3), 8: np.rot90(FIVE)}[orientation]
+    path = write_tiff(tmp_path / "a.tif", FIVE, extratags=[tag])
+    assert (read_image(path, 5).permute(1, 2, 0).numpy() == FIVE).all()
+    assert describe(path)[:3] == (60, 40, orientation)
+    assert (read_upright(path, "a", 5).permute(1, 2, 0).numpy() == turned).all()
+    planes = np.moveaxis(FIVE[:, :, :3].astype(np.uint16) * 257, 2, 0)  # which Pillow opens
+    write_tiff(path, planes, photometric="rgb", planarconfig="separate", extratags=[tag])
+    assert (read_image(path).permute(1, 2, 0).numpy() == FIVE[:, :, :3]).all()
+    assert describe(path)[:3] == (60, 40, orientation)
+    assert (read_upright(path, "a").permute(1, 2, 0).numpy() == turned[:, :, :3]).all()
+
+
+def test_four_bands_of_a_png_are_shown_as_its_tag_says(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(FIVE[:, :, :4]).save(tmp_path / "a.png", exif=exif)
+    stored = read_image(tmp_path / "a.png", 4).permute(1, 2, 0).numpy()
+    assert (stored == FIVE[:, :, :4]).all()
+    shown = read_upright(tmp_path / "a.png", "a", 4).permute(1, 2, 0).numpy()
+    assert (shown == np.rot90(FIVE[:, :, :4], 3)).all()
 
 
 def test_arrays_with_objects_are_never_unpickled(tmp_path):

@@ -187,6 +187,30 @@ def test_crowds_are_kept_wherever_they_are_visible(tmp_path):
     assert new.iscrowd.all()
 
 
+def test_an_image_that_is_not_cut_keeps_its_objects_and_their_masks(tmp_path):
+    """Also a crowd that is thinner than a pixel, without which later masks would belong to the
+    wrong objects."""
+    stripe = [[10, 10, 12, 10, 12, 50, 10, 50]]
+    square = [[5, 5, 25, 5, 25, 25, 5, 25]]
+    boxes = [[10, 10, 0.5, 40], [5, 5, 20, 20]]
+    source = data(tmp_path / "source", boxes, iscrowd=[1, 0], segmentation=[stripe, square])
+    convert(source, tmp_path / "new", "coco", cut=Cut(200))
+    old, new = (
+        open_dataset(root, "train", masks=True).target(0) for root in (source, tmp_path / "new")
+    )
+    assert len(old["masks"]) == 2
+    for key in ("boxes", "labels", "iscrowd", "masks"):
+        assert torch.equal(new[key], old[key])
+
+
+def test_a_crowd_that_is_thinner_than_a_pixel_is_not_lost(tmp_path):
+    source = data(tmp_path / "source", [[50, 10, 0.5, 40]], iscrowd=[1])
+    convert(source, tmp_path / "new", "coco", cut=Cut(100, 0.2))
+    new = read_annotations(tmp_path / "new", "train")
+    assert boxes_of(new)["a_x00000_y00000.png"] == [[50, 10, 50.5, 50]]
+    assert new.iscrowd.tolist() == [True]
+
+
 @settings(max_examples=50, deadline=None)
 @given(
     boxes=st.lists(

@@ -422,17 +422,66 @@ def test_subsets_of_cvat_are_splits(tmp_path, folders):
     assert names == [[b"a.jpg"], [b"b.jpg"]]
 
 
-def test_images_of_other_subsets_are_counted(tmp_path):
+def subsets_of_cvat(subsets: dict[str, str]) -> str:
+    """A file of images with these names, each in its subset."""
     texts = []
-    for name, subset in {"a": "Train", "b": "Validation", "c": "Extra", "d": ""}.items():
-        save_image(tmp_path / f"images/{name}.jpg", 1, size=(WIDTH, HEIGHT))
+    for name, subset in subsets.items():
         document = cvat(CVAT_BOX, f"{name}.jpg", f' subset="{subset}"')
         texts.append(document[document.index("<image") : document.index("</annotations>")])
-    text(tmp_path, "annotations.xml", f"<annotations><meta/>{''.join(texts)}</annotations>")
+    return f"<annotations><meta/>{''.join(texts)}</annotations>"
+
+
+def test_images_of_other_subsets_are_counted(tmp_path):
+    subsets = {"a": "Train", "b": "Validation", "c": "Extra", "d": ""}
+    for name in subsets:
+        save_image(tmp_path / f"images/{name}.jpg", 1, size=(WIDTH, HEIGHT))
+    text(tmp_path, "annotations.xml", subsets_of_cvat(subsets))
     (fault,) = read_annotations(tmp_path, "train").faults
     assert (fault.code, fault.count) == ("subset-unread", 2)
     assert "(1 in 'Extra', 1 in '')" in fault.text
     assert read_annotations(tmp_path, "val").faults == []
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_a_subset_that_is_no_split_beside_train(tmp_path, encoding):
+    """Held-out images are not trained on, whatever their subset is called."""
+    for name in "ab":
+        save_image(tmp_path / f"images/{name}.jpg", 1, size=(WIDTH, HEIGHT))
+    file = tmp_path / "annotations.xml"
+    file.write_text(subsets_of_cvat({"a": "Train", "b": "Holdout"}), encoding)
+    assert splits_of(tmp_path) == ["train"]
+    train = read_annotations(tmp_path, "train")
+    assert train.names.tolist() == [b"a.jpg"]
+    (fault,) = train.faults
+    assert (fault.severity, fault.code) == ("warning", "subset-unread")
+    assert "(1 in 'Holdout')" in fault.text
+    file.write_text(subsets_of_cvat({"a": "Mine", "b": "Holdout"}), encoding)
+    assert len(read_annotations(tmp_path, "train")) == 2
+    file.write_text(subsets_of_cvat({"a": "Train", "b": "Validation"}), encoding)
+    assert splits_of(tmp_path) == ["train", "val"]
+    assert read_annotations(tmp_path, "val").names.tolist() == [b"b.jpg"]
+
+
+def test_a_class_of_datumaro_that_is_none_is_quoted(tmp_path):
+    """Also if it is in a group."""
+    annotation = datumaro(type="bbox", bbox=XYWH, label_id=[0], group=1)
+    files("images/train/a.jpg", {"annotations/train.json": annotation})(tmp_path)
+    with pytest.raises(InputError, match=r"no category has its category_id \[0\]"):
+        open_dataset(tmp_path, "train")
+
+
+@pytest.mark.parametrize("tool", ["CVAT", "VIA", "Datumaro"])
+def test_a_polygon_of_two_points_is_no_mask(tmp_path, tool):
+    """Which pycocotools would take for x, y, width and height."""
+    line = {"name": "polygon", "all_points_x": [24, 60], "all_points_y": [16, 48]}
+    contents: dict[str, Any] = {
+        "CVAT": {"a.xml": cvat('<polygon label="cat" points="24,16;60,48"></polygon>')},
+        "VIA": {"v.json": via(line)},
+        "Datumaro": {"annotations/default.json": datumaro(type="polygon", points=BOX)},
+    }[tool]
+    files("images/a.jpg", contents)(tmp_path)
+    with pytest.raises(InputError):
+        open_dataset(tmp_path, "train", masks=True)
 
 
 UPPER = [24, 16, 60, 16, 60, 24]

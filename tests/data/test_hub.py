@@ -23,6 +23,8 @@ from redetr.data.formats import hub
 from redetr.data.formats.hub_rows import BoxForm, Sample, box_form
 from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.writing import convert
+from redetr.data.images import FORMATS as FORMATS_OF_IMAGES
+from redetr.data.images import IMAGE_SUFFIXES, suffix_of
 from redetr.data.open import absolute_source
 from redetr.doctor.check import check
 from redetr.errors import InputError
@@ -40,11 +42,13 @@ def cache(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
 
 
-def save(root: Path, objects: list[Any], features: Any, **columns: list[Any]) -> str:
-    """The address of a data set of these rows in train and val."""
+def save(
+    root: Path, objects: list[Any], features: Any, suffix: str = ".png", **columns: list[Any]
+) -> str:
+    """The address of a data set of these rows in train and val. Its images have this suffix."""
     images = []
     for number in range(len(objects)):
-        file = root / f"{number}.png"
+        file = root / f"{number}{suffix}"
         save_image(file, number, size=(WIDTH, HEIGHT))
         images.append(str(file))
     rows = {"image": images, "objects": objects} | columns
@@ -348,6 +352,19 @@ def test_conversion(tmp_path, form, capsys):
     assert names <= {"folder", "new", "cache"}  # nothing is left behind
     with pytest.raises(InputError, match="is inside"):
         convert(f"hf:{root}", root / "inside", form)
+
+
+def test_images_of_every_format_are_written_with_a_suffix_that_is_read(tmp_path):
+    for name in (*FORMATS_OF_IMAGES, "MPO"):
+        image = Image.new("RGB", (8, 8))
+        image.format = name
+        assert suffix_of(image) in IMAGE_SUFFIXES
+    rows = [{"bbox": [[5, 4, 30, 22]], "category": [1]}]
+    source = save(tmp_path, rows, fields(), suffix=".jp2")
+    convert(source, tmp_path / "new", "yolo")
+    dataset = open_dataset(tmp_path / "new", "train")
+    assert dataset.path(0).suffix == ".jp2"
+    assert dataset.image(0).equal(open_dataset(source, "train").image(0))
 
 
 def test_the_address_for_any_directory(tmp_path, monkeypatch):

@@ -192,6 +192,40 @@ def test_faults_name_the_file(tmp_path):
         open_dataset(root, "train")
 
 
+def test_an_image_with_two_label_images_is_an_error(tmp_path):
+    labels = LABELS.astype(np.uint16)
+    root = save(tmp_path, labels, "images", "masks")
+    for name in ("a.tif", "a_mask.png"):
+        Image.fromarray(labels).save(root / "masks" / name)
+    (fault,) = read_annotations(root, "train").faults
+    assert (fault.severity, fault.code, fault.count) == ("error", "image-twice", 2)
+    assert str(fault).startswith(
+        f"{root}/masks/a.tif: a.png is a label image of the same image; keep one of them"
+    )
+
+
+def test_images_that_share_a_label_image(tmp_path):
+    root = save(tmp_path, LABELS.astype(np.uint16), "images", "masks")
+    with Image.open(root / "images/a.png") as image:
+        image.save(root / "images/a.tif")
+    (fault,) = read_annotations(root, "train").faults
+    assert (fault.severity, fault.code) == ("warning", "annotation-shared")
+    assert fault.text == "a.png and a.tif share this file: both have its objects"
+
+
+def test_a_label_image_is_read_as_stored(tmp_path):
+    """Pillow would turn it by its tag, as it does its image."""
+    root = save(tmp_path, LABELS, "images", "masks", "a.tif")
+    expected = read_annotations(root, "train").boxes
+    for name in ("images/a.tif", "masks/a.tif"):
+        with Image.open(root / name) as image:
+            image.load()
+            image.save(root / name, tiffinfo={274: 6})
+    annotations = read_annotations(root, "train")
+    assert annotations.faults == []
+    assert annotations.boxes.tolist() == expected.tolist()
+
+
 def test_conversion(tmp_path):
     save(tmp_path / "source", LABELS.astype(np.uint16), "images", "masks")
     convert(tmp_path / "source", tmp_path / "yolo", "yolo")

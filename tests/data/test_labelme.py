@@ -94,6 +94,48 @@ def test_groups_are_one_object(tmp_path):
     assert "are parts of one object; the box around all of them is used" in note
 
 
+@pytest.mark.parametrize("broken", [shape([[1, 2]]), shape([[1, 2], [3, 4]], kind="cuboid")])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_an_invalid_part_of_an_object_is_named(tmp_path, broken, place):
+    """Wherever it is among the valid ones."""
+    parts = [shape([[10, 10], [20, 20]], kind="rectangle") for _ in range(2)]
+    parts.insert(place, broken)
+    write(tmp_path, "a", *[part | {"group_id": 1} for part in parts])
+    refused(tmp_path, f"a.json: shape {place + 1} ('cat'): is not a supported shape")
+
+
+def test_difficult_objects(tmp_path):
+    """In any spelling, and if only one of the parts is marked."""
+    box = shape([[10, 10], [20, 20]], kind="rectangle")
+    marks = [None, False, 0, "", 1, True, "true"]
+    shapes = [box | {"difficult": mark} for mark in marks]
+    shapes += [box | {"group_id": 1}, box | {"group_id": 1, "difficult": 1}]
+    write(tmp_path, "a", box, *shapes)
+    annotations = read_annotations(tmp_path, "train")
+    assert annotations.iscrowd.tolist() == 5 * [False] + 4 * [True]
+    assert [fault.code for fault in annotations.faults] == ["shape-grouped"]
+    parts = [box | {"group_id": 1}, box | {"group_id": 1, "difficult": "maybe"}]
+    write(tmp_path, "a", box | {"difficult": 2}, *parts)
+    annotations = read_annotations(tmp_path, "train")
+    assert not annotations.iscrowd.any()
+    fault, _ = annotations.faults
+    assert (fault.severity, fault.code, fault.count) == ("warning", "flag-invalid", 2)
+    assert fault.text == "difficult 2 is neither 0 nor 1, and counts as 0"
+
+
+def test_a_polygon_of_two_points_is_no_mask(tmp_path):
+    """Which pycocotools would take for x, y, width and height."""
+    line = shape([[10, 20], [40, 60]])
+    write(tmp_path, "a", TRIANGLE, line)
+    with pytest.raises(InputError) as caught:
+        open_dataset(tmp_path, "train", masks=True)
+    says = "a.json: shape 2 ('cat'): its polygon has 2 points, but an area needs three"
+    assert says in str(caught.value)
+    write(tmp_path, "a", TRIANGLE | {"group_id": 1}, line | {"group_id": 1})
+    with pytest.raises(InputError, match="polygon 2 of its 2 has 2 points"):
+        open_dataset(tmp_path, "train", masks=True)
+
+
 def test_points_and_lines_are_told(tmp_path):
     point = shape([[5, 5]], kind="point")
     write(tmp_path, "a", TRIANGLE, point, shape([[5, 5], [9, 9]], kind="linestrip"))

@@ -330,6 +330,34 @@ def test_panoptic_segments_are_objects(tmp_path, with_boxes):
     assert "masks" not in open_dataset(root, "val").target(0)
 
 
+@pytest.mark.parametrize(
+    ("ids", "references"),
+    [
+        (["000000000139", "000000000140"], ["000000000139", "000000000140"]),
+        (["aachen_000000_000019", "aachen_000001_000019"],) * 2,
+        ([139, 140], ["000000000139", "140"]),
+        ([139, 140.0], [139, 140]),
+    ],
+)
+def test_panoptic_images_find_their_png_by_any_id(tmp_path, ids, references):
+    """As they are written: as text that becomes a number, or in two ways. Annotations are in
+    another order than images."""
+    root = write_panoptic(tmp_path, with_boxes=False)
+    file = root / "annotations/panoptic_train.json"
+    document = json.loads(file.read_text())
+    for rows, key, values in (("images", "id", ids), ("annotations", "image_id", references)):
+        for row, value in zip(document[rows], values, strict=True):
+            row[key] = value
+    document["annotations"].reverse()
+    file.write_text(json.dumps(document))
+    numbers = panoptic_numbers()
+    Image.fromarray(as_colours(numbers[::-1])).save(file.with_suffix("") / "2.png")
+    dataset = open_dataset(root, "train", masks=True)
+    for index, shown in enumerate((numbers, numbers[::-1].copy())):
+        expected = torch.from_numpy(shown) == torch.tensor(list(CLASS_OF))[:, None, None]
+        assert torch.equal(dataset.target(index)["masks"], expected)
+
+
 def test_a_panoptic_file_is_read_where_instances_are_too(tmp_path):
     root = write_panoptic(write_coco(tmp_path / "a", [[TRIANGLE]]).parent / "b")
     for split in ("train", "val"):

@@ -9,12 +9,12 @@ import numpy as np
 import PIL
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from redetr.app.uploads import read_image as read_upload
 from redetr.data.headers import read_header
-from redetr.data.images import read_image
+from redetr.data.images import decode, describe, image_size, read_image
 from redetr.data.pixels import one_colour, scaled_to_8_bits
 from redetr.detector.detector import as_image
 from redetr.errors import InputError
@@ -36,16 +36,26 @@ def png_chunk(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
 
 
-def deep_png(values: np.ndarray, kind: int) -> bytes:
-    """A PNG of 16 bits, which PIL cannot write; `kind` is 2 = RGB, 4 = grey, alpha, 6 = RGBA."""
-    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+def png_of(header: bytes, rows: bytes, *chunks: bytes) -> bytes:
+    """A PNG of these rows of pixels, with `chunks` before them."""
     return (
         b"\x89PNG\r\n\x1a\n"
         + png_chunk(b"IHDR", header)
+        + b"".join(chunks)
         + png_chunk(b"IDAT", zlib.compress(rows))
         + png_chunk(b"IEND", b"")
     )
+
+
+def deep_png(values: np.ndarray, kind: int, transparent: tuple[int, ...] = ()) -> bytes:
+    """A PNG of 16 bits, which PIL cannot write; `kind` is 0 = grey, 2 = RGB, 4 = grey, alpha, 6 =
+    RGBA. A colour may stand for transparency."""
+    header = struct.pack(">IIBBBBB", values.shape[1], values.shape[0], 16, kind, 0, 0, 0)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    if not transparent:
+        return png_of(header, rows)
+    colour = struct.pack(f">{len(transparent)}H", *transparent)
+    return png_of(header, rows, png_chunk(b"tRNS", colour))
 
 
 def deep_tiff(values: np.ndarray, *extra: tuple[int, int]) -> bytes:
@@ -235,6 +245,40 @@ def test_a_colour_that_stands_for_transparency(tmp_path):
     assert (pixels[5:9, 5:9] == 255).all() and (pixels[:5] == 60).all()
 
 
+def test_a_colour_of_16_bits_that_stands_for_transparency(tmp_path):
+    """Compared in all bits: the second pixel differs in the lowest one of blue. The other pixels
+    choose the scale, of 12 bits."""
+    for colour, other in (((1000, 2000, 512), (1000, 2000, 513)), ((65_535,) * 3, (4_095,) * 3)):
+        values = WIDE * 16
+        values[5, 5:7] = colour, other
+        pixels = everywhere(deep_png(values, 2, colour), tmp_path)
+        expected = RGB.copy()
+        expected[5, 5] = 255
+        expected[5, 6] = np.array(other) / 4095 * 255
+        assert np.abs(pixels.astype(int) - expected).max() <= 1
+
+
+def test_a_grey_that_stands_for_transparency(tmp_path):
+    """Of 16 bits, compared in all of them; and of 2 bits, which PIL scales to 8."""
+    values = WIDE[..., :1] * 16
+    values[5, 5:7, 0] = 65_535, 4_095
+    pixels = everywhere(deep_png(values, 0, (65_535,)), tmp_path)
+    expected = np.array(GREY)
+    expected[5, 5:7] = 255
+    assert np.abs(pixels.astype(int) - expected[..., None]).max() <= 1
+    values[5, 5:7, 0] = 513, 512
+    pixels = everywhere(deep_png(values, 0, (513,)), tmp_path)
+    assert pixels[5, 5:7].tolist() == [[255] * 3, [32] * 3]
+    header = struct.pack(">IIBBBBB", 4, 1, 2, 0, 0, 0, 0)
+    four = png_of(header, b"\0\x1b", png_chunk(b"tRNS", struct.pack(">H", 2)))
+    assert everywhere(four, tmp_path)[0, :, 0].tolist() == [0, 85, 255, 255]
+
+
+def test_all_is_transparent(tmp_path):
+    values = np.full((HEIGHT, WIDTH, 3), 700, np.uint16)
+    assert (everywhere(deep_png(values, 2, (700, 700, 700)), tmp_path) == 255).all()
+
+
 def test_a_fourth_band_is_not_transparency_unless_the_file_says_so(tmp_path):
     """Aerial images have infrared there."""
     content = encoded(Image.fromarray(RGBA), "TIFF")
@@ -281,6 +325,119 @@ def test_bytes_after_the_end(tmp_path):
     content = encoded(Image.fromarray(RGB), "JPEG", quality=98) + b"SEFT" + bytes(range(200))
     pixels = everywhere(content, tmp_path)
     assert np.abs(pixels.astype(int) - RGB).mean() < 12
+
+
+def turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """As Pillow rotates an image by its EXIF tag."""
+    image = Image.fromarray(pixels)
+    image.getexif()[0x0112] = orientation
+    return np.asarray(ImageOps.exif_transpose(image))
+
+
+def exif_bytes(orientation: int) -> bytes:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif.tobytes()
+
+
+def xmp(orientation: int) -> bytes:
+    return b'<x:xmpmeta><rdf:Description tiff:Orientation="%d"/></x:xmpmeta>' % orientation
+
+
+def jpeg_with_xmp() -> bytes:
+    segment = b"http://ns.adobe.com/xap/1.0/\0" + xmp(6)
+    length = struct.pack(">H", len(segment) + 2)
+    content = encoded(Image.fromarray(RGB), "JPEG")
+    return content[:2] + b"\xff\xe1" + length + segment + content[2:]
+
+
+def png_with(before: bytes, *chunks: bytes) -> bytes:
+    """A PNG with these chunks before the first chunk of this kind."""
+    content = encoded(Image.fromarray(RGB), "PNG")
+    start = content.index(before) - 4
+    return content[:start] + b"".join(chunks) + content[start:]
+
+
+PROFILE = exif_bytes(6).hex()
+CHUNKS = {
+    "EXIF": png_chunk(b"eXIf", exif_bytes(6).removeprefix(b"Exif\0\0")),
+    "profile": png_chunk(b"tEXt", b"Raw profile type exif\0\nexif\n%d\n%b" % (
+        len(PROFILE) // 2, PROFILE.encode())),
+    "XMP": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp(6)),
+}  # fmt: skip
+TURNED = {"JPEG with XMP": jpeg_with_xmp()}
+for kind, chunk in CHUNKS.items():
+    TURNED[f"PNG, {kind} first"] = png_with(b"IDAT", chunk)
+    TURNED[f"PNG, {kind} last"] = png_with(b"IEND", png_chunk(b"tEXt", b"a\0IDAT"), chunk)
+TURNED["PNG, EXIF before others"] = png_with(b"IEND", CHUNKS["EXIF"], png_chunk(b"tIME", bytes(7)))
+TURNED["PNG with bytes after its end"] = png_with(b"IEND", CHUNKS["XMP"]) + b"\0\0\0\4IDAT"
+
+
+def require_turned(path: Path, stored: np.ndarray, orientation: int) -> None:
+    """It is read as stored, reported, and shown as Pillow shows it, once."""
+    height, width, _ = stored.shape
+    trained = read_image(path)
+    assert np.array_equal(trained.permute(1, 2, 0), stored)
+    assert describe(path)[:3] == (width, height, orientation)
+    assert image_size(path) == (width, height)
+    header = read_header(path, looks=True)
+    assert (header.width, header.height, header.orientation) == (width, height, orientation)
+    shown = torch.from_numpy(turned(stored, orientation).copy()).permute(2, 0, 1)
+    assert torch.equal(as_image(path), shown)
+    assert torch.equal(read_upload(io.BytesIO(path.read_bytes())), shown)
+    with Image.open(path) as opened:
+        assert torch.equal(as_image(opened), shown)
+        assert torch.equal(as_image(opened), shown)  # loaded, too
+
+
+@pytest.mark.parametrize("name", TURNED)
+def test_what_turns_an_image_for_viewers_is_reported(name, tmp_path):
+    """By the rule of Pillow, of which older versions read fewer statements."""
+    path = tmp_path / "image"
+    path.write_bytes(TURNED[name])
+    with Image.open(path) as image:
+        image.load()
+        orientation = image.getexif().get(0x0112, 1)
+    if int(PIL.__version__.partition(".")[0]) >= 12:
+        assert orientation == 6
+    stored = RGB
+    if "JPEG" in name:
+        with Image.open(io.BytesIO(encoded(Image.fromarray(RGB), "JPEG"))) as image:
+            stored = np.asarray(image)
+    require_turned(path, stored, orientation)
+
+
+def test_false_names_of_chunks_and_damaged_tags_turn_nothing(tmp_path):
+    fake = 6000 * png_chunk(b"eXIf", b"")
+    content = encoded(Image.fromarray(RGB), "PNG")
+    path = tmp_path / "image"
+    path.write_bytes(content + fake)
+    require_turned(path, RGB, 1)
+    path.write_bytes(png_with(b"IEND", png_chunk(b"eXIf", b"damaged")))
+    require_turned(path, RGB, 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_tiff_is_read_as_stored(orientation, tmp_path):
+    """Pillow turns it when it decodes it, and forgets its tag."""
+    path = tmp_path / "image"
+    image = Image.fromarray(RGB)
+    for options in ({}, {"compression": "tiff_lzw"}):
+        path.write_bytes(encoded(image, "TIFF", tiffinfo={274: orientation}, **options))
+        require_turned(path, RGB, orientation)
+    path.write_bytes(deep_tiff(WIDE * 257, (274, orientation)))
+    require_turned(path, RGB, orientation)
+    tags = {274: orientation}
+    path.write_bytes(encoded(Image.fromarray(GREY.astype(np.int32)), "TIFF", tiffinfo=tags))
+    require_turned(path, GREY[..., None].repeat(3, 2), orientation)
+    pixels, stored = decode(path, needed=(2, 2))
+    assert (stored, pixels.shape[1:]) == ((HEIGHT, WIDTH), (HEIGHT, WIDTH))
+
+
+def test_an_orientation_that_exif_does_not_define(tmp_path):
+    path = tmp_path / "image"
+    path.write_bytes(encoded(Image.fromarray(RGB), "TIFF", tiffinfo={274: 9}))
+    require_turned(path, RGB, 1)
 
 
 def test_nearly_one_colour():

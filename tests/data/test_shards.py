@@ -206,6 +206,12 @@ def test_classes_may_be_names_and_images_have_ids(tmp_path):
     assert target["iscrowd"].tolist() == [True]
 
 
+def of_class(category: Any) -> dict[str, bytes]:
+    """An image with an object that names its category."""
+    rows = [{"bbox": [1, 1, 2, 2], "category": category}]
+    return {"x.png": image_bytes(), "x.json": json.dumps({"annotations": rows}).encode()}
+
+
 @pytest.mark.parametrize(
     ("changes", "fragments"),
     [
@@ -217,6 +223,10 @@ def test_classes_may_be_names_and_images_have_ids(tmp_path):
         ({"x.png": b"", "x.json": b"[" * 100_000}, ("'x.json'", "not JSON")),
         ({"b.jpg": b""}, ("'b.jpg' has the same",)),
         ({"x.png": image_bytes(), "x.json": scene([0, 0, 99, 9])}, ("leaves its image",)),
+        (of_class("bird"), ("000.tar: 'x.json': no category of", "has the name 'bird'; add it")),
+        (of_class(["cat"]), ("'x.json'", "has the name ['cat']")),
+        (of_class({"id": 3}), ("'x.json'", "has the name {'id': 3}")),
+        (of_class(None), ("'x.json'", "has the name None")),
         ({"x.png": b"no image", "x.json": scene()}, ("train-000.tar/x.png", "size")),
     ],
 )

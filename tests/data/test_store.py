@@ -7,6 +7,7 @@ import pickle
 import socket
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,6 +145,37 @@ def test_a_damaged_store_is_written_again(root, file):
     again = open_dataset(root, "train").annotations
     assert_same(again, first)
     assert again.stored == first.stored
+    assert len(list(again.stored.parent.iterdir())) == 2  # `first` has files of the damaged one
+
+
+@pytest.mark.parametrize("moment", ["reads", "writes"])
+def test_the_store_of_a_quicker_process_is_kept(root, moment, monkeypatch):
+    """Two start at the same time, and one has the store open before the other has read or written
+    the same."""
+    quicker: list[Any] = []
+
+    def inode(annotations) -> int:
+        return (annotations.stored / "boxes.npy").stat().st_ino
+
+    def overtaken(function):
+        def slow(*arguments):
+            result = function(*arguments)
+            if not quicker:
+                quicker.append(None)  # the quicker one is not overtaken
+                annotations = open_dataset(root, "train").annotations
+                quicker[:] = [annotations, inode(annotations)]
+            return result
+
+        return slow
+
+    module, name = (store, "_write") if moment == "writes" else (folder, "read_annotations")
+    monkeypatch.setattr(module, name, overtaken(getattr(module, name)))
+    slower = open_dataset(root, "train").annotations
+    first, number = quicker
+    assert slower.stored == first.stored
+    assert inode(slower) == number
+    assert len(list(first.stored.parent.iterdir())) == 1
+    assert_same(slower, first)
 
 
 def test_errors_are_not_stored(root):

@@ -124,6 +124,19 @@ def test_images_and_annotations_side_by_side(tmp_path):
     assert val.image(0).shape == (3, HEIGHT, WIDTH)
 
 
+def test_an_image_with_two_files_is_an_error(tmp_path):
+    """On disks that tell capitals apart, and with a name that two files state."""
+    for stem in "ab":
+        save_image(tmp_path / f"train/{stem}.jpg")
+        (tmp_path / f"train/{stem}.xml").write_text(SCENES[stem])
+    (tmp_path / "train/a.XML").write_text(SCENES["c"])
+    refused(tmp_path, "train/a.xml: a.XML beside it is the file of the same image; keep one")
+    (tmp_path / "train/a.XML").unlink()
+    other = SCENES["c"].replace("other.jpg", "a.jpg")
+    (tmp_path / "train/c.xml").write_text(other)
+    refused(tmp_path, "train/c.xml: its image a.jpg has another file as well; keep one of them")
+
+
 def capitals(text: str) -> str:
     return re.sub(r"<(/?)([a-z])", lambda tag: f"<{tag[1]}{tag[2].upper()}", text)
 

@@ -3,9 +3,9 @@
 An object is kept in each tile that shows at least `min_visible` of its area, and always in the tile
 that shows most of it, so that none is lost. Its box and area are those of the visible part. If the
 object has a mask, its area is the number of its pixels, and a box that is cut ends at the visible
-pixels. Crowds are kept in all tiles that show a pixel of them. Tiles are named after their image
-and their offset in px: `a_x00512_y00000.png`, or `.npy` for images with other channels than RGB. An
-image that is no larger than a tile is not changed.
+pixels. Crowds are also kept in all tiles that show a pixel of them. Tiles are named after their
+image and their offset in px: `a_x00512_y00000.png`, or `.npy` for images with other channels than
+RGB. An image that is no larger than a tile is not changed.
 """
 
 import os
@@ -163,7 +163,11 @@ def _tiles_of(
         sides = parts[:, 2:] - parts[:, :2]
         is_object = (shares[number] >= cut.min_visible) | (fullest == number)
         is_crowd_here = (sides >= 1).all(1) & (shares[number] > 0)
-        is_kept = np.where(iscrowd, is_crowd_here, is_object)
+        # The fullest tile also keeps a crowd that is thinner than a pixel.
+        is_crowd_kept = is_crowd_here | (fullest == number)
+        is_kept = np.where(iscrowd, is_crowd_kept, is_object)
+        if len(windows) == 1:  # the image is not changed, nor are its objects and their masks
+            is_kept[:] = True
         rows = np.flatnonzero(is_kept)
         left, top, _, _ = window
         shifted = parts - (left, top, left, top)

@@ -3,7 +3,8 @@
 Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A rotated box
 becomes the upright box around it. Polygons with the same label and group are parts of one object,
 as in CVAT's COCO export. Classes are the labels of the task in their order, with ids from 1. In a
-project, each image belongs to a subset: Train, Validation or Test.
+project, each image belongs to a subset: Train, Validation or Test. Images in other subsets are not
+read, unless no subset has such a name.
 """
 
 import math
@@ -36,11 +37,16 @@ def is_cvat(head: bytes) -> bool:
 
 def cvat_splits(file: Path) -> list[Split]:
     """The splits that have a subset in a file; train if no subset has a usual name."""
+    content = read_file(file).replace(b"\0", b"")  # UTF-16
     subsets = set()
-    for name in _SUBSET.findall(read_file(file)):
+    for name in _SUBSET.findall(content):
         subsets.add(name.decode("utf-8", "replace").lower())
-    splits = [split for split in SPLITS if subsets.intersection(SPLIT_FOLDERS[split])]
-    return splits or ["train"]
+    return _splits_among(subsets) or ["train"]
+
+
+def _splits_among(subsets: set[str]) -> list[Split]:
+    """The splits that have a usual name among these subsets, in lower case."""
+    return [split for split in SPLITS if subsets.intersection(SPLIT_FOLDERS[split])]
 
 
 def read_cvat(file: Path, split: Split) -> Document:
@@ -53,7 +59,10 @@ def read_cvat(file: Path, split: Split) -> Document:
         raise InputError(text, where=file, remedy=remedy)
     images = root.findall("image")
     document = Document()
-    if cvat_splits(file) != ["train"]:
+    subsets = {_subset(image) for image in images}
+    splits = _splits_among(subsets)
+    # Train alone does not divide the file, which may be in the folder of another split.
+    if splits and (splits != ["train"] or len(subsets) > 1):
         document.other_subsets = _other_subsets(images)
         images = [image for image in images if _subset(image) in SPLIT_FOLDERS[split]]
     id_of = document.add_categories(_labels(root))

@@ -36,7 +36,7 @@ from redetr.data.formats.hub_rows import (
     sample_rows,
 )
 from redetr.data.formats.layouts import is_saved_by_datasets
-from redetr.data.images import decode, image_size, open_image
+from redetr.data.images import decode, image_size, open_image, suffix_of
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
 
@@ -46,7 +46,6 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _SAMPLE = 500  # rows of each split that decide how boxes are written
-_SUFFIXES = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "BMP": ".bmp", "TIFF": ".tif"}
 
 
 class Address(NamedTuple):
@@ -126,7 +125,7 @@ def write_images(source: str, split: Split, folder: Path) -> Annotations:
         content = dataset.content(position)
         stem = os.fsdecode(annotations.names[position])
         with open_image(io.BytesIO(content), f"{source}: image {stem}") as image:
-            suffix = _SUFFIXES.get(image.format or "", f".{(image.format or '').lower()}")
+            suffix = suffix_of(image)
         name = f"{split}-{stem}{suffix}"  # VOC uses one folder for all splits
         (folder / name).write_bytes(content)
         names.append(os.fsencode(name))

@@ -70,11 +70,11 @@ def read_label_images(root: Path, split: Split, masks: MaskBuilder | None = None
     folder, labels_folder = location
     faults: list[Fault] = []
     names = contents_of(folder).files
-    label_names, unclaimed = _matched(names, contents_of(labels_folder).files)
-    _report_unclaimed(labels_folder, unclaimed, faults)
+    matches = _matched(names, contents_of(labels_folder).files)
+    _report_matches(labels_folder, names, matches, faults)
     read = partial(_read, labels_folder, masks is not None)
     with ThreadPoolExecutor(rank_cores()) as pool:
-        scenes = list(pool.map(read, label_names))
+        scenes = list(pool.map(read, matches.of_image))
     images = _read_images(folder, labels_folder, names, scenes, faults)
     objects = _read_objects(labels_folder, scenes, faults)
     if masks is not None:
@@ -110,25 +110,61 @@ def _are_there(images: Path, labels: Path) -> bool:
     return bool(first_below(images, IMAGE_SUFFIXES) and first_below(labels, IMAGE_SUFFIXES))
 
 
-def _matched(names: list[str], label_names: list[str]) -> tuple[list[str], list[str]]:
-    """The label image of each image, empty if there is none; and the label images without an
-    image."""
-    by_stem = {composed(posixpath.splitext(name)[0]): name for name in label_names}
-    unclaimed = set(label_names)
-    matched = []
+@dataclass
+class _Matches:
+    """The label images that belong to images, and those that are not used."""
+
+    of_image: list[str]  # the label image of each image, empty if there is none
+    unclaimed: list[str]  # without an image
+    rivals: list[tuple[str, str]]  # label images, each after the one that its image has
+
+
+def _matched(names: list[str], label_names: list[str]) -> _Matches:
+    by_stem: dict[str, list[str]] = {}
+    for label_name in label_names:
+        stem, _ = posixpath.splitext(composed(label_name))
+        by_stem.setdefault(stem, []).append(label_name)
+    of_image = []
+    others = []
     for name in names:
         stem, _ = posixpath.splitext(composed(name))
-        candidates = [by_stem[stem + end] for end in _ENDS if stem + end in by_stem]
-        matched.append(candidates[0] if candidates else "")
-        unclaimed.difference_update(candidates[:1])
-    return matched, sorted(unclaimed)
+        candidates = []
+        for end in _ENDS:
+            candidates += by_stem.get(stem + end, [])
+        of_image.append(candidates[0] if candidates else "")
+        others += [(candidates[0], other) for other in candidates[1:]]
+    used = set(of_image)
+    rivals = [pair for pair in dict.fromkeys(others) if pair[1] not in used]
+    unclaimed = set(label_names) - used - {other for _, other in rivals}
+    return _Matches(of_image, sorted(unclaimed), rivals)
 
 
-def _report_unclaimed(folder: Path, unclaimed: list[str], faults: list[Fault]) -> None:
+def _report_matches(folder: Path, names: list[str], matches: _Matches, faults: list[Fault]) -> None:
+    """Adds faults for label images without an image or beside another one, and for images that
+    share one."""
+    unclaimed = matches.unclaimed
     rows = Rows(len(unclaimed), faults, lambda i: (folder / unclaimed[i], ""))
     all_of_them = np.ones(len(unclaimed), bool)
     remedy = "add its image, or delete it"
     rows.fault("label-unclaimed", all_of_them, lambda i: "has no image", remedy, "warning")
+    if matches.rivals:
+        used, other = matches.rivals[0]
+        text = f"{used} is a label image of the same image"
+        remedy = "keep one of them"
+        count = len(matches.rivals)
+        faults.append(Fault("error", "image-twice", folder / other, "", text, remedy, count))
+    first_with: dict[str, str] = {}
+    shared = []
+    for name, label_name in zip(names, matches.of_image, strict=True):
+        first = first_with.setdefault(label_name, name)
+        if label_name and first != name:
+            shared.append((label_name, first, name))
+    if shared:
+        label_name, first, name = shared[0]
+        text = f"{first} and {name} share this file: both have its objects"
+        remedy = "give each image its own name and label image"
+        file = folder / label_name
+        faults.append(Fault("warning", "annotation-shared", file, "", text, remedy, len(shared)))
 
 
 @dataclass

@@ -5,9 +5,9 @@ names in `images/`. Files in the folder itself or in `images/` are the train spl
 files in `annotations/`, `labels/` or `json/` with images in `images/`. The box of an object is
 tight around its polygon, rectangle, circle or mask. If masks are read, polygons, circles (as
 polygons with 64 corners) and masks have one, and rectangles have none. Shapes with the same label
-and `group_id` are one object. Objects marked `difficult` are ignored in evaluation (`iscrowd` is
-True). Points and lines are not objects. Classes are the labels in all files, sorted, with ids from
-1; image ids count the sorted names.
+and `group_id` are one object. Objects with a shape that is marked `difficult` are ignored in
+evaluation (`iscrowd` is True). Points and lines are not objects. Classes are the labels in all
+files, sorted, with ids from 1; image ids count the sorted names.
 """
 
 import base64
@@ -33,8 +33,10 @@ from redetr.data.annotations import (
     Split,
     assemble,
 )
-from redetr.data.formats.listing import contents_of
+from redetr.data.formats.flags import flag_of
+from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
+from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.images import IMAGE_SUFFIXES, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
@@ -90,7 +92,7 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
     if masks is not None:
         for scene in scenes:
             for polygons in scene.masks:
-                masks.add(polygons)
+                masks.add(parse_segmentation(polygons))
     objects = _read_objects(root, scenes, classes, faults)
     objects.masks = masks
     return assemble(folder, dict(enumerate(classes, start=1)), images, objects, faults)
@@ -134,6 +136,7 @@ class _Scene:
     extents: list[Extent] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
+    unclear: list[Any] = field(default_factory=list)  # a mark that is neither yes nor no, or None
     masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
     grouped: int = 0  # shapes that are parts of another object
@@ -186,12 +189,17 @@ def _add_shape(
     name = label.strip() if isinstance(label, str) else ""
     extent = _extent(kind, shape.get("points"))
     polygons = _polygons(kind, shape) if scene.with_masks else None
+    mark = shape.get("difficult")
+    is_difficult = flag_of(mark)
+    unclear = mark if is_difficult is None else None
     group = shape.get("group_id")
     if isinstance(group, int | str) and (name, group) in group_of:
         index = group_of[name, group]
-        x1, y1, x2, y2 = scene.extents[index]
-        left, top, right, bottom = extent
-        scene.extents[index] = (min(x1, left), min(y1, top), max(x2, right), max(y2, bottom))
+        if math.isnan(extent[0]):
+            scene.numbers[index] = number  # for the message
+        scene.extents[index] = _around(scene.extents[index], extent)
+        scene.difficult[index] |= is_difficult is True
+        scene.unclear[index] = unclear if scene.unclear[index] is None else scene.unclear[index]
         earlier = scene.masks[index]
         scene.masks[index] = None
         if earlier is not None and polygons is not None:
@@ -203,8 +211,18 @@ def _add_shape(
     scene.labels.append(name)
     scene.extents.append(extent)
     scene.numbers.append(number)
-    scene.difficult.append(shape.get("difficult") is True)
+    scene.difficult.append(is_difficult is True)
+    scene.unclear.append(unclear)
     scene.masks.append(polygons)
+
+
+def _around(first: Extent, second: Extent) -> Extent:
+    """The box around two boxes; NaN if one of them is NaN, which `min` would drop."""
+    if math.isnan(first[0] + second[0]):
+        return _NO_EXTENT
+    x1, y1, x2, y2 = first
+    left, top, right, bottom = second
+    return min(x1, left), min(y1, top), max(x2, right), max(y2, bottom)
 
 
 def _extent(kind: Any, points: Any) -> Extent:
@@ -316,14 +334,9 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
         "save it in LabelMe again",
     )
     _judge_missing(rows, scenes)
-    seen: set[str] = set()
-    repeated = []
-    for scene in scenes:
-        repeated.append(scene.image in seen)
-        seen.add(scene.image)
     rows.fault(
         "image-twice",
-        repeated,
+        repeats(scene.image for scene in scenes),
         lambda i: f"its image {scenes[i].image} has another file as well",
         "keep one of them",
     )
@@ -378,12 +391,14 @@ def _read_objects(
     labels: list[str] = []
     extents: list[Extent] = []
     iscrowd: list[bool] = []
+    unclear: list[Any] = []
     for index, scene in enumerate(scenes):
         image_of += [index] * len(scene.labels)
         numbers += scene.numbers
         labels += scene.labels
         extents += scene.extents
         iscrowd += scene.difficult
+        unclear += scene.unclear
 
     def locate(i: int) -> tuple[Path, str]:
         scene = scenes[image_of[i]]
@@ -398,6 +413,13 @@ def _read_objects(
         "write the name of its class",
     )
     corners = _read_corners(rows, extents)
+    rows.fault(
+        "flag-invalid",
+        [mark is not None for mark in unclear],
+        lambda i: f"difficult {reprlib.repr(unclear[i])} is neither 0 nor 1, and counts as 0",
+        "write 1 for objects to ignore, 0 for others",
+        "warning",
+    )
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(

@@ -272,6 +272,16 @@ def _cut_short(contents: Contents) -> list[Fault]:
     return [Fault("warning", "folder-wide", contents.root, "", text, remedy)]
 
 
+def repeats(names: Iterable[str]) -> list[bool]:
+    """For each name, whether it occurs earlier."""
+    seen: set[str] = set()
+    is_repeated = []
+    for name in names:
+        is_repeated.append(name in seen)
+        seen.add(name)
+    return is_repeated
+
+
 def listed_twice(annotations: Annotations) -> list[Fault]:
     """An error if one image file has several entries with different objects, as from several
     annotators; a warning if the objects are the same."""

@@ -32,6 +32,7 @@ from redetr.data.formats.coco import read_file
 from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
 from redetr.data.formats.columns import Row
 from redetr.data.formats.paths import read_sizes
+from redetr.data.formats.text_ids import is_number_text, numbers_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import SegmentImages, read_numbers
@@ -41,6 +42,8 @@ _EXPORT = "export the panoptic annotations again, JSON and PNG together"
 _SAMPLE = 1000  # PNG files that are decoded before training
 _LARGEST_ID = 2**24  # the number of colours
 _NOWHERE = (np.nan,) * 4
+
+_Id = int | float | str  # of an image, as JSON may state it
 
 
 def panoptic_splits(root: Path) -> list[Split]:
@@ -97,7 +100,7 @@ def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) ->
     annotations.faults.extend(segments.faults)
     if masks is None:
         return annotations
-    files = [segments.files.get(str(id_), "") for id_ in annotations.ids.tolist()]
+    files = segments.files_of(annotations.ids.tolist())
     _judge_files(annotations, masks, folder, files)
     images = annotations.image_of()
     has_file = np.array([bool(name) for name in files], bool)
@@ -119,17 +122,34 @@ class _Segments:
         """`folder` has the PNG files."""
         self.file = file
         self.folder = folder
-        self.files: dict[str, str] = {}  # names of PNG files, by the image id as text
+        self.files: dict[_Id, str] = {}  # names of PNG files, by the image id as it is written
+        self.image_ids: list[Any] = []  # of the list of images
+        self.references: dict[str, None] = {}  # those of segments that are text: an ordered set
         self.faults: list[Fault] = []
 
     def as_annotations(self, key: str, rows: list[Any]) -> list[Any]:
         """The rows of a list. Annotations are replaced by a row for each of their segments."""
-        if key != "annotations" or not all(isinstance(row, dict) for row in rows):
+        if not all(isinstance(row, dict) for row in rows):
+            return rows
+        if key == "images":
+            self.image_ids += [row.get("id") for row in rows]
+        if key != "annotations":
             return rows
         segments = []
         for row in rows:
             segments += self._segments_of(row)
         return segments
+
+    def files_of(self, ids: list[int]) -> list[str]:
+        """The name of the PNG file of each image; empty if there is none."""
+        texts = [id_ for id_ in self.image_ids if isinstance(id_, str)]
+        # As the reader of these rows numbers them.
+        number_of = numbers_of(texts, len(self.image_ids), list(self.references))
+        by_number: dict[_Id, str] = {}
+        for image_id, name in self.files.items():
+            number = number_of.get(image_id, image_id) if isinstance(image_id, str) else image_id
+            by_number[number] = name
+        return [by_number.get(id_, "") for id_ in ids]
 
     def _segments_of(self, row: Row) -> list[Row]:
         image_id = row.get("image_id")
@@ -138,8 +158,8 @@ class _Segments:
         if not name:
             text = f"file_name {row.get('file_name')!r} is not a path inside {self.folder.name}"
             self._fault("segments-invalid", where, text)
-        else:
-            self.files[str(image_id)] = name  # ids may be text that becomes a number
+        elif isinstance(image_id, _Id):
+            self.files[image_id] = name
         segments = row.get("segments_info")
         if not isinstance(segments, list) or not all(isinstance(s, dict) for s in segments):
             self._fault("segments-invalid", where, "segments_info is not a list of objects")
@@ -156,6 +176,9 @@ class _Segments:
             else:
                 seen.add(id_)
                 sound.append(segment | {"image_id": image_id})
+        # A number of an image without segments changes no other number.
+        if isinstance(image_id, str) and (sound or is_number_text(image_id)):
+            self.references[image_id] = None
         if name and any(segment.get("bbox") is None for segment in sound):
             self._add_boxes(name, sound)
         return sound

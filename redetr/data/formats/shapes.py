@@ -54,7 +54,8 @@ class Document:
         if category is None:
             self.without_class.append(f"a shape on {self._last_image()}")
             return
-        if isinstance(group, int | str) and group not in _NO_GROUP:
+        has_group = isinstance(group, int | str) and group not in _NO_GROUP
+        if has_group and isinstance(category, int | float | str):  # others are no ids
             key = (len(self.images), category, group)
             self.groups.setdefault(key, []).append(len(self.annotations))
         row = {

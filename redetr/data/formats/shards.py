@@ -13,8 +13,10 @@ import json
 import os
 import posixpath
 import re
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,8 +60,8 @@ def archives_of(root: Path, split: Split) -> list[Path]:
 def read_shards(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
     """The annotations of a split, with masks if there is a builder for them.
 
-    Raises InputError if an archive is damaged, if an image has no JSON file or the reverse, or if
-    the JSON is not as described above.
+    Raises InputError if an archive is damaged, if an image has no JSON file or the reverse, if an
+    object names an unknown category, or if the JSON is not as described above.
     """
     categories = _read_categories(root / _CATEGORIES)
     archives = archives_of(root, split)
@@ -107,11 +109,21 @@ def _documents(
             for annotation in content["annotations"]:
                 row = {"id": num_objects, **annotation}
                 row["image_id"] = image["id"]
-                if "category_id" not in row:
-                    row["category_id"] = category_ids.get(row.get("category"))
+                if "category" in row and row.get("category_id") is None:
+                    item = posixpath.splitext(name)[0] + ".json"
+                    row["category_id"] = _category_id(row["category"], category_ids, path, item)
                 annotations.append(row)
                 num_objects += 1
         yield {"images": images, "annotations": annotations}
+
+
+def _category_id(name: Any, category_ids: dict[str, Any], path: Path, item: str) -> Any:
+    """The id of the category with this name. Raises InputError if there is none; `item` is the JSON
+    file in the archive that states it."""
+    if isinstance(name, str) and name in category_ids:
+        return category_ids[name]
+    text = f"no category of {_CATEGORIES} has the name {reprlib.repr(name)}"
+    raise InputError(text, where=path, item=repr(item), remedy="add it, or correct the name")
 
 
 def _scenes(path: Path) -> Iterator[tuple[str, Row]]:

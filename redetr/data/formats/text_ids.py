@@ -1,5 +1,7 @@
 """Converts ids that are text in a file in COCO's format, which requires whole numbers."""
 
+from collections.abc import Sequence
+
 from redetr.data.formats.columns import Column
 
 
@@ -15,7 +17,7 @@ def number_text_ids(ids: Column, references: Column) -> str:
     wanted = references.texts()
     if not texts and not wanted:
         return ""
-    number_of = _numbers(texts, len(ids), wanted)
+    number_of = numbers_of(texts, len(ids), wanted)
     if not number_of:
         return ""
     ids.replace_texts(number_of)
@@ -24,10 +26,13 @@ def number_text_ids(ids: Column, references: Column) -> str:
     return f"ids are text: {example!r} is read as {number_of[example]}"
 
 
-def _numbers(texts: list[str], num_rows: int, wanted: list[str]) -> dict[str, int]:
-    """The number of each text; empty if the texts cannot be numbered safely."""
+def numbers_of(texts: Sequence[str], num_rows: int, wanted: Sequence[str]) -> dict[str, int]:
+    """The number of each text; empty if the texts cannot be numbered safely.
+
+    `texts` are the ids that are text among those of all rows, and `wanted` the references that are.
+    """
     everything = list(dict.fromkeys([*texts, *wanted]))
-    if all(_is_number(text) for text in everything):
+    if all(is_number_text(text) for text in everything):
         return {text: int(text) for text in everything}
     distinct = set(texts)
     if len(texts) < num_rows or len(distinct) < num_rows:
@@ -35,5 +40,6 @@ def _numbers(texts: list[str], num_rows: int, wanted: list[str]) -> dict[str, in
     return {text: number for number, text in enumerate(sorted(distinct), start=1)}
 
 
-def _is_number(text: str) -> bool:
+def is_number_text(text: str) -> bool:
+    """Whether an id is the text of a whole number."""
     return text.isascii() and text.isdecimal() and len(text) < 19

@@ -30,7 +30,7 @@ from redetr.data.annotations import (
 )
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
-from redetr.data.formats.listing import contents_of
+from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_places import XML, VocLocation, locate_voc, unread_lists, voc_sought
@@ -112,6 +112,12 @@ def _read_images(
         unreadable,
         lambda i: "states no size, and its image cannot be read",
         "write width and height, or replace the image",
+    )
+    rows.fault(
+        "image-twice",
+        repeats(names),
+        lambda i: f"its image {names[i]} has another file as well",
+        "keep one of them",
     )
     lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
@@ -202,10 +208,18 @@ def _files(location: VocLocation, faults: list[Fault]) -> dict[str, Path]:
     folder = location.annotations
     if location.listed:
         return {stem: folder / f"{stem}.xml" for stem in _listed(location.listed, folder, faults)}
-    files = {}
+    files: dict[str, Path] = {}
+    repeated = []
     for path in contents_of(folder, XML).files:
         stem, _ = posixpath.splitext(path)
+        if stem in files:
+            repeated.append((files[stem], folder / path))
         files[stem] = folder / path
+    if repeated:
+        first, second = repeated[0]
+        text = f"{first.name} beside it is the file of the same image"
+        remedy = "keep one of them"
+        faults.append(Fault("error", "image-twice", second, "", text, remedy, len(repeated)))
     return files
 
 
