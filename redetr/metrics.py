@@ -304,6 +304,7 @@ def tables_of(evaluation: hotcoco.COCOeval) -> Tables:
 
 def tables_without_objects(num_classes: int, scores: NDArray[np.floating]) -> Tables:
     """The tables of classes of which there is no object, and of wrong detections with `scores`."""
+    scores = scores.astype(np.float64)  # as hotcoco computes; ranks send each other fp64
     steps = np.minimum((scores * _SCORE_STEPS).astype(np.int64), _SCORE_STEPS - 1)
     counts = np.bincount(steps, minlength=_SCORE_STEPS)
     return Tables(

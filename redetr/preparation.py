@@ -61,6 +61,7 @@ def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[St
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     images = max(1, settings.batch_size // (dist.world_size * max(settings.accumulate, 1)))
+    dist.meet()  # reading data and weights takes some ranks longer than others
     settings, thread_notes = _with_threads(settings, model, dist, fresh, images)
     notes += thread_notes
     choice = pick_precision(

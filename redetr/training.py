@@ -416,6 +416,7 @@ class _Run:
             loader_timeout_s=config.loader_timeout_s,
             on_batch=EvaluationStop(self.signals, self.dist, num_batches, message),
         )
+        self.lock.require_held()  # before anything is written
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
         quality = line.get("panoptic", {}).get("PQ")

@@ -20,7 +20,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from selenium import webdriver
 
-from redetr import precision
+from redetr import trial
 from redetr.data.formats import digits
 from redetr.detector.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
@@ -48,7 +48,7 @@ def pytest_configure(config: pytest.Config) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     keep_memory()  # page faults took a tenth of the time
-    precision._TRIAL_S = 0.0  # one round of the trial of bf16: no test needs to know what is faster
+    trial._MOST_S = 0.0  # one round of each trial: no test needs to know what is faster
     # Started in the background of a shell, tests ignore Ctrl-C, and so would all that they start.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     cache = tempfile.TemporaryDirectory(prefix="redetr-cache-")

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import pickle
 import runpy
+import shlex
 import shutil
 import signal
 import socket
@@ -277,7 +278,8 @@ def launcher_environment() -> dict[str, str]:
     listener.listen()
     threading.Thread(target=_serve, args=(listener,), daemon=True).start()
     python = Path(folder) / "python"
-    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {FORK_PYTHON} "$@"\n')
+    program, client = shlex.quote(sys.executable), shlex.quote(str(FORK_PYTHON))
+    python.write_text(f'#!/bin/sh\nexec {program} -S -E {client} "$@"\n')
     python.chmod(0o755)
     return {"FORK_SERVER": f"{folder}/socket", "PYTHON_EXEC": str(python)}
 

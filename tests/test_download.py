@@ -160,10 +160,10 @@ def test_a_name_without_hash_is_not_checked(server, path):
 
 
 def test_failures_say_where_the_file_belongs(server, path, monkeypatch):
-    monkeypatch.setattr(download, "TIMEOUT_S", 0.1)
     server.status = 404
     with pytest.raises(InputError, match=f"404.*download it elsewhere and put it at {path}"):
         fetch(server.url(), path)
+    monkeypatch.setattr(download, "TIMEOUT_S", 0.1)
     server.status, server.stalls = 200, True
     with pytest.raises(InputError, match=f"timed out.*download it elsewhere and put it at {path}"):
         fetch(server.url(), path)

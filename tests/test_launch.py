@@ -102,13 +102,14 @@ def commands(folder: Path, scripts: dict[str, str]) -> dict[str, str]:
         (programs / name).write_text(f"#!/bin/bash\n{script}\n")
         (programs / name).chmod(0o755)
     launcher = launcher_environment()
+    python = shlex.quote(launcher["PYTHON_EXEC"])
     torchrun = programs / "torchrun"  # the real one, in a fork
     if not torchrun.exists():
-        torchrun.write_text(f'#!/bin/sh\nexec {launcher["PYTHON_EXEC"]} -m {TORCHRUN} "$@"\n')
+        torchrun.write_text(f'#!/bin/sh\nexec {python} -m {TORCHRUN} "$@"\n')
         torchrun.chmod(0o755)
     redetr = programs / "redetr"
     if not redetr.exists():
-        redetr.write_text(f'#!/bin/sh\nexec {launcher["PYTHON_EXEC"]} -m redetr "$@"\n')
+        redetr.write_text(f'#!/bin/sh\nexec {python} -m redetr "$@"\n')
         redetr.chmod(0o755)
     path = f"{programs}:{BIN}:{os.environ['PATH']}"
     return (

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import lines_of, train_arguments
 
-from redetr import lock
+from redetr import lock, training
+from redetr.cli import main
 from redetr.distributed import Dist
 from redetr.errors import InputError, LostError
 from redetr.lock import FolderLock, Holder
@@ -133,3 +135,18 @@ def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path):
         with pytest.raises(LostError, match=r"another run has taken over .*process 7 on other"):
             held.require_held()
     assert (tmp_path / "run.lock").exists()
+
+
+def test_a_run_that_was_taken_over_keeps_no_best_weights(shared_coco, tmp_path, monkeypatch):
+    """Those in the folder are of the run that has it now."""
+    measure = training.evaluate
+
+    def taken_over_meanwhile(*arguments, **options):
+        record(tmp_path / "run", ELSEWHERE, age_s=0)
+        return measure(*arguments, **options)
+
+    monkeypatch.setattr(training, "evaluate", taken_over_meanwhile)
+    with pytest.raises(SystemExit):
+        main(train_arguments(shared_coco, tmp_path / "run"))
+    assert not (tmp_path / "run/best.pt").exists()
+    assert all("AP" not in line for line in lines_of(tmp_path / "run"))

@@ -13,7 +13,13 @@ from pycocotools.cocoeval import COCOeval
 from redetr.data import open_dataset
 from redetr.errors import DivergedError
 from redetr.evaluation import evaluate
-from redetr.metrics import METRIC_NAMES, CocoResult, GroundTruth, coco_metrics
+from redetr.metrics import (
+    METRIC_NAMES,
+    CocoResult,
+    GroundTruth,
+    coco_metrics,
+    tables_without_objects,
+)
 from redetr.structures import DatasetDetections, DetectionModel, LossConfig
 
 NAMES = ("cat", "dog", "bird", "fish", "never seen")
@@ -357,6 +363,14 @@ def test_the_threshold_by_hand():
     assert coco_metrics(truth, detect(boxes[3:], scores[3:], labels[3:])).threshold is None
     # Nothing is shown at a threshold of 0, which would be everything.
     assert coco_metrics(truth, detect(boxes[:1], [0.005], [0])).threshold is None
+
+
+@pytest.mark.parametrize("score", [0.29, 0.7, 0.9])
+def test_a_score_is_in_the_same_step_from_one_rank_and_from_many(score):
+    """Ranks send each other scores in fp64; one rank alone keeps them in fp32."""
+    of_one = np.array([score], np.float32)
+    steps = [tables_without_objects(1, of_one.astype(kind)).by_score for kind in (float, "f4")]
+    assert np.array_equal(*steps)
 
 
 def test_detections_in_crowds_do_not_move_the_threshold():

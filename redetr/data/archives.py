@@ -87,7 +87,8 @@ class Archive:
 def open_archive(path: str | os.PathLike) -> Archive:
     """The archive at `path` with its index, which is created if the archive is new or has changed.
 
-    Raises InputError if the archive is damaged, and OSError if it cannot be read.
+    Raises InputError if the archive is damaged, or has changed on its server since this process
+    opened it; OSError if it cannot be read.
     """
     location = os.path.abspath(path)
     state = state_of(location)
@@ -95,6 +96,9 @@ def open_archive(path: str | os.PathLike) -> Archive:
     if opened is not None and opened_state == state:
         return opened
     remote = RemoteFile.in_pointer(location)
+    if opened is not None and opened.remote is not None and opened.remote != remote:
+        # Another process has updated the pointer, but the annotations here are of the old version.
+        raise opened.remote.changed()
     rows = stored_index(location, state)
     if rows is None:
         if remote is not None:

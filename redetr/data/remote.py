@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import numpy as np
 from filelock import FileLock
@@ -105,9 +105,12 @@ class RemoteFile:
             return b""
         total, version, content = _request_part(self.address, offset, size)
         if (total, version) != (self.size, self.version):
-            remedy = "start a new run: runs do not resume on changed data"
-            raise InputError("has changed on the server", where=self.address, remedy=remedy)
+            raise self.changed()
         return content
+
+    def changed(self) -> InputError:
+        """The error for a file that the server no longer has in this version."""
+        return _changed(self.address)
 
     def index(self) -> np.ndarray:
         """The index of this archive from its headers, as from `read_index`. Takes one request for
@@ -167,9 +170,28 @@ def _connections() -> Any:
         for scheme in ("http", "https"):
             pool = _THREAD.direct
             if proxies.get(scheme):
-                pool = urllib3.ProxyManager(proxies[scheme])
+                pool = _proxy_pool(proxies[scheme])
             _THREAD.pools[scheme] = pool
     return _THREAD
+
+
+def _proxy_pool(proxy: str) -> Any:
+    """Connections through a proxy, as the environment names it: `http://user:password@host:port`,
+    of which only the host is required. Raises InputError if it is none."""
+    import urllib3
+
+    address = proxy if "://" in proxy else f"http://{proxy}"
+    try:
+        parts = urlsplit(address)
+        headers = None
+        if parts.username is not None:  # which urllib3 does not take from the address
+            user, password = unquote(parts.username), unquote(parts.password or "")
+            headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
+        return urllib3.ProxyManager(address, proxy_headers=headers)
+    except (ValueError, urllib3.exceptions.HTTPError) as error:
+        text = f"the proxy of the environment cannot be used ({error})"
+        remedy = "set https_proxy and http_proxy to http://HOST:PORT, or to nothing"
+        raise InputError(text, remedy=remedy) from None
 
 
 def _pool_for(address: str) -> Any:
@@ -241,6 +263,8 @@ def _try_part(address: str, offset: int, size: int) -> tuple[int, str, bytes]:
             text = "the server sends only whole files, not parts of them (range requests)"
             remedy = "download the archives and give their folder"
             raise InputError(text, where=address, remedy=remedy)
+        if response.status == http.client.REQUESTED_RANGE_NOT_SATISFIABLE and offset > 0:
+            raise _changed(address)  # it is shorter than it was
         if response.status != http.client.PARTIAL_CONTENT:
             raise _status_error(address, response.status)
         content_range = response.headers.get("Content-Range", "")
@@ -277,6 +301,11 @@ def _version(response: Any) -> str:
     return headers.get("ETag") or headers.get("Last-Modified") or ""
 
 
+def _changed(address: str) -> InputError:
+    remedy = "start a new run: runs do not resume on changed data"
+    return InputError("has changed on the server", where=address, remedy=remedy)
+
+
 def _status_error(address: str, status: int) -> InputError:
     name = http.client.responses.get(status, "")
     text = f"HTTP {status} {name}".strip()
@@ -303,7 +332,8 @@ def _try_file(address: str, known_version: str) -> tuple[str, bytes | None]:
             raise _status_error(address, response.status)
         content = _content(response)
         length = response.headers.get("Content-Length", "")
-        if length.isdecimal() and len(content) != int(length):
+        is_compressed = "Content-Encoding" in response.headers  # the length is that of fewer bytes
+        if length.isdecimal() and not is_compressed and len(content) != int(length):
             raise _TemporaryError(f"{len(content):,} of {length} bytes arrived")
     return _version(response), content
 

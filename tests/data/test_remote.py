@@ -1,5 +1,7 @@
 """Archives on a server: read in parts, the same data set as on the disk, or refused in one line."""
 
+import base64
+import gzip
 import http.server
 import json
 import shutil
@@ -18,6 +20,8 @@ from redetr.data.formats.writing import convert
 from redetr.data.open import absolute_source
 from redetr.errors import InputError
 
+BEHIND_A_PROXY = "http://data.invalid"
+
 
 class Server(http.server.ThreadingHTTPServer):
     """Serves the files of a folder, and parts of them."""
@@ -29,7 +33,9 @@ class Server(http.server.ThreadingHTTPServer):
         self.folder = folder
         self.sent: list[tuple[str, int]] = []  # names and bytes
         self.sends_parts = True
+        self.compresses = False  # whole files
         self.failures: list[str] = []  # what happens to the next requests for parts
+        self.proxy_authorization: str | None = None  # of the last request
 
     def handle_error(self, request, client_address) -> None:
         """A client that closes its connection between two requests is no error."""
@@ -46,7 +52,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        file = self.server.folder / self.path.removeprefix("/shards/")
+        self.server.proxy_authorization = self.headers["Proxy-Authorization"]
+        path = self.path.removeprefix(BEHIND_A_PROXY)  # proxies are sent whole addresses
+        file = self.server.folder / path.removeprefix("/shards/")
         wanted = self.headers["Range"]
         failure = self.server.failures.pop(0) if wanted and self.server.failures else ""
         if not file.is_file() or failure.isdecimal():
@@ -63,12 +71,20 @@ class Handler(http.server.BaseHTTPRequestHandler):
         part = content
         if wanted and self.server.sends_parts:
             first, last = map(int, wanted.removeprefix("bytes=").split("-"))
+            if first >= len(content):
+                self.send_response(416)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             part = content[first : last + 1]
             self.send_response(206)
             end = first + len(part) - 1
             self.send_header("Content-Range", f"bytes {first}-{end}/{len(content)}")
         else:
             self.send_response(200)
+            if self.server.compresses:
+                part = gzip.compress(content)
+                self.send_header("Content-Encoding", "gzip")
         self.server.sent.append((file.name, len(part)))
         self.send_header("ETag", version)
         self.send_header("Content-Length", str(len(part)))
@@ -212,7 +228,50 @@ def test_an_archive_that_changes_is_not_mixed_with_the_old_one(server):
         data.image(1)
     begin_again()
     assert open_dataset(server.address, "train").image(0).shape[0] == 3
-    (server.folder / "train-00001.tar.index").write_bytes(b"no index")
+
+
+def test_an_archive_that_another_process_updates_is_not_mixed_with_the_old_one(server):
+    data = open_dataset(server.address, "train")
+    data.image(1)
+    changed = server.folder / "train-00000.tar"
+    changed.write_bytes(changed.read_bytes() + bytes(512))
+    remote.mirror.cache_clear()
+    remote.mirror(server.address)  # as `redetr check` on the same address does
+    with pytest.raises(InputError, match="has changed on the server; start a new run"):
+        data.image(1)
+
+
+def test_an_archive_that_became_shorter_has_changed(server):
+    data = open_dataset(server.address, "train")
+    for archive in server.folder.glob("train-*.tar"):
+        archive.write_bytes(archive.read_bytes()[:512])
+    with pytest.raises(InputError, match="has changed on the server; start a new run"):
+        data.image(len(data) - 1)
+
+
+def test_small_files_may_be_compressed(server):
+    server.compresses = True
+    assert open_dataset(server.address, "train").image(0).shape[0] == 3
+
+
+@pytest.mark.parametrize("scheme", ["", "http://"])
+def test_a_proxy_with_a_password(scheme, server, monkeypatch):
+    begin_again()
+    monkeypatch.setattr(remote, "_THREAD", threading.local())
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("http_proxy", f"{scheme}me:p%40ss@127.0.0.1:{server.server_port}")
+    data = open_dataset(f"{BEHIND_A_PROXY}/shards", "train")
+    assert data.image(0).shape[0] == 3
+    expected = base64.b64encode(b"me:p@ss").decode()
+    assert server.proxy_authorization == f"Basic {expected}"
+
+
+def test_a_proxy_that_is_none(monkeypatch):
+    begin_again()
+    monkeypatch.setattr(remote, "_THREAD", threading.local())
+    monkeypatch.setenv("http_proxy", "ftp://127.0.0.1:9")
+    refused(f"{BEHIND_A_PROXY}/shards", "the proxy of the environment cannot be used")
 
 
 @pytest.mark.parametrize(
