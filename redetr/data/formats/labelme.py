@@ -413,13 +413,7 @@ def _read_objects(
         "write the name of its class",
     )
     corners = _read_corners(rows, extents)
-    rows.fault(
-        "flag-invalid",
-        [mark is not None for mark in unclear],
-        lambda i: f"difficult {reprlib.repr(unclear[i])} is neither 0 nor 1, and counts as 0",
-        "write 1 for objects to ignore, 0 for others",
-        "warning",
-    )
+    _report_marks(rows, unclear)
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(
@@ -433,6 +427,17 @@ def _read_objects(
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? restore the one that was annotated",
         box_format="xyxy",
+    )
+
+
+def _report_marks(rows: Rows, unclear: list[Any]) -> None:
+    """Adds a warning for each mark that is neither yes nor no; None for objects without one."""
+    rows.fault(
+        "flag-invalid",
+        [mark is not None for mark in unclear],
+        lambda i: f"difficult {reprlib.repr(unclear[i])} is neither 0 nor 1, and counts as 0",
+        "write 1 for objects to ignore, 0 for others",
+        "warning",
     )
 
 
