@@ -53,7 +53,7 @@ BOUNDS = {
     "lr": Bounds(0, _LARGEST_RATE, open_below=True),
     "lr_backbone": Bounds(0, _LARGEST_RATE),
     "weight_decay": Bounds(0, 1000),
-    "clip_norm": _AT_LEAST_0,
+    "clip_norm": Bounds(0, _LARGEST_RATE),
     "ema_decay": _BELOW_1,
     "epochs": Bounds(0, 1_000_000),
     "steps": Bounds(0, 1_000_000_000),

@@ -67,6 +67,7 @@ def test_flags(scripts):
     assert tab(scripts, "redetr train redetr_n --no-g") == ["--no-group-by-size"]
     assert tab(scripts, "redetr train redetr_n --lr") == ["--lr", "--lr-backbone"]
     assert tab(scripts, "redetr verify --acc") == ["--accumulate"]
+    assert tab(scripts, "redetr train redetr_n --no") == ["--no-group-by-size", "--no-pictures"]
     assert "--config" not in tab(scripts, "redetr verify --")
     # Nothing of ours: bash completes names of files.
     assert tab(scripts, "redetr evaluate ") == tab(scripts, "redetr evaluate best.pt --data ") == []

@@ -252,7 +252,8 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
         ("warmup", 1.1, "--warmup 1.1 must be from 0 to 1"),
         ("log_every", 0, "--log-every 0 must be at least 1"),
         ("patience", -1, "--patience -1 must be from 0 to 1"),
-        ("clip_norm", math.nan, "--clip-norm nan must be at least 0"),
+        ("clip_norm", math.nan, "--clip-norm nan must be from 0 to 1e+30"),
+        ("clip_norm", math.inf, "--clip-norm inf must be from 0 to 1e+30"),  # no JSON number
         ("epochs", math.inf, "--epochs inf must be from 0 to 1000000"),
         ("steps", 10**30, f"--steps {10**30} must be from 0 to 1000000000"),
         ("seed", 2**64, f"--seed {2**64} must be from 0 to {2**64 - 1}"),

@@ -168,6 +168,8 @@ def test_a_model_that_keeps_the_aspect_ratio_pads(stored, shown):
         ({"format": "coreml"}, {"resize": "aspect"}, "give --fixed-size HEIGHTxWIDTH, to which"),
         ({"format": "litert"}, {"resize": "aspect"}, "wrong for padded images.* use --format exec"),
         ({"size": (64, 100)}, {}, "--fixed-size 64x100: height and width must be multiples of 32"),
+        ({"size": (0, 64)}, {}, "--fixed-size 0x64: height and width must be positive"),
+        ({"size": (-64, -64)}, {"resize": "aspect"}, "height and width must be positive"),
     ],
 )
 def test_sizes_that_a_model_does_not_take(settings, options, message):

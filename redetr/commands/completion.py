@@ -88,6 +88,8 @@ def _arguments(settings: type) -> Iterator[_Argument]:
     """The arguments of a command; the fields of a dataclass inside it are arguments as well."""
     hints = get_type_hints(settings, include_extras=True)
     for field in fields(settings):
+        if not field.metadata.get("is_flag", True):
+            continue
         kind = hints[field.name]
         parts = _parts(kind)
         inner = [part for part in parts if isinstance(part, type) and is_dataclass(part)]

@@ -55,8 +55,8 @@ class Convert:
         cut = None
         if self.tile is not None:
             cut = Cut(self.tile, self.overlap, self.min_visible, self.empty_tiles, self.channels)
-        if not 0 <= self.val_fraction < 1:
-            raise InputError(f"--val-fraction {self.val_fraction} must be at least 0 and below 1")
+        else:
+            self._require_no_tile_flags()
         notes = convert(
             self.source,
             Path(self.destination),
@@ -77,6 +77,14 @@ class Convert:
         else:
             for line in notes:
                 OUT.print(line, soft_wrap=True)
+
+    def _require_no_tile_flags(self) -> None:
+        """Raises InputError for a flag that changes nothing without --tile."""
+        for name in ("overlap", "min_visible", "empty_tiles", "channels"):
+            if getattr(self, name) != getattr(Convert, name):
+                flag = name.replace("_", "-")
+                text = f"--{flag} is for tiles"
+                raise InputError(text, remedy="add --tile SIZE, or leave it out")
 
 
 parse = partial(parse_flags, Convert, prog="redetr convert")

@@ -1,6 +1,6 @@
 """`redetr train`"""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import tyro
@@ -17,7 +17,7 @@ class Train:
     """Trains as a recipe says; flags override it."""
 
     config: TrainConfig
-    note: str = ""  # said at the start
+    note: str = field(default="", metadata={"is_flag": False})  # said at the start
 
     def run(self) -> None:
         with quick_imports():

@@ -171,9 +171,14 @@ def check(
     `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
     images, which finds damage in the middle of files, and near-duplicates. `val_fraction` is
     described in `open_dataset`, and `image_size` in `TrainConfig`. Faults of masks are errors with
-    `masks`, and warnings otherwise. Raises InputError if there is no data set.
+    `masks`, and warnings otherwise. Raises InputError if there is no data set, or for `thorough`
+    where images are not files.
     """
     if source == "digits" or source.startswith("hf:"):
+        if thorough:
+            text = "--thorough looks at image files, but the images of this data set are not files"
+            remedy = "leave it out, or write the images to a folder with redetr convert"
+            raise InputError(text, where=source, remedy=remedy)
         return _check_without_files(source, recipe, num_queries, val_fraction, image_size, masks)
     return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size, masks)
 

@@ -109,6 +109,8 @@ class ExportConfig:
                     "padded"
                 )
             size = _pair(detector.image_size)
+        if size and min(size) < 1:
+            raise InputError(f"--fixed-size {size_text(size)}: height and width must be positive")
         if size and model.resize == "aspect":
             mask = True
         elif size and any(side % _STRIDE for side in size):

@@ -27,3 +27,18 @@ def test_numbers_of_all_commands_have_bounds(arguments, message, capsys):
         main(arguments)
     assert ended.value.code == 1
     assert capsys.readouterr().err.startswith(f"redetr: {message}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["convert", "a", "b", "--channels", "3"], "--channels is for tiles; add --tile SIZE"),
+        (["convert", "a", "b", "--empty-tiles", "0.2"], "--empty-tiles is for tiles; add"),
+        (["check", "digits", "--thorough"], "digits: --thorough looks at image files, but"),
+    ],
+)
+def test_flags_without_effect_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 1
+    assert capsys.readouterr().err.startswith(f"redetr: {message}")
