@@ -24,6 +24,7 @@ from redetr.models.deformable import DeformableAttention
 from redetr.models.fast import STRIDES
 from redetr.models.transformer import MultiheadAttention
 from redetr.structures import DetectionModel, Outputs
+from tests.conftest import write_tiny_coco
 from tests.forked import Fork
 
 CLASSES = ("cup", "plate", "spoon")
@@ -340,8 +341,13 @@ def test_a_model_of_another_kind_is_refused():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Weights of a small fast form, as training leaves them."""
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
+    return save_small(tmp_path_factory.mktemp("run") / "best.safetensors")
+
+
+def save_small(path: Path, **more) -> Path:
+    """Writes the weights of a small fast form with `more` options; returns `path`."""
+    model_options = OPTIONS["redetr_n"] | more
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in model_options.items())
     config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options)
     about = {
         "config": config.to_dict(),
@@ -350,7 +356,7 @@ def checkpoint(tmp_path_factory):
         "step": 0,
         "best": {},
     }
-    save_weights(path, small_detector("redetr_n").model.state_dict(), about)
+    save_weights(path, small_detector("redetr_n", **more).model.state_dict(), about)
     return path
 
 
@@ -381,6 +387,24 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     (name,) = [image["file_name"] for image in document["images"] if image["id"] == 101]
     for page in ("index.html", "loss.html"):
         assert name in (tmp_path / "pages" / page).read_text()
+
+
+def test_the_command_judges_masks_where_the_data_has_them(tmp_path, capsys):
+    data = write_tiny_coco(tmp_path / "data")
+    path = data / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(document))
+    checkpoint = save_small(tmp_path / "best.safetensors", masks=True)
+    flags = ["--image-id=101", "--samples=0", "--device=cpu", "--json"]
+    pages = tmp_path / "pages"
+    arguments = ["explain", str(checkpoint), f"--data={data}", f"--output={pages}", *flags]
+    parse_command(arguments).run()
+    losses = json.loads(capsys.readouterr().out)["loss"]["gpus"][0]["losses"]
+    assert losses["loss_mask"] > 0 and losses["loss_dice"] > 0
+    assert "<th>dice</th>" in (pages / "loss.html").read_text()
 
 
 @pytest.mark.parametrize(

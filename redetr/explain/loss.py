@@ -306,10 +306,11 @@ def _undivided(
 ) -> Tensor:
     """The undivided losses `[3]` of queries `[1, q, ...]`, as if the image had only these objects.
 
-    With one query and one object, matching has no choice.
+    With one query and one object, matching has no choice. Masks are judged in the last layer only,
+    and are no part of these losses.
     """
     num_queries = boxes.shape[1]
-    config = replace(criterion.config, proposals=False)
+    config = replace(criterion.config, proposals=False, loss_mask=0.0, loss_dice=0.0)
     alone = SetCriterion(config, criterion.num_classes, num_queries)
     outputs = Outputs(pred_logits=logits, pred_boxes=boxes)
     selected: Target = {
@@ -329,9 +330,17 @@ def _only(cost: str, config: LossConfig) -> LossConfig:
 
 
 def _joined(outputs: list[Outputs]) -> Outputs:
-    """The outputs of the model for all images in one batch."""
+    """The outputs of the model for all images in one batch.
+
+    `masks_of` computes masks of one image alone and is left out, because `pred_masks` hold them.
+    """
     joined: Any = {}
     for name, value in outputs[0].items():
+        if name == "masks_of":
+            continue
+        if name == "canvas":  # all images are padded to one size
+            joined[name] = value
+            continue
         values: list[Any] = [output[name] for output in outputs]  # type: ignore[literal-required]
         if isinstance(value, Tensor):
             joined[name] = torch.cat(values)
