@@ -17,7 +17,7 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import Points, explain, query_habits
+from redetr.explain import Points, explain, explain_loss, query_habits
 from redetr.explain.attention import attention_weights
 from redetr.models import build
 from redetr.models.deformable import DeformableAttention
@@ -68,6 +68,8 @@ OPTIONS = {
         "num_queries": 9,
     },
 }
+# Its mask head wants 8 heads.
+OPTIONS["detr_r50_panoptic"] = OPTIONS["detr_r50"] | {"hidden_dim": 64, "nheads": 8}
 FORMS = ("detr_r50", "redetr_n", "rtdetr_r18")
 
 
@@ -289,12 +291,16 @@ def test_models_are_left_as_they_are(form):
     assert torch.equal(detector.predict(image, 0.0).boxes, before.boxes)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_model_that_is_ready_to_answer_is_explained_in_full(form):
+@pytest.mark.parametrize("form", [*FORMS, "detr_r50_panoptic"])
+def test_a_model_that_is_ready_to_answer_is_explained_in_full(form, shared_coco):
     detector, image = small_detector(form), picture()
     whole, ready = explain(detector, image), explain(detector.optimize(), image)
     torch.testing.assert_close(ready.boxes, whole.boxes, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ready.self_attention, whole.self_attention, rtol=1e-4, atol=1e-4)
+    assert not detector.model.aux_loss
+    dataset = open_dataset(shared_coco, "val")
+    query_habits(detector, dataset, 1)
+    explain_loss(detector, dataset, 101)
     assert not detector.model.aux_loss
 
 

@@ -21,7 +21,7 @@ from redetr.losses import SetCriterion
 from redetr.matcher import match
 from redetr.step import training_outputs
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target
-from tests.test_explain import CLASSES, FORMS, IDS, OPTIONS, small_detector
+from tests.test_explain import CLASSES, FORMS, IDS, small_detector
 
 SIDE = 100
 # Query 17 is 0.25 from object A, and query 33 is 0.30 from object B.
@@ -259,7 +259,7 @@ MODELS_WITH_MASKS = {
     "redetr_n": {"masks": True},
     "rtdetr_r18": {"masks": True},
     "dfine_n": {"masks": True},
-    "detr_r50_panoptic": OPTIONS["detr_r50"] | {"hidden_dim": 64, "nheads": 8, "dropout": 0.0},
+    "detr_r50_panoptic": {},
 }
 
 

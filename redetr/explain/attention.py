@@ -232,6 +232,10 @@ def with_all_layers(model: DetectionModel) -> DetectionModel:
     A model that was optimized for prediction leaves them out, as well as those of the encoder.
     """
     whole = copy(model)
+    if isinstance(model, PanopticDETR):
+        # `aux_loss` is that of its detector, which the copy would share.
+        whole._modules = model._modules.copy()
+        whole.detr = copy(model.detr)
     whole.aux_loss = True
     whole._compiled_call_impl = None
     return whole
