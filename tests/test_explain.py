@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -302,6 +303,35 @@ def test_a_model_that_is_ready_to_answer_is_explained_in_full(form, shared_coco)
     query_habits(detector, dataset, 1)
     explain_loss(detector, dataset, 101)
     assert not detector.model.aux_loss
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """The tensors in dataclasses and in the dataclasses that they hold."""
+    if isinstance(value, Tensor):
+        return [value]
+    tensors = []
+    for item in vars(value).values() if is_dataclass(value) else ():
+        tensors += tensors_of(item)
+    return tensors
+
+
+@pytest.mark.parametrize("form", ["detr_r50", "redetr_n", "dfine_n", "rtdetr_r18"])
+def test_a_detector_in_fp64_is_explained_in_fp32(form, shared_coco):
+    """What it computes is that of fp32, but for rounding."""
+    options = {} if form == "detr_r50" else {"masks": True}
+    if form == "rtdetr_r18":
+        options["denoising"] = 2
+    detector = small_detector(form, **options)
+    precise = Detector(deepcopy(detector.model), CLASSES, IDS, 64, "cpu", precision="fp64")
+    dataset = open_dataset(shared_coco, "val")
+    for results in (
+        lambda detector: explain(detector, picture()),
+        lambda detector: query_habits(detector, dataset, 1),
+        lambda detector: explain_loss(detector, dataset, 104),
+    ):
+        expected, found = tensors_of(results(detector)), tensors_of(results(precise))
+        assert all(tensor.dtype != torch.float64 for tensor in found)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -21,9 +21,10 @@ from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
-from redetr.explain.attention import with_all_layers
+from redetr.explain.attention import on_host, with_all_layers
 from redetr.losses import DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
+from redetr.precision import weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -147,7 +148,7 @@ def explain_loss(
     outputs = []
     shares = []
     for position, sample in enumerate(samples):
-        batch = to_batch([sample], detector.device, canvas)
+        batch = to_batch([sample], detector.device, canvas, weights_dtype(detector.dtype))
         inputs: list[Any] = [batch.images, batch.padding]
         if noise is not None:
             inputs.append(_noise_of(noise, position, detector.device))
@@ -200,8 +201,8 @@ def _noisy_answers(
         groups=groups,
         labels=first_group(noise.labels[0, :, None])[..., 0],
         starts=first_group(noise.boxes[0]),
-        boxes=first_group(predictions.boxes[:, 0]),
-        scores=scores[..., 0],
+        boxes=on_host(first_group(predictions.boxes[:, 0])),
+        scores=on_host(scores[..., 0]),
     )
 
 
@@ -293,8 +294,8 @@ def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict
                     criterion, pair_logits, pair_boxes, target, [index]
                 )
     return {
-        "predicted": boxes[:, 0].cpu(),
-        "costs": torch.cat(costs, 1).cpu(),
+        "predicted": on_host(boxes[:, 0]),
+        "costs": on_host(torch.cat(costs, 1)),
         "queries": queries,
         "terms": terms,
         "unmatched": unmatched,
