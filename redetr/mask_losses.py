@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.boxes import at_least_float32
-from redetr.structures import Outputs, Size, Target
+from redetr.structures import Outputs, RelativeBoxes, Size, Target
 
 _FOCAL_ALPHA = 0.25
 _FOCAL_GAMMA = 2
@@ -55,8 +55,10 @@ def mask_sums(
 
     `queries` `[B, T]` is the query of every object, Q for those without one. `outputs` hold
     `canvas` and either `masks_of`, or both `mask_embed` and `pixel_embed`, or `pred_masks`; the
-    first of these that is there counts. Computed in fp32 or fp64. Does not wait for the device.
+    first of these that is there counts. Computed in fp32 or fp64. Does not wait for the device,
+    unless the targets are there.
     """
+    targets = [_on_host(target) for target in targets]
     objects = _objects_of(targets)
     device = queries.device
     image = _sent(objects.image, device)
@@ -87,6 +89,15 @@ def mask_sums(
         "loss_mask": (by_object * judged).sum()[None],
         "loss_dice": (dice * judged).sum()[None],
     }
+
+
+def _on_host(target: Target) -> Target:
+    """Returns the target with those of its tensors on the host that this file reads."""
+    moved = target.copy()
+    moved["boxes"] = RelativeBoxes(target["boxes"].cpu())
+    if "masks" in target:
+        moved["masks"] = target["masks"].cpu()
+    return moved
 
 
 def _sent(values: Tensor, device: torch.device) -> Tensor:

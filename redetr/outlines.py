@@ -4,6 +4,9 @@ mask.
 A polygon is int64 `[P, 2]`: x, y of its corners in pixels, without the first one again at the end.
 """
 
+from bisect import bisect_left
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -35,14 +38,30 @@ def polygons_without_holes(mask: NDArray[np.bool_]) -> list[Polygon]:
     cut into parts without any.
     """
     polygons = outlines(mask)
-    for polygon in polygons:
-        if _is_hole(polygon):
-            # Where a hole begins, a cut opens it: it is at the edge of the lower part.
-            row = int(polygon[:, 1].min())
-            lower = polygons_without_holes(mask[row:])
-            shift = np.array([0, row])
-            return polygons_without_holes(mask[:row]) + [part + shift for part in lower]
-    return polygons
+    cuts = _cuts([polygon for polygon in polygons if _is_hole(polygon)])
+    if not cuts:
+        return polygons
+    parts = []
+    for top, bottom in pairwise([0, *cuts, len(mask)]):
+        shift = np.array([0, top])
+        for polygon in outlines(mask[top:bottom]):
+            parts.append(polygon + shift)
+    return parts
+
+
+def _cuts(holes: list[Polygon]) -> list[int]:
+    """The rows where cuts open all holes, in order.
+
+    Where a hole begins, a cut opens it: it is at the edge of the lower part. A cut also opens the
+    other holes that it meets, which need none of their own.
+    """
+    cuts: list[int] = []
+    for hole in holes:
+        first, last = int(hole[:, 1].min()), int(hole[:, 1].max())
+        position = bisect_left(cuts, first)
+        if position == len(cuts) or cuts[position] > last:
+            cuts.insert(position, first)
+    return cuts
 
 
 def _edges(mask: NDArray[np.bool_]) -> dict[tuple[int, int, int], tuple[int, int]]:

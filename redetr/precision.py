@@ -125,5 +125,10 @@ def weights_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager:
-    """Autocast for bf16; for other types, a context that does nothing."""
-    return torch.autocast(device.type, dtype=dtype) if dtype == torch.bfloat16 else nullcontext()
+    """Autocast for the half types; for others, a context that does nothing.
+
+    No run computes in fp16, but a loop of the user's own may.
+    """
+    if dtype in (torch.bfloat16, torch.float16):
+        return torch.autocast(device.type, dtype=dtype)
+    return nullcontext()

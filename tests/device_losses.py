@@ -32,7 +32,7 @@ def without_objects(target: Target) -> Target:
 
 def assert_losses_of_the_cpu(form: str, device: torch.device) -> None:
     """The losses of a model of `VARIANTS` on `device` are those of the CPU, also where an image, or
-    the whole batch, has no object."""
+    the whole batch, has no object, and where the targets are on the device as well."""
     model, criterion = build(form)
     batch = to_batch(global_samples(), torch.device("cpu"), (96, 96))
     with torch.no_grad():
@@ -40,8 +40,9 @@ def assert_losses_of_the_cpu(form: str, device: torch.device) -> None:
     on_device = outputs_on(device, outputs)
     for targets in (batch.targets, [without_objects(target) for target in batch.targets]):
         expected = criterion(outputs, targets)
-        given = criterion(on_device, targets)
-        assert given.keys() == expected.keys()
-        assert given["loss"].device.type == device.type
-        for name, value in expected.items():
-            torch.testing.assert_close(given[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)
+        there = tree_map_only(Tensor, lambda tensor: tensor.to(device), targets)
+        for given in (criterion(on_device, targets), criterion(on_device, there)):
+            assert given.keys() == expected.keys()
+            assert given["loss"].device.type == device.type
+            for name, value in expected.items():
+                torch.testing.assert_close(given[name].cpu(), value, rtol=1e-4, atol=1e-5, msg=name)

@@ -3,7 +3,8 @@
 import json
 import re
 import shlex
-from dataclasses import replace
+from copy import deepcopy
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,13 +18,14 @@ from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import Points, explain, query_habits
+from redetr.explain import Points, explain, explain_loss, query_habits
 from redetr.explain.attention import attention_weights
 from redetr.models import build
 from redetr.models.deformable import DeformableAttention
 from redetr.models.fast import STRIDES
 from redetr.models.transformer import MultiheadAttention
 from redetr.structures import DetectionModel, Outputs
+from tests.conftest import write_tiny_coco
 from tests.forked import Fork
 
 CLASSES = ("cup", "plate", "spoon")
@@ -67,6 +69,8 @@ OPTIONS = {
         "num_queries": 9,
     },
 }
+# Its mask head wants 8 heads.
+OPTIONS["detr_r50_panoptic"] = OPTIONS["detr_r50"] | {"hidden_dim": 64, "nheads": 8}
 FORMS = ("detr_r50", "redetr_n", "rtdetr_r18")
 
 
@@ -288,13 +292,46 @@ def test_models_are_left_as_they_are(form):
     assert torch.equal(detector.predict(image, 0.0).boxes, before.boxes)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_a_model_that_is_ready_to_answer_is_explained_in_full(form):
+@pytest.mark.parametrize("form", [*FORMS, "detr_r50_panoptic"])
+def test_a_model_that_is_ready_to_answer_is_explained_in_full(form, shared_coco):
     detector, image = small_detector(form), picture()
     whole, ready = explain(detector, image), explain(detector.optimize(), image)
     torch.testing.assert_close(ready.boxes, whole.boxes, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(ready.self_attention, whole.self_attention, rtol=1e-4, atol=1e-4)
     assert not detector.model.aux_loss
+    dataset = open_dataset(shared_coco, "val")
+    query_habits(detector, dataset, 1)
+    explain_loss(detector, dataset, 101)
+    assert not detector.model.aux_loss
+
+
+def tensors_of(value: object) -> list[Tensor]:
+    """The tensors in dataclasses and in the dataclasses that they hold."""
+    if isinstance(value, Tensor):
+        return [value]
+    tensors = []
+    for item in vars(value).values() if is_dataclass(value) else ():
+        tensors += tensors_of(item)
+    return tensors
+
+
+@pytest.mark.parametrize("form", ["detr_r50", "redetr_n", "dfine_n", "rtdetr_r18"])
+def test_a_detector_in_fp64_is_explained_in_fp32(form, shared_coco):
+    """What it computes is that of fp32, but for rounding."""
+    options = {} if form == "detr_r50" else {"masks": True}
+    if form == "rtdetr_r18":
+        options["denoising"] = 2
+    detector = small_detector(form, **options)
+    precise = Detector(deepcopy(detector.model), CLASSES, IDS, 64, "cpu", precision="fp64")
+    dataset = open_dataset(shared_coco, "val")
+    for results in (
+        lambda detector: explain(detector, picture()),
+        lambda detector: query_habits(detector, dataset, 1),
+        lambda detector: explain_loss(detector, dataset, 104),
+    ):
+        expected, found = tensors_of(results(detector)), tensors_of(results(precise))
+        assert all(tensor.dtype != torch.float64 for tensor in found)
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -340,8 +377,13 @@ def test_a_model_of_another_kind_is_refused():
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Weights of a small fast form, as training leaves them."""
-    path = tmp_path_factory.mktemp("run") / "best.safetensors"
-    options = tuple(f"{name}={json.dumps(value)}" for name, value in OPTIONS["redetr_n"].items())
+    return save_small(tmp_path_factory.mktemp("run") / "best.safetensors")
+
+
+def save_small(path: Path, **more) -> Path:
+    """Writes the weights of a small fast form with `more` options; returns `path`."""
+    model_options = OPTIONS["redetr_n"] | more
+    options = tuple(f"{name}={json.dumps(value)}" for name, value in model_options.items())
     config = replace(TrainConfig(model="redetr_n"), image_size=64, model_options=options)
     about = {
         "config": config.to_dict(),
@@ -350,7 +392,7 @@ def checkpoint(tmp_path_factory):
         "step": 0,
         "best": {},
     }
-    save_weights(path, small_detector("redetr_n").model.state_dict(), about)
+    save_weights(path, small_detector("redetr_n", **more).model.state_dict(), about)
     return path
 
 
@@ -381,6 +423,24 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
     (name,) = [image["file_name"] for image in document["images"] if image["id"] == 101]
     for page in ("index.html", "loss.html"):
         assert name in (tmp_path / "pages" / page).read_text()
+
+
+def test_the_command_judges_masks_where_the_data_has_them(tmp_path, capsys):
+    data = write_tiny_coco(tmp_path / "data")
+    path = data / "annotations" / "instances_val.json"
+    document = json.loads(path.read_text())
+    for annotation in document["annotations"]:
+        x, y, w, h = annotation["bbox"]
+        annotation["segmentation"] = [[x, y, x + w, y, x + w, y + h, x, y + h]]
+    path.write_text(json.dumps(document))
+    checkpoint = save_small(tmp_path / "best.safetensors", masks=True)
+    flags = ["--image-id=101", "--samples=0", "--device=cpu", "--json"]
+    pages = tmp_path / "pages"
+    arguments = ["explain", str(checkpoint), f"--data={data}", f"--output={pages}", *flags]
+    parse_command(arguments).run()
+    losses = json.loads(capsys.readouterr().out)["loss"]["gpus"][0]["losses"]
+    assert losses["loss_mask"] > 0 and losses["loss_dice"] > 0
+    assert "<th>dice</th>" in (pages / "loss.html").read_text()
 
 
 @pytest.mark.parametrize(

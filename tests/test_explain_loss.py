@@ -242,6 +242,59 @@ def test_labels_are_the_models(ids):
     assert [CLASSES[label] for label in found.labels.tolist()] == ["spoon", "plate"]
 
 
+class WithMasks(TwoImages):
+    """The mask of each object is the left half of its box."""
+
+    name, class_names, category_ids = "with masks", CLASSES, IDS
+
+    def target(self, index: int) -> Target:
+        target = super().target(index)
+        masks = torch.zeros(len(target["boxes"]), SIDE, SIDE, dtype=torch.bool)
+        for mask, (x1, y1, x2, y2) in zip(masks, target["boxes"].int().tolist(), strict=True):
+            mask[y1:y2, x1 : (x1 + x2) // 2] = True
+        return {**target, "labels": target["labels"] % len(CLASSES), "masks": masks}
+
+
+MODELS_WITH_MASKS = {
+    "redetr_n": {"masks": True},
+    "rtdetr_r18": {"masks": True},
+    "dfine_n": {"masks": True},
+    "detr_r50_panoptic": {},
+}
+
+
+@pytest.mark.parametrize("form", MODELS_WITH_MASKS)
+def test_models_with_masks(form):
+    """Their masks are part of the loss of the image and of the page's sums, but not of a pair's."""
+    detector = small_detector(form, **MODELS_WITH_MASKS[form])
+    found = explain_loss(detector, WithMasks(), 1, 2)
+    for name, whole in found.together.items():
+        mean = sum(share.losses[name] for share in found.shares) / 2
+        assert mean == pytest.approx(whole, rel=1e-5), name
+    assert found.together["loss_mask"] > 0 and found.together["loss_dice"] > 0
+    ce, l1, giou = found.terms[-1].sum(0).tolist()
+    sums = found.shares[0].sums
+    assert ce + found.unmatched[-1].item() == pytest.approx(sums["loss_ce"], rel=1e-5)
+    assert l1 == pytest.approx(sums["loss_bbox"], rel=1e-5)
+    assert giou == pytest.approx(sums["loss_giou"], rel=1e-5)
+    page = loss_page(found, "loss")
+    *rows, total = re.findall(r"<td>([-\d.e]+)</td>\s*</tr>", page[page.index("weighted sum") :])
+    assert sum(map(float, rows)) == pytest.approx(float(total), rel=1e-3)
+
+
+def test_the_mask_loss_is_what_the_criterion_says():
+    detector = small_detector("redetr_n", masks=True)
+    found = explain_loss(detector, WithMasks(), 2)
+    transform = resizer(final_size(detector.model, 64))
+    sample = Samples(WithMasks(), transform, seed=0)[(0, 1)]
+    batch = to_batch([sample], torch.device("cpu"))
+    with torch.no_grad():
+        outputs = detector.model(batch.images, batch.padding)
+        expected = SetCriterion.for_model(detector.model)(outputs, batch.targets)
+    losses = {name: value.item() for name, value in expected.items()}
+    assert found.shares[0].losses == pytest.approx(losses, rel=1e-5)
+
+
 def test_more_objects_than_queries():
     found = explain_loss(small_detector("detr_r50", num_queries=1), Renamed(), 1)
     assert sorted(found.queries[-1].tolist()) == [0, 1]  # 1 means none

@@ -19,7 +19,7 @@ from redetr.explain import (
 )
 from redetr.explain.attention import model_input
 from redetr.explain.loss_page import letters
-from tests.test_explain import CLASSES, FORMS, IDS, OPTIONS, picture, small_detector
+from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
 from tests.test_explain_loss import Renamed, TwoImages, worked_example
 
 TWO_LEVELS = {
@@ -30,7 +30,7 @@ TWO_LEVELS = {
     "points": (1, 2),
     "num_queries": 9,
 }
-PANOPTIC = ("detr_r50_panoptic", {**OPTIONS["detr_r50"], "hidden_dim": 64, "nheads": 8})
+PANOPTIC = ("detr_r50_panoptic", {})
 # How many different pixels each canvas shows: one that was never drawn on shows none.
 DRAWN = """return [...document.querySelectorAll("canvas")].map(c => new Set(new Uint32Array(
     c.getContext("2d").getImageData(0, 0, c.width, c.height).data.buffer)).size)"""

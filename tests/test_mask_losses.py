@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.loss.loss_for_object_detection import ImageLoss
 
 from redetr.data.loader import to_batch
@@ -192,6 +193,34 @@ def test_objects_without_a_mask_or_a_query_add_nothing(region):
     (sums["loss_mask"] + sums["loss_dice"]).sum().backward()
     is_judged = pred_masks.grad.flatten(2).ne(0).any(-1)
     assert is_judged.nonzero().tolist() == [[0, 4]]
+
+
+def _pinned(values: Tensor) -> Tensor:
+    """As `Tensor.pin_memory`, which fake tensors do not have."""
+    if values.device.type != "cpu":
+        raise RuntimeError("only dense CPU tensors can be pinned")
+    return values.clone()
+
+
+@pytest.mark.parametrize("region", ["canvas", "crops"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_targets_may_be_on_any_device(region, device, monkeypatch):
+    """Fake tensors have devices that this machine lacks, and refuse to mix them."""
+    monkeypatch.setattr(Tensor, "pin_memory", _pinned)
+    with FakeTensorMode():
+        targets = random_targets()
+        for target in targets:
+            for name in ("labels", "boxes", "masks"):
+                target[name] = target[name].to(device)
+        outputs = outputs_of(torch.zeros(3, 6, 8, 10, device="cuda"), CANVAS)
+        outputs["pred_logits"] = outputs["pred_logits"].to("cuda")
+        queries = torch.zeros(3, 3, dtype=torch.long, device="cuda")
+        sums = mask_sums(outputs, queries, targets, region)
+    assert {name: (x.device.type, len(x)) for name, x in sums.items()} == {
+        "loss_mask": ("cuda", 1),
+        "loss_dice": ("cuda", 1),
+    }
+    assert all(target["masks"].device.type == device for target in targets)  # as they were given
 
 
 @pytest.mark.parametrize("region", ["canvas", "crops"])

@@ -618,6 +618,42 @@ def test_bf16_autocast_is_close_to_fp32(name):
     assert half["pred_logits"].isfinite().all()
 
 
+HALF_MODELS = [(name, {}) for name in SMALL]
+HALF_MODELS += [(name, {"masks": True}) for name in ("redetr_n", "rtdetr_r18", "dfine_n")]
+HALF_MODELS += [("detr_r50_panoptic", SMALL_DETR | {"hidden_dim": 64, "nheads": 8})]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("name", "options"), HALF_MODELS)
+@torch.no_grad()
+def test_weights_of_a_half_type_give_about_the_same(name, options, dtype, monkeypatch):
+    """Rounded scores would choose other positions, so that queries start at the first ones here."""
+
+    def first_positions(logits: Tensor, count: int) -> Tensor:
+        return torch.arange(count).expand(len(logits), -1)
+
+    for module in ("fast", "two_stage"):
+        monkeypatch.setattr(f"redetr.models.{module}.best_positions", first_positions)
+    torch.manual_seed(0)
+    model = redetr.build(name, NUM_CLASSES, **SMALL.get(name, {}), **options).eval()
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and not parameter.any():  # so that boxes move
+            nn.init.normal_(parameter, std=0.1)
+    images = torch.randn(2, 3, 64, 96)
+    mask = torch.zeros(2, 64, 96, dtype=torch.bool)
+    mask[1, :, 64:] = True
+    exact = model(images, mask)
+    half = model.to(dtype)(images.to(dtype), mask)
+    names = ["pred_logits", "pred_boxes"]
+    if model.has_masks:
+        names.append("pred_masks")
+    for output in names:
+        assert half[output].dtype == torch.float32, output
+        error = half[output] - exact[output]
+        assert error.norm() < 0.03 * exact[output].norm(), output
+    assert half["pred_boxes"].std() > 0.005
+
+
 def test_weights_are_a_function_of_the_seed():
     first, second = small("redetr_n").state_dict(), small("redetr_n").state_dict()
     torch.testing.assert_close(first, second, rtol=0, atol=0)

@@ -1,5 +1,7 @@
 """Polygons hold exactly the pixels of a mask, also in the eyes of COCO's own rasterizer."""
 
+import sys
+
 import hotcoco.mask
 import numpy as np
 import pycocotools.mask
@@ -71,3 +73,34 @@ def test_any_mask(seed):
     for library in (pycocotools.mask, hotcoco.mask):
         drawn = library.decode(library.merge(library.frPyObjects(flat, *mask.shape)))
         assert (drawn == mask).all()
+
+
+def cut_one_by_one(mask):
+    """The polygons of `polygons_without_holes`, which are found anew after each cut."""
+    polygons = outlines(mask)
+    for polygon in polygons:
+        x, y = polygon.T
+        if (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() < 0:
+            row = y.min()
+            lower = [part + [0, row] for part in cut_one_by_one(mask[row:])]
+            return cut_one_by_one(mask[:row]) + lower
+    return polygons
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_no_more_cuts_than_one_by_one(seed):
+    """Also with many holes beside, inside and above each other."""
+    mask = random_mask(seed)
+    if seed % 2:
+        mask = np.random.default_rng(seed).random(mask.shape) < 0.8
+    found = [polygon.tolist() for polygon in polygons_without_holes(mask)]
+    assert found == [polygon.tolist() for polygon in cut_one_by_one(mask)]
+
+
+def test_a_column_of_more_holes_than_calls_can_be_nested():
+    count = sys.getrecursionlimit() + 100
+    mask = np.ones((2 * count + 1, 3), dtype=bool)
+    mask[1::2, 1] = False
+    parts = polygons_without_holes(mask)
+    assert len(parts) == count + 1
+    assert (inside(parts, mask.shape) == mask).all()

@@ -105,11 +105,12 @@ def test_attention_maps_add_up_to_1_over_all_heads(batch):
     assert (by_column[:4] > 0).all() and not by_column[4:].any()
 
 
-def test_masks_in_bf16_outside_of_the_autocast(batch):
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_masks_of_half_types_outside_of_the_autocast(dtype, batch):
     model = small().float()
     images = batch.images.float()
     exact = model(images, batch.mask)["pred_masks"]
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=dtype):
         outputs = model(images, batch.mask, all_masks=False)
     chosen = outputs["masks_of"](torch.tensor([0, 1]), torch.tensor([5, 6]))
     assert chosen.dtype == torch.float32

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from redetr.data.windows import tile_windows
+from redetr.boxes import box_iou
+from redetr.data.windows import overlapping, tile_windows
 from redetr.detector.detections import Detections
 from redetr.detector.tiles import merge_tiles
 from redetr.errors import InputError
@@ -187,6 +188,66 @@ def test_a_perfect_detector_finds_each_object_once(seed, overlap):
         found.append(in_tile(rows))
     boxes = merge_tiles(found, windows, (height, width)).boxes.tolist()
     assert sorted(boxes) == sorted([float(side) for side in box] for box in truth)
+
+
+def pairs_by_iou(windows, indices):
+    """The pairs of `overlapping`, from the IoU of all windows with all others."""
+    frames = torch.tensor(windows, dtype=torch.float32)
+    overlap = torch.triu(box_iou(frames, frames), diagonal=1)
+    for a, b in torch.nonzero(overlap).tolist():
+        if a in indices and b in indices:
+            yield a, b
+
+
+@settings(max_examples=60)
+@given(st.integers(0, 2**32 - 1), st.booleans())
+def test_pairs_of_windows_are_those_with_an_iou(seed, is_grid):
+    """Also of windows in no order and of several sizes; and so are the detections."""
+    random = torch.Generator().manual_seed(seed)
+    height, width = (60, 90)
+    windows = tile_windows(height, width, 25, 0.3 * float(torch.rand((), generator=random)))
+    if not is_grid:
+        sides = torch.randint(1, 40, (12, 2), generator=random)
+        corners = torch.randint(0, 50, (12, 2), generator=random)
+        windows = torch.cat([corners, corners + sides], 1).tolist()
+    tiles = []
+    for left, top, right, bottom in windows:
+        rows = []
+        for _ in range(int(torch.randint(0, 4, (), generator=random))):
+            x1, y1, w, h = (torch.rand(4, generator=random) * 0.9 + 0.05).tolist()
+            side_x, side_y = right - left, bottom - top
+            box = [x1 * side_x, y1 * side_y, min(x1 + w, 1) * side_x, min(y1 + h, 1) * side_y]
+            label = int(torch.randint(0, 2, (), generator=random))
+            rows.append((float(torch.rand((), generator=random)), label, box))
+        tiles.append(in_tile(rows))
+    indices = [index for index, tile in enumerate(tiles) if len(tile)]
+    assert list(overlapping(windows, indices)) == list(pairs_by_iou(windows, indices))
+    found = merge_tiles(tiles, windows, (height, width))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("redetr.detector.tiles.overlapping", pairs_by_iou)
+        expected = merge_tiles(tiles, windows, (height, width))
+    assert torch.equal(found.scores, expected.scores)
+    assert torch.equal(found.boxes, expected.boxes)
+
+
+def test_memory_does_not_grow_with_pairs_of_tiles(monkeypatch):
+    """Of 24,336 tiles, no table of all with all is made."""
+    windows = tile_windows(10_000, 10_000, 128, 0.5)
+    empty = in_tile([])
+    tiles = [empty] * len(windows)
+    tiles[0] = in_tile([(0.9, 0, [70, 70, 90, 90])])
+    tiles[1] = in_tile([(0.8, 0, [6, 70, 26, 90])])
+    tiles[-1] = in_tile([(0.7, 0, [70, 70, 90, 90])])
+    sizes = []
+
+    def watched(boxes1, boxes2):
+        sizes.append(len(boxes1) * len(boxes2))
+        return box_iou(boxes1[:10], boxes2[:10])
+
+    monkeypatch.setattr("redetr.detector.tiles.box_iou", watched)
+    found = merge_tiles(tiles, windows, (10_000, 10_000))
+    assert sizes and max(sizes) == 1
+    assert found.scores.tolist() == pytest.approx([0.9, 0.7])
 
 
 def test_measured_ap_of_a_whole_photograph_is_not_below_that_of_its_tiles():

@@ -114,7 +114,8 @@ class Explain:
     def _dataset(self, detector: "Detector") -> "DetectionDataset | None":
         if self.data is None and self.image_id is None:
             return None
-        return detector.open_data(self.split, self.data, self.val_fraction)
+        masks = detector.model.has_masks and self.image_id is not None  # for the loss page
+        return detector.open_data(self.split, self.data, self.val_fraction, masks=masks)
 
     def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
         from redetr.explain import query_habits

@@ -1,6 +1,8 @@
 """The windows of overlapping tiles in a large image."""
 
 import math
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 from redetr.errors import InputError
 
@@ -23,6 +25,41 @@ def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
         for left, right in _spans(width, tile, overlap):
             windows.append((left, top, right, bottom))
     return windows
+
+
+def overlapping(windows: Sequence[Window], indices: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """The pairs of windows, of those at `indices`, that share pixels: first index below second, in
+    order.
+
+    Needs memory for each window, not for each pair: windows are looked up in the cells of a grid.
+    """
+    # No window is larger than a cell, so it lies in at most four.
+    cell_width = max((windows[i][2] - windows[i][0] for i in indices), default=1)
+    cell_height = max((windows[i][3] - windows[i][1] for i in indices), default=1)
+
+    def cells(index: int) -> list[tuple[int, int]]:
+        left, top, right, bottom = windows[index]
+        columns = range(left // cell_width, (right - 1) // cell_width + 1)
+        rows = range(top // cell_height, (bottom - 1) // cell_height + 1)
+        return [(row, column) for row in rows for column in columns]
+
+    in_cell: dict[tuple[int, int], list[int]] = defaultdict(list)
+    for index in indices:
+        for cell in cells(index):
+            in_cell[cell].append(index)
+    for first in sorted(indices):
+        near: set[int] = set()
+        for cell in cells(first):
+            near.update(in_cell[cell])
+        for second in sorted(near):
+            if second > first and _share_pixels(windows[first], windows[second]):
+                yield first, second
+
+
+def _share_pixels(first: Window, second: Window) -> bool:
+    shared_width = min(first[2], second[2]) - max(first[0], second[0])
+    shared_height = min(first[3], second[3]) - max(first[1], second[1])
+    return shared_width > 0 and shared_height > 0
 
 
 def _spans(length: int, tile: int, overlap: float) -> list[tuple[int, int]]:

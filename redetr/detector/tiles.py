@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from redetr.boxes import box_area, box_iou, intersection_areas
-from redetr.data.windows import Window
+from redetr.data.windows import Window, overlapping
 from redetr.detector.detections import Detections
 from redetr.masks import CroppedMasks, MaskCrop, crops_of
 
@@ -42,7 +42,7 @@ def merge_tiles(
     tile_of_box = torch.arange(len(windows)).repeat_interleave(counts)
     frames = torch.tensor(windows, dtype=torch.float32)
     cut = _is_cut(boxes, frames[tile_of_box], image_size)
-    same = _same_objects(boxes, labels, cut, tile_of_box, frames)
+    same = _same_objects(boxes, labels, cut, tile_of_box, windows)
 
     best_first = scores.argsort(descending=True, stable=True).tolist()
     kept = []
@@ -148,18 +148,21 @@ def _is_cut(boxes: Tensor, frames: Tensor, image_size: tuple[int, int]) -> Tenso
 
 
 def _same_objects(
-    boxes: Tensor, labels: Tensor, cut: Tensor, tile_of_box: Tensor, frames: Tensor
+    boxes: Tensor,
+    labels: Tensor,
+    cut: Tensor,
+    tile_of_box: Tensor,
+    windows: Sequence[Window],
 ) -> list[list[int]]:
     """For each box, the boxes of other tiles that show the same object."""
     same: list[list[int]] = [[] for _ in boxes]
-    counts = tile_of_box.bincount(minlength=len(frames)).tolist()
+    counts = tile_of_box.bincount(minlength=len(windows)).tolist()
     rows_of_tile = torch.arange(len(boxes)).split(counts)
-    overlap = torch.triu(box_iou(frames, frames), diagonal=1)
-    for a, b in torch.nonzero(overlap).tolist():
+    frames = torch.tensor(windows, dtype=torch.float32)
+    with_boxes = [tile for tile, count in enumerate(counts) if count]
+    for a, b in overlapping(windows, with_boxes):
         rows_a = rows_of_tile[a]
         rows_b = rows_of_tile[b]
-        if not len(rows_a) or not len(rows_b):
-            continue
         seen_twice = _clipped(frames[a], frames[b])  # [4]
         alike = _alike(boxes[rows_a], boxes[rows_b], cut[rows_a], cut[rows_b], seen_twice)
         alike &= labels[rows_a][:, None] == labels[rows_b]

@@ -26,6 +26,7 @@ from redetr.models.panoptic import PanopticDETR
 from redetr.models.rtdetr import RTDETR
 from redetr.models.transformer import MultiheadAttention, for_all_heads
 from redetr.postprocess import best_classes
+from redetr.precision import weights_dtype
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 Inputs = dict[nn.Module, tuple]  # the arguments that each module was called with
@@ -148,7 +149,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
     for module in attention.to_queries:
         self_attention.append(_mean_over_heads(module, inputs))
     encoder_attention = _mean_over_heads(attention.encoder, inputs)
-    masks = outputs["pred_masks"][0].float().sigmoid().cpu() if model.has_masks else None
+    masks = on_host(outputs["pred_masks"][0].sigmoid()) if model.has_masks else None
     return Explanation(
         image=image,
         class_names=detector.class_names,
@@ -232,17 +233,27 @@ def with_all_layers(model: DetectionModel) -> DetectionModel:
     A model that was optimized for prediction leaves them out, as well as those of the encoder.
     """
     whole = copy(model)
+    if isinstance(model, PanopticDETR):
+        # `aux_loss` is that of its detector, which the copy would share.
+        whole._modules = model._modules.copy()
+        whole.detr = copy(model.detr)
     whole.aux_loss = True
     whole._compiled_call_impl = None
     return whole
 
 
 def model_input(detector: Detector, image: Tensor) -> Tensor:
-    """The image as the model takes it, a batch of one without padding."""
+    """The image as the model takes it, a batch of one without padding, in the dtype of its
+    weights."""
     model = detector.model
     resize = resizer(final_size(model, detector.image_size))
     resized = resize(image).to(detector.device)
-    return normalize(resized)[None]
+    return normalize(resized)[None].to(weights_dtype(detector.dtype))
+
+
+def on_host(values: Tensor) -> Tensor:
+    """Results of the model as fp32 on the host; it may have computed them in fp64."""
+    return values.float().cpu()
 
 
 def attention_weights(
@@ -282,8 +293,8 @@ def picked_proposals(model: DetectionModel, outputs: Outputs, inputs: Inputs) ->
         all_levels.append(torch.full((height * width,), level))
     return Picks(
         level=torch.cat(all_levels)[best],
-        centers=torch.cat(all_centers)[best],
-        boxes=box_cxcywh_to_xyxy(boxes[0]).cpu(),
+        centers=on_host(torch.cat(all_centers)[best]),
+        boxes=on_host(box_cxcywh_to_xyxy(boxes[0])),
     )
 
 
@@ -304,7 +315,8 @@ def _answers(
         boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
         scores.append(layer_scores)
         labels.append(layer_labels)
-    return torch.stack(boxes).cpu(), torch.stack(scores).cpu(), torch.stack(labels).cpu()
+    host_labels = torch.stack(labels).cpu()
+    return on_host(torch.stack(boxes)), on_host(torch.stack(scores)), host_labels
 
 
 def _split_heads(projected: Tensor, nheads: int) -> Tensor:
@@ -336,7 +348,7 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
         points, weights = module.samples(query, boxes)
         all_points.append(_by_level(points[0], module.points, outside=-1.0))
         all_weights.append(_by_level(weights[0], module.points, outside=0.0))
-    return Points(torch.stack(all_points).cpu(), torch.stack(all_weights).cpu())
+    return Points(on_host(torch.stack(all_points)), on_host(torch.stack(all_weights)))
 
 
 def _by_level(values: Tensor, counts: list[int], outside: float) -> Tensor:

@@ -12,6 +12,7 @@ from redetr.detector.detector import Detector
 from redetr.explain.attention import (
     attention_layers,
     model_input,
+    on_host,
     picked_proposals,
     recorded_inputs,
     selecting_modules,
@@ -25,7 +26,7 @@ from redetr.postprocess import best_classes
 
 @dataclass(frozen=True, eq=False)
 class Habits:
-    """The habits of queries on N images of a data set."""
+    """The habits of queries on N images of a data set. All tensors are on the host."""
 
     boxes: Tensor  # [N, Q, 4] cxcywh, of the last layer
     scores: Tensor  # [N, Q]
@@ -60,8 +61,8 @@ def query_habits(
         with recorded_inputs(recorded) as inputs:
             outputs = with_all_layers(model)(batch)
         image_scores, _ = best_classes(outputs["pred_logits"][0], model.loss_config.scores)
-        boxes.append(outputs["pred_boxes"][0].cpu())
-        scores.append(image_scores.cpu())
+        boxes.append(on_host(outputs["pred_boxes"][0]))
+        scores.append(on_host(image_scores))
         if not is_faithful:
             _, _, _, shapes, _ = inputs[recorded[0]]
             strides = strides_of(batch, shapes)

@@ -21,9 +21,10 @@ from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
-from redetr.explain.attention import with_all_layers
+from redetr.explain.attention import on_host, with_all_layers
 from redetr.losses import DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
+from redetr.precision import weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -147,7 +148,7 @@ def explain_loss(
     outputs = []
     shares = []
     for position, sample in enumerate(samples):
-        batch = to_batch([sample], detector.device, canvas)
+        batch = to_batch([sample], detector.device, canvas, weights_dtype(detector.dtype))
         inputs: list[Any] = [batch.images, batch.padding]
         if noise is not None:
             inputs.append(_noise_of(noise, position, detector.device))
@@ -200,8 +201,8 @@ def _noisy_answers(
         groups=groups,
         labels=first_group(noise.labels[0, :, None])[..., 0],
         starts=first_group(noise.boxes[0]),
-        boxes=first_group(predictions.boxes[:, 0]),
-        scores=scores[..., 0],
+        boxes=on_host(first_group(predictions.boxes[:, 0])),
+        scores=on_host(scores[..., 0]),
     )
 
 
@@ -293,8 +294,8 @@ def _matching(criterion: SetCriterion, outputs: Outputs, target: Target) -> dict
                     criterion, pair_logits, pair_boxes, target, [index]
                 )
     return {
-        "predicted": boxes[:, 0].cpu(),
-        "costs": torch.cat(costs, 1).cpu(),
+        "predicted": on_host(boxes[:, 0]),
+        "costs": on_host(torch.cat(costs, 1)),
         "queries": queries,
         "terms": terms,
         "unmatched": unmatched,
@@ -306,10 +307,11 @@ def _undivided(
 ) -> Tensor:
     """The undivided losses `[3]` of queries `[1, q, ...]`, as if the image had only these objects.
 
-    With one query and one object, matching has no choice.
+    With one query and one object, matching has no choice. Masks are judged in the last layer only,
+    and are no part of these losses.
     """
     num_queries = boxes.shape[1]
-    config = replace(criterion.config, proposals=False)
+    config = replace(criterion.config, proposals=False, loss_mask=0.0, loss_dice=0.0)
     alone = SetCriterion(config, criterion.num_classes, num_queries)
     outputs = Outputs(pred_logits=logits, pred_boxes=boxes)
     selected: Target = {
@@ -329,9 +331,17 @@ def _only(cost: str, config: LossConfig) -> LossConfig:
 
 
 def _joined(outputs: list[Outputs]) -> Outputs:
-    """The outputs of the model for all images in one batch."""
+    """The outputs of the model for all images in one batch.
+
+    `masks_of` computes masks of one image alone and is left out, because `pred_masks` hold them.
+    """
     joined: Any = {}
     for name, value in outputs[0].items():
+        if name == "masks_of":
+            continue
+        if name == "canvas":  # all images are padded to one size
+            joined[name] = value
+            continue
         values: list[Any] = [output[name] for output in outputs]  # type: ignore[literal-required]
         if isinstance(value, Tensor):
             joined[name] = torch.cat(values)

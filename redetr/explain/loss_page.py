@@ -14,6 +14,7 @@ from redetr.pages.templates import render, write_page
 
 # Titles of the terms of a layer's loss.
 _TERMS = {"loss_ce": "class", "loss_bbox": "L1", "loss_giou": "1 − GIoU"}
+_TERMS_OF_MASKS = {"loss_mask": "mask", "loss_dice": "dice"}
 _TERMS_OF_EDGES = {"loss_fgl": "edges (FGL)", "loss_ddf": "DDF", "loss_ddn": "DDN"}
 
 
@@ -234,6 +235,8 @@ def _terms(explanation: LossExplanation) -> _Table:
     titles = dict(_TERMS)
     if explanation.config.has_edges:
         titles["loss_fgl"] = _TERMS_OF_EDGES["loss_fgl"]
+    if explanation.config.has_masks:
+        titles |= _TERMS_OF_MASKS
     for name, title in titles.items():
         divisor = DIVISORS[name]
         values = [first.sums[name], first.single_divisors[divisor], first.single_losses[name]]
@@ -284,6 +287,8 @@ def _totals(explanation: LossExplanation) -> _Table:
     titles = dict(_TERMS)
     if config.has_edges:  # of some layers
         titles |= _TERMS_OF_EDGES
+    if config.has_masks:  # of the last layer
+        titles |= _TERMS_OF_MASKS
     rows = []
     for title, suffix in suffixes.items():
         row = [title]

@@ -85,7 +85,9 @@ class _Quality(nn.Module):
         positions = distributions.topk(_PEAKS, dim=-1).indices
         peaks = distributions.gather(-1, positions)  # [B, Q, 4, peaks]
         statistics = torch.cat([peaks, peaks.mean(-1, keepdim=True)], -1)
-        return self.reg_conf(statistics.flatten(2))
+        # Distributions are in fp32 or fp64, also where all weights are in bf16.
+        first: Any = self.reg_conf.layers[0]
+        return self.reg_conf(statistics.flatten(2).to(first.weight.dtype))
 
 
 class Decoder(TwoStageDecoder):
@@ -163,7 +165,8 @@ class Decoder(TwoStageDecoder):
         edge_logits: Any = 0.0
         outputs: list[Outputs] = []
         for i in range(last + 1):
-            query_pos = self.query_pos_head(reference)  # [B, Q, D]
+            # Boxes are in fp32 or fp64, also where all weights are in bf16.
+            query_pos = self.query_pos_head(reference.to(x.dtype))  # [B, Q, D]
             query_pos = query_pos.clamp(-_LARGEST_QUERY_POS, _LARGEST_QUERY_POS)
             x = layers[i](x, query_pos, reference, *encoded, ignored)
             if i == 0:

@@ -281,7 +281,9 @@ class FastDETR(DetectionModel):
         heads = zip(self.decoder, self.class_embed, self.bbox_embed, strict=True)
         for layer, class_embed, bbox_embed in heads:
             box_sines = sine_features(boxes * (2 * math.pi), self.hidden_dim // 2)
-            query_pos = self.query_pos(box_sines.flatten(-2))  # [B, Q, 4 * D / 2] to [B, Q, D]
+            # Boxes are in fp32 or fp64, also where all weights are in bf16.
+            box_sines = box_sines.flatten(-2).to(x.dtype)  # [B, Q, 4 * D / 2]
+            query_pos = self.query_pos(box_sines)  # [B, Q, D]
             x = layer(x, query_pos, boxes, *image)
             reference = inverse_sigmoid(boxes)
             correction = at_least_float32(bbox_embed(x))

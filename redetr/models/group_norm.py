@@ -15,6 +15,8 @@ class GroupNorm(nn.GroupNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dtype == torch.bfloat16 and x.device.type == "cpu":
-            y = F.group_norm(x.float(), self.num_groups, self.weight, self.bias, self.eps)
+            weight = self.weight.float()  # those of a model in bf16 are bf16, too
+            bias = self.bias.float()
+            y = F.group_norm(x.float(), self.num_groups, weight, bias, self.eps)
             return y.to(x.dtype)
         return super().forward(x)

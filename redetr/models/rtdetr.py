@@ -105,7 +105,8 @@ class Decoder(TwoStageDecoder):
         previous = reference = boxes
         outputs: list[Outputs] = []
         for i in range(last + 1):
-            query_pos = self.query_pos_head(reference)  # [B, Q, D]
+            # Boxes are in fp32 or fp64, also where all weights are in bf16.
+            query_pos = self.query_pos_head(reference.to(x.dtype))  # [B, Q, D]
             x = layers[i](x, query_pos, reference, *encoded, ignored)
             correction = at_least_float32(self.dec_bbox_head[i](x))
             refined = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
