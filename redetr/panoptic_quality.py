@@ -58,11 +58,11 @@ class PanopticResult:
         }
 
 
-def quality_rows(panoptic: dict[str, Any]) -> dict[str, dict[str, float | None]]:
-    """The rows of a table from `PanopticResult.to_dict`: all classes, things, stuff, and each
-    class."""
-    rows = {"all": panoptic, "things": panoptic["things"], "stuff": panoptic["stuff"]}
-    return {**rows, **panoptic["per_class"]}
+def quality_rows(panoptic: dict[str, Any]) -> list[tuple[str, dict[str, float | None]]]:
+    """The rows of a table from `PanopticResult.to_dict`, with their names: all classes, things,
+    stuff, and each class, which may have one of these names, too."""
+    rows = [("all", panoptic), ("things", panoptic["things"]), ("stuff", panoptic["stuff"])]
+    return [*rows, *panoptic["per_class"].items()]
 
 
 def panoptic_quality(

@@ -494,6 +494,58 @@ def test_the_camera(page, detector, tmp_path):
     assert colors > 0.5  # the stand-in films green
 
 
+def test_a_camera_that_is_opened_twice_is_closed_twice(page):
+    page.execute_script("""
+        const open = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+        window.streams = [];
+        navigator.mediaDevices.getUserMedia = async (wanted) => {
+          const stream = await open(wanted);
+          window.streams.push(stream);
+          return stream;
+        };""")
+    one(page, "#camera").click()
+    one(page, "#camera").click()
+    wait(page, lambda: page.execute_script("return window.streams.length") == 2)
+    wait(page, lambda: one(page, "#close-camera").is_displayed())
+    one(page, "#close-camera").click()
+    states = "return window.streams.map((stream) => stream.getTracks()[0].readyState)"
+    assert page.execute_script(states) == ["ended", "ended"]
+
+
+def test_a_class_whose_name_has_blanks_at_its_end(page, image):
+    page.execute_script("""
+        const ask = window.fetch;
+        window.fetch = async (address, options) => {
+          const response = await ask(address, options);
+          if (address !== "look") return response;
+          const content = await response.json();
+          for (const detection of content.answer.detections) detection.label = "a  b ";
+          content.colors["a  b "] = "#aa0000";
+          return new Response(JSON.stringify(content));
+        };""")
+    upload(page, image)
+    count = len(rows(page))
+    Select(one(page, "#class")).select_by_index(1)
+    assert len(rows(page)) == count > 0
+
+
+def test_a_saved_picture_is_not_enlarged_beyond_what_is_promised(page, tmp_path):
+    wide = tmp_path / "wide.png"
+    Image.new("RGB", (1100, 700), (90, 120, 50)).save(wide)
+    upload(page, wide)
+    assert page.execute_script("return document.querySelector('#picture').width") == 1100
+
+
+def test_a_page_that_is_full_says_so(page, image, tmp_path):
+    other = tmp_path / "other.png"
+    other.write_bytes(image.read_bytes())
+    upload(page, image)
+    page.execute_script("for (let i = 1; i < MOST_IMAGES; i++) images.push({ ...images[0] })")
+    one(page, "#file").send_keys(str(other))
+    expected = "This page holds 100 images, and 2 of these are left out: remove some;"
+    wait(page, lambda: one(page, "#find-error").text.startswith(expected))
+
+
 def test_a_camera_that_is_refused(page):
     page.execute_script("""
         const refuse = async () => { throw new DOMException("Permission denied"); };

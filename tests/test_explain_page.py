@@ -373,6 +373,33 @@ def test_a_batch_without_objects(tmp_path, browser):
     assert page.errors() == []
 
 
+def test_a_matrix_of_many_numbers(tmp_path, browser):
+    """More than a function of JavaScript takes as arguments."""
+    detector = small_detector("redetr_n", num_queries=520)
+    write_loss_page(tmp_path / "loss.html", explain_loss(detector, Crowded(), 1))
+    page = Page(browser, tmp_path / "loss.html")
+    browser.execute_script("arguments[0].click()", page.part("every"))
+    assert page.part("size").text.endswith(
+        f" queries, {Crowded.count} objects; a larger table scrolls."
+    )
+    assert page.errors() == []
+
+
+class Crowded(TwoImages):
+    class_names, category_ids = CLASSES, IDS
+    count = 260
+
+    def target(self, index):
+        corners = torch.arange(self.count).remainder(20)[:, None] + torch.tensor([0, 0, 9, 9])
+        return {
+            **super().target(index),
+            "boxes": corners.float(),
+            "labels": torch.zeros(self.count, dtype=torch.int64),
+            "iscrowd": torch.zeros(self.count, dtype=torch.bool),
+            "area": torch.full((self.count,), 81.0),
+        }
+
+
 class Empty(TwoImages):
     class_names, category_ids = CLASSES, IDS
 

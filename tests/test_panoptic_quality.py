@@ -18,6 +18,7 @@ from redetr.panoptic_quality import (
     image_counts,
     mean_quality,
     panoptic_quality,
+    quality_rows,
     shared_quality,
 )
 from redetr.report import pq_difference
@@ -285,3 +286,10 @@ def test_ranks_give_the_digits_of_one_process(world_size, tmp_path):
     expected = shared_quality(objects, segments, IS_THING, alone).to_dict()
     for rank in range(world_size):
         assert torch.load(tmp_path / f"{rank}.pt") == expected
+
+
+def test_a_class_may_have_the_name_of_a_group():
+    groups = {name: {"PQ": share} for name, share in (("things", 0.2), ("stuff", 0.3))}
+    result = {"PQ": 0.1, **groups, "per_class": {"stuff": {"PQ": 0.4}}}
+    rows = [(name, quality["PQ"]) for name, quality in quality_rows(result)]
+    assert rows == [("all", 0.1), ("things", 0.2), ("stuff", 0.3), ("stuff", 0.4)]

@@ -360,6 +360,27 @@ def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):
     assert "-20.0 to +5.1" in last and "the order may be reversed" in last
 
 
+def test_a_name_with_a_carriage_return_is_found(tmp_path, browser):
+    """HTML reads a bare one as the end of a line."""
+    dataset, found = scene_of_each_kind(("cat\r", "dog"))
+    write_report(make_report(dataset, [(str(tmp_path), found)]), tmp_path)
+    browser.get_log("browser")
+    browser.get((tmp_path / "index.html").as_uri())
+    assert look(browser)["live"] == ["50.0", "100.0", "66.7", "100.0", "50.0", "66.7"]
+    assert browser.get_log("browser") == []
+
+
+def test_the_label_of_a_crowd_is_dark_on_its_light_outline(tmp_path, browser):
+    crowd = target(3, [[0, 0, 50, 50], [60, 0, 90, 30]], [0, 1], [True, False], (80, 100))
+    found = flat(torch.tensor([0]), torch.tensor([0.9]), torch.tensor([1]), torch.ones(1, 4))
+    write_report(make_report(Scenes([crowd], ("cat", "dog")), [("a.pt", found)]), tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    fill = browser.execute_script(
+        "return getComputedStyle(document.querySelector('.crowd text')).fill"
+    )
+    assert fill == "rgb(33, 37, 41)"
+
+
 def test_names_and_paths_are_text(tmp_path):
     dataset, found = scene_of_each_kind(("<b>cat</b>", "dog"))
     dataset.name = "<i>scenes</i>"

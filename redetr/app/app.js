@@ -9,6 +9,7 @@ const MANY_BOXES = 30; // from here on, lines are thinner
 const FEW_BOXES = 3; // up to here, all tags are shown, even those that hide something
 const MOST_HIDDEN = 0.15; // share of a box that the tag of another box may hide
 const MOST_IMAGES = 100; // that this page keeps in memory; `redetr predict` handles folders
+const MOST_PX = 2048; // longest side of the canvas, unless the picture itself is larger
 const MASK_OPACITY = 0.4;
 const NOTHING = { file: null, answer: null, picture: null, masks: [], segments: null, colors: {}, scoreColors: null, selected: null };
 
@@ -85,13 +86,13 @@ function lookAt(files) {
   if (!files.length) return;
   closeCamera();
   const entries = [...files].map((file) => ({ ...NOTHING, file }));
-  const taken = entries.slice(0, Math.max(1, MOST_IMAGES - images.length));
+  const taken = entries.slice(0, MOST_IMAGES - images.length);
   images.push(...taken);
   listImages();
-  show(taken[0]);
+  show(taken[0] ?? current() ?? null);
   latest("find", async (signal) => {
     const leftOut = entries.length - taken.length;
-    const notes = leftOut ? [`${leftOut} files are left out: redetr predict takes whole folders.`] : [];
+    const notes = leftOut ? [`This page holds ${MOST_IMAGES} images, and ${leftOut} of these are left out: remove some; redetr predict takes whole folders.`] : [];
     const alone = images.length === 1;
     const ordered = [...taken, ...images.filter((entry) => !taken.includes(entry))];
     for (const entry of ordered.filter(({ answer }) => !answer)) {
@@ -201,7 +202,7 @@ const chosen = () => shown.answer.detections.filter(isChosen);
 
 function listClasses() {
   const labels = [...new Set(shown.answer.detections.map((detection) => detection.label))].sort();
-  const options = labels.map((label) => new Option(label));
+  const options = labels.map((label) => new Option(label, label)); // else its value has no double spaces
   byId("class").replaceChildren(new Option("all classes", ""), ...options);
 }
 
@@ -271,7 +272,8 @@ function select(detection) {
 
 function resizeCanvas() {
   const { naturalWidth, naturalHeight } = shown.picture;
-  const factor = Math.max(1, Math.ceil(SMALL_PX / Math.max(naturalWidth, naturalHeight)));
+  const longest = Math.max(naturalWidth, naturalHeight);
+  const factor = Math.max(1, Math.min(Math.ceil(SMALL_PX / longest), Math.floor(MOST_PX / longest)));
   byId("picture").width = naturalWidth * factor;
   byId("picture").height = naturalHeight * factor;
 }
@@ -473,24 +475,37 @@ async function paste() {
   return fail("There is no image in the clipboard.");
 }
 
+let cameraRequests = 0; // each time the camera is opened or closed
+
 async function openCamera() {
   fail("");
   if (!navigator.mediaDevices)
     return fail("Browsers allow the camera only over https, or on the machine of the server.");
   const wanted = { video: { facingMode: "environment" } };
+  const request = ++cameraRequests;
+  let stream;
   try {
-    byId("video").srcObject = await navigator.mediaDevices.getUserMedia(wanted);
+    stream = await navigator.mediaDevices.getUserMedia(wanted);
   } catch (problem) {
     return fail(`The camera cannot be used: ${problem.message}`);
   }
+  if (request !== cameraRequests) return stop(stream); // it was closed, or opened again, meanwhile
+  stop(byId("video").srcObject);
+  byId("video").srcObject = stream;
   for (const id of ["picture", "controls", "remove", "welcome"]) byId(id).hidden = true;
   byId("viewfinder").hidden = false;
   await byId("video").play();
   return byId("capture").focus();
 }
 
+/** Turns off the camera of a stream, if there is one. */
+function stop(stream) {
+  for (const track of stream?.getTracks() ?? []) track.stop();
+}
+
 function closeCamera() {
-  for (const track of byId("video").srcObject?.getTracks() ?? []) track.stop();
+  cameraRequests += 1;
+  stop(byId("video").srcObject);
   byId("video").srcObject = null;
   if (byId("viewfinder").hidden) return;
   byId("viewfinder").hidden = true;

@@ -106,7 +106,7 @@ def _panoptic_table(title: str, panoptic: dict[str, Any]) -> Table:
     table = Table(title, box=box.SIMPLE, padding=0, pad_edge=False)
     for name in ("PQ", "SQ", "RQ"):
         table.add_column(name, justify="right")
-    for row, quality in quality_rows(panoptic).items():
+    for row, quality in quality_rows(panoptic):
         table.add_row(row, *(percent(quality[name]) for name in ("PQ", "SQ", "RQ")))
     return table
 

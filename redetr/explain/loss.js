@@ -32,8 +32,13 @@ async function explainLoss(root, packed) {
         .forEach((q) => rivals.add(q));
     const rows = range(numQueries).filter((q) => part("every").checked || taken.has(q) || rivals.has(q));
     const value = (q, t) => (shown ? cost(shown - 1, q, t) : whole(q, t));
-    const seen = rows.flatMap((q) => range(count).map((t) => value(q, t)));
-    const low = Math.min(...seen), high = Math.max(...seen);
+    let low = Infinity, high = -Infinity; // Math.min(...all) takes no more than some 65,000 numbers
+    for (const q of rows) {
+      for (const t of range(count)) {
+        low = Math.min(low, value(q, t));
+        high = Math.max(high, value(q, t));
+      }
+    }
     tableOf(part("matrix"), ["", ...letters.map((letter, t) => `${letter}: ${data.names[t]}`)], rows.map((q) => [`query ${q}`,
       ...range(count).map((t) => value(q, t).toFixed(3))]));
     part("matrix").querySelectorAll("tbody tr").forEach((line, i) => [...line.children].slice(1).forEach((cell, t) => {
