@@ -520,7 +520,7 @@ def test_a_class_whose_name_has_blanks_at_its_end(page, image):
           if (address !== "look") return response;
           const content = await response.json();
           for (const detection of content.answer.detections) detection.label = "a  b ";
-          content.colors["a  b "] = "#aa0000";
+          content.colors["a  b "] = [170, 0, 0];
           return new Response(JSON.stringify(content));
         };""")
     upload(page, image)

@@ -142,6 +142,20 @@ def test_working_threshold_and_images():
     assert run["training"] is None
 
 
+def test_detections_of_low_scores_are_drawn_where_the_threshold_is_lower(tmp_path, browser):
+    """As early in a run: a caption counts what the threshold lets through."""
+    dataset, found = scene_of_each_kind()
+    low = replace(found, scores=found.scores / 25)
+    report = make_report(dataset, [("a.pt", low)])
+    assert report.numbers["checkpoints"][0]["threshold"] < 0.05
+    write_report(report, tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    captions = look(browser)["captions"]
+    for image, caption in zip(report.numbers["images"], captions[1::2], strict=True):
+        (errors,) = image["errors"]
+        assert caption == f"predictions ({errors['wrong']} wrong, {errors['missed']} missed)"
+
+
 def test_two_checkpoints_show_where_they_differ():
     dataset, found = scene_of_each_kind()
     only_first = found.keep(np.array([0]))

@@ -251,6 +251,12 @@ def test_empty_grid_is_refused(panels, columns):
         grid(panels, columns)
 
 
+def test_a_jpeg_is_no_larger_than_the_format_allows(tmp_path):
+    save_image(Image.new("RGB", (66_000, 4)), tmp_path / "wide.jpg")
+    with Image.open(tmp_path / "wide.jpg") as written:
+        assert written.size == (65_500, 4)
+
+
 def test_save_image_leaves_nothing_but_the_file(tmp_path):
     save_image(Image.new("RGB", (5, 4), "red"), tmp_path / "a.png")
     assert [path.name for path in tmp_path.iterdir()] == ["a.png"]

@@ -34,6 +34,7 @@ NO_COLOR: Color = (150, 150, 150)  # of objects without a class or track
 _GAP_PX = 12
 _CAPTION_LETTER_PX = 18
 _CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
+_JPEG_SIDE_PX = 65_500  # the most that libjpeg writes
 _MARK = "redetr"
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4
@@ -198,8 +199,11 @@ def save_image(image: Image.Image, path: PathLike) -> None:
     """Writes the image in the format of the path's suffix, PNG or JPEG, completely or not at all,
     with a mark that `is_drawn` recognises.
 
-    The folder must exist.
+    The folder must exist. As JPEG, a larger image is reduced to the most that the format can hold.
     """
+    if Path(path).suffix.lower() in (".jpg", ".jpeg") and max(image.size) > _JPEG_SIDE_PX:
+        image = image.copy()
+        image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
     text = PngInfo()
     text.add_text("Software", _MARK)
 

@@ -17,7 +17,7 @@ _POOREST_MASKS = 12  # shown, of all checkpoints together
 _MASK_PX = 240  # longer side of the image of a mask
 _MARGIN = 0.25  # around an object and its detection, as a share of their longer side
 _PICTURE_PX = 720  # longer side of the embedded picture
-_LEAST_SCORE = 0.05  # of detections that can be shown
+_LEAST_SCORE = 0.05  # of detections that can be shown, unless the threshold is lower
 _LETTERS = 1 / 26  # height of letters, as a share of the longer side
 _RIGHT = 0.7  # share of the width from which a label ends at its box
 
@@ -62,7 +62,9 @@ def _scene(report: Report, number: int) -> Scene:
     index = report.images[number]
     image = to_pil(report.dataset.image(index))
     width, height = image.size
-    painter = _Painter(index, width, height, report.dataset.class_names)
+    thresholds = [run["threshold"] for run in report.numbers["checkpoints"]]
+    least_score = min(_LEAST_SCORE, *thresholds)
+    painter = _Painter(index, width, height, report.dataset.class_names, least_score)
     image.thumbnail((_PICTURE_PX, _PICTURE_PX))
     return Scene(
         name=report.dataset.image_name(index),
@@ -157,6 +159,7 @@ class _Painter:
     width: int
     height: int
     class_names: tuple[str, ...]
+    least_score: float  # of detections that are drawn
 
     @property
     def font_size(self) -> float:
@@ -177,7 +180,7 @@ class _Painter:
             drawn.append(self._box(judged.objects, i, "missed", finder_score=finder_score))
         for i in reversed(self._rows(judged.detections)):
             score = float(judged.scores[i])
-            if score >= _LEAST_SCORE:
+            if score >= self.least_score:
                 kind = KINDS[judged.kinds[i]]
                 drawn.append(self._box(judged.detections, i, kind, score=score))
         return drawn
