@@ -114,6 +114,7 @@ def test_a_run_leaves_its_files(trained):
         "grad_norm",
         "lr",
     } <= training[0].keys()
+    assert "lr_backbone" not in training[0], "it is lr"
     evaluations = [line for line in lines_of(trained) if "AP" in line]
     assert [line["step"] for line in evaluations] == [3, 6]
     assert evaluations[0]["per_class"].keys() == {"cup", "plate", "spoon"}
