@@ -51,7 +51,8 @@ class ModelOptions:
     """Number of queries, the most objects that the model can detect in an image; default of the
     fast variants: twice the most in any training image."""
     model_options: tuple[str, ...] = ()
-    """Options of the model as name=value, such as num_queries=300."""
+    """Options of the model as name=value, such as num_queries=300. A command keeps those of the
+    recipe or run that have other names."""
     weights: str | None = None
     """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
     folder or hub name (fine-tuning), or a file of backbone weights."""

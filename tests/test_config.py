@@ -15,6 +15,8 @@ import redetr
 from redetr.bounds import BOUNDS
 from redetr.cli import main
 from redetr.commands import COMMANDS
+from redetr.commands import train as train_command
+from redetr.commands import verify as verify_command
 from redetr.commands.arguments import docstrings_of_fields
 from redetr.config import Settings, TrainConfig
 from redetr.data import Hints
@@ -285,6 +287,35 @@ def test_every_number_has_bounds():
     hints = get_type_hints(TrainConfig)
     numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
     assert BOUNDS.keys() == numbers - {"batch_size"}
+
+
+def asked(*arguments: object, command=train_command) -> TrainConfig:
+    """What a command line asks for, without its program and command."""
+    return command.parse([str(argument) for argument in arguments]).config
+
+
+@pytest.mark.parametrize("command", [train_command, verify_command])
+def test_model_options_of_the_command_line_keep_the_others_of_the_recipe(command):
+    config = asked("rtdetr_r18", "--model-options", "num_queries=500", command=command)
+    assert config.model_options == ("norm=sync_batch", "num_queries=500")
+    config = asked("detr_tiny", "--model-options", "dropout=0.1", "nheads=4", command=command)
+    tiny = get_recipe("detr_tiny")
+    assert config.model_options == (*tiny.model_options[:-1], "dropout=0.1", "nheads=4")
+    assert config.model_kwargs()["backbone"] == (32, 64, 128)
+    assert config.model_kwargs()["dropout"] == 0.1
+    assert asked("detr_tiny", command=command).model_options == tiny.model_options
+    assert asked("detr_tiny", "--model-options", command=command).model_options == ()
+
+
+def test_model_options_of_the_command_line_keep_the_others_of_the_run(tmp_path):
+    """Of a run whose options say something twice, as `earlier` writes them, a command that gives
+    none repeats every word: otherwise it could not be resumed."""
+    options = ("hidden_dim=32", "nheads=2", "nheads=4")
+    written = replace(resolved(100), model_options=options).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = asked(tmp_path, "--model-options", "hidden_dim=64")
+    assert config.model_options == ("hidden_dim=64", "nheads=4")
+    assert asked(tmp_path).model_options == options
 
 
 @pytest.mark.parametrize("command", ["train", "verify"])

@@ -52,12 +52,14 @@ class ConfigFlags:
             _group(RunOptions, config),
         )
 
-    def joined(self) -> TrainConfig:
-        """The groups as one `TrainConfig`."""
+    def joined(self, recipe: TrainConfig) -> TrainConfig:
+        """The groups, flags that were parsed with those of `recipe` as defaults, as one
+        `TrainConfig`."""
         groups = (self.model, self.data, self.optimizer, self.schedule, self.loader, self.run)
         values: dict[str, Any] = {}
         for group in groups:
             values |= vars(group)
+        values["model_options"] = _merged(recipe.model_options, self.model.model_options)
         return TrainConfig(**values)
 
 
@@ -65,6 +67,17 @@ def _group(kind: type[Group], config: TrainConfig) -> Group:
     """The fields of `config` that belong to one group."""
     values = {setting.name: getattr(config, setting.name) for setting in fields(kind)}  # type: ignore[arg-type]
     return kind(**values)
+
+
+def _merged(of_recipe: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The model options of a recipe, overridden by name with those of the command line."""
+    if given in ((), of_recipe):  # a flag without values asks for none
+        return given
+    by_name: dict[str, str] = {}
+    for option in (*of_recipe, *given):
+        name, _, _ = option.partition("=")
+        by_name[name] = option
+    return tuple(by_name.values())
 
 
 def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str], str]:

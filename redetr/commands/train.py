@@ -57,5 +57,5 @@ def parse(args: list[str]) -> Train:
         prog=program,
         description=about,
     )
-    config = parsed.joined()
+    config = parsed.joined(recipe)
     return Train(config, note_on_augmentation(args[0], config))
