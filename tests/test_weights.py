@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 import redetr
 from redetr.checkpoint import save_weights
+from redetr.commands.train import parse
 from redetr.config import TrainConfig
 from redetr.weights.reading import Origin, Weights, read_weights
 from redetr.weights.starting import start_from, starting_point
@@ -439,6 +441,26 @@ def test_queries_are_taken_as_far_as_they_go(config, tmp_path):
 def test_another_model_is_refused(there, here, message, tmp_path):
     with pytest.raises(redetr.InputError, match=re.escape(message)):
         start(write("last.pt", tmp_path, there), here)
+
+
+@pytest.mark.parametrize("options", [(), ("nheads=4", "hidden_dim=48"), ("dim_feedforward=64",)])
+def test_the_remedy_in_a_shell_makes_the_weights_fit(options, tmp_path):
+    """A list would otherwise be a pattern, and its spaces would divide it. The options that fit
+    already are not named, and kept."""
+    path = write("last.pt", tmp_path, FAST)
+    begun = ["redetr_n", "--num-queries", "5", "--weights", str(path)]
+    asked = parse([*begun, "--model-options", *options]).config
+    with pytest.raises(redetr.InputError) as error:
+        start(path, asked)
+    remedy = error.value.remedy
+    assert "'backbone=[16,32,64]' hidden_dim=32" in remedy
+    named = {option.partition("=")[0] for option in options}
+    assert ("dim_feedforward" in remedy) == ("dim_feedforward" not in named)
+    (tmp_path / "config.json").write_text(json.dumps(asked.to_dict()))
+    flags = shlex.split(remedy.removeprefix("use "))
+    fitting = parse([str(tmp_path), *flags]).config
+    model, _ = start(path, fitting)
+    assert same(model, fresh(FAST, seed=7))
 
 
 def test_dilation_and_dropout_may_differ():

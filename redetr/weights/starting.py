@@ -1,6 +1,7 @@
 """Initialises a training run from weights."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -276,7 +277,10 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 
 
 def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -> str:
-    """The flags that give the model of `config` the options `there`."""
+    """The flags that give the model of `config` the options `there`, as a shell takes them.
+
+    Those that the model has already are left out: a command keeps them.
+    """
     flags = []
     if origin.model != config.model:
         flags.append(f"--model {origin.model}")
@@ -284,7 +288,8 @@ def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -
     options = []
     for name, value in there.items():
         if name not in (*_FREE, "norm") and with_model.get(name) != value:
-            options.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            options.append(shlex.quote(f"{name}={text}"))
     if options:
         flags.append("--model-options " + " ".join(options))
     return "use " + " ".join(flags)
