@@ -558,4 +558,33 @@ def test_random_weights_under_frozen_norms_are_said_to_be_bad():
     assert starting_point(fresh(config), config, CLASSES) == []
     config = replace(RESNET, weights="none")
     (said,) = starting_point(fresh(config), config, CLASSES)
-    assert said.startswith("warning: BatchNorm is frozen, but the weights are random")
+    assert said.startswith("warning: BatchNorm is frozen, but the weights are random: ")
+
+
+SMALL_ENCODER = (
+    "enc_hidden_dim=32",
+    "enc_dim_feedforward=64",
+    "hidden_dim=32",
+    "nheads=4",
+    "dec_layers=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"), [("rtdetr_r18", "encoder and decoder"), ("dfine_n", "encoder")]
+)
+def test_weights_of_a_backbone_leave_the_frozen_norms_of_an_encoder_random(model, parts, tmp_path):
+    """Norms that are trained need no warning, as in the recipe of RT-DETR from a backbone."""
+    config = TrainConfig(model=model, model_options=SMALL_ENCODER, num_queries=5)
+    path = tmp_path / "backbone.pth"
+    torch.save(fresh(config, seed=7).backbone.state_dict(), path)
+    config = replace(config, weights=str(path))
+    said, warning = starting_point(fresh(config), config, CLASSES)
+    assert "tensors of the backbone" in said
+    assert warning == (
+        f"warning: BatchNorm is frozen, but the weights are random in {parts}: give --weights of a "
+        "whole detector, or --model-options norm=sync_batch on GPUs"
+    )
+    trained = replace(config, model_options=(*SMALL_ENCODER, "norm=sync_batch"))
+    (said,) = starting_point(fresh(trained), trained, CLASSES)
+    assert "tensors of the backbone" in said
