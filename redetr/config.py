@@ -357,7 +357,7 @@ class TrainConfig(
         choices = {
             "steps": steps,
             "epochs": 0.0,
-            "ema_decay": _suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
+            "ema_decay": suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
             "image_size": image_size or _suitable_size(model, hints.native_size),
             "augment": augment,
             "channels": self.channels or _RGB,
@@ -432,7 +432,7 @@ def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
     return max(1, math.ceil(images / batch_size))
 
 
-def _suitable_decay(steps: int) -> float:
+def suitable_decay(steps: int) -> float:
     """A moving average that reaches back an eighth of the run, but never less than 100 steps."""
     return min(0.9998, max(0.99, 1 - 8 / steps))
 

@@ -1089,9 +1089,12 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
     ]
     assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {
         "steps",
+        "eval_every",  # it follows from the steps, and the next one from it
+        "save_every",
         "output",
         "resume",
     }
+    assert (configs[1]["eval_every"], configs[1]["save_every"]) == (1, 1)
 
 
 @pytest.mark.parametrize(
