@@ -51,7 +51,8 @@ class ModelOptions:
     """Number of queries, the most objects that the model can detect in an image; default of the
     fast variants: twice the most in any training image."""
     model_options: tuple[str, ...] = ()
-    """Options of the model as name=value, such as num_queries=300."""
+    """Options of the model as name=value, such as num_queries=300. A command keeps those of the
+    recipe or run that have other names."""
     weights: str | None = None
     """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
     folder or hub name (fine-tuning), or a file of backbone weights."""
@@ -356,7 +357,7 @@ class TrainConfig(
         choices = {
             "steps": steps,
             "epochs": 0.0,
-            "ema_decay": _suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
+            "ema_decay": suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
             "image_size": image_size or _suitable_size(model, hints.native_size),
             "augment": augment,
             "channels": self.channels or _RGB,
@@ -431,7 +432,7 @@ def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
     return max(1, math.ceil(images / batch_size))
 
 
-def _suitable_decay(steps: int) -> float:
+def suitable_decay(steps: int) -> float:
     """A moving average that reaches back an eighth of the run, but never less than 100 steps."""
     return min(0.9998, max(0.99, 1 - 8 / steps))
 

@@ -207,8 +207,10 @@ class State:
         return was_due or self.evaluated == self.step
 
     def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
-        for name in sorted(asdict(self.config).keys() - _MAY_CHANGE):
-            saved, now = getattr(before, name), getattr(self.config, name)
+        # As they would be saved: Python may have given lists and paths, which are saved as others.
+        present = TrainConfig.from_dict(self.config.to_dict())
+        for name in sorted(asdict(present).keys() - _MAY_CHANGE):
+            saved, now = getattr(before, name), getattr(present, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
             if name == "custom_augment":

@@ -386,9 +386,22 @@ class _Run:
         if not self.step_log.steps:
             return
         line = self.step_log.flush(self.dist)
-        line["lr"] = self.state.optimizer.param_groups[0]["lr"]
+        line |= self._rates()
         line["time_s"] = round(self.state.train_time_s, 3)
         self.monitor.train_line(line)
+
+    def _rates(self) -> dict[str, float]:
+        """The learning rate of the last step, and that of the backbone if it has its own.
+
+        Not those of the optimizer's groups, whose order and number depend on the model and on what
+        is frozen.
+        """
+        config = self.state.config
+        factor = learning_rate_factor(config, self.state.step - 1)
+        rates = {"lr": config.lr * factor}
+        if config.lr_backbone != config.lr:
+            rates["lr_backbone"] = config.lr_backbone * factor
+        return rates
 
     def _save(self) -> None:
         self.lock.require_held()

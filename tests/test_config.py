@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import MISSING, fields, replace
 from importlib import import_module
+from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -15,6 +16,8 @@ import redetr
 from redetr.bounds import BOUNDS
 from redetr.cli import main
 from redetr.commands import COMMANDS
+from redetr.commands import train as train_command
+from redetr.commands import verify as verify_command
 from redetr.commands.arguments import docstrings_of_fields
 from redetr.config import Settings, TrainConfig
 from redetr.data import Hints
@@ -286,6 +289,97 @@ def test_every_number_has_bounds():
     hints = get_type_hints(TrainConfig)
     numbers = {name for name, hint in hints.items() if {int, float} & {hint, *get_args(hint)}}
     assert BOUNDS.keys() == numbers - {"batch_size"}
+
+
+def asked(*arguments: object, command=train_command) -> TrainConfig:
+    """What a command line asks for, without its program and command."""
+    return command.parse([str(argument) for argument in arguments]).config
+
+
+@pytest.mark.parametrize("command", [train_command, verify_command])
+def test_model_options_of_the_command_line_keep_the_others_of_the_recipe(command):
+    config = asked("rtdetr_r18", "--model-options", "num_queries=500", command=command)
+    assert config.model_options == ("norm=sync_batch", "num_queries=500")
+    config = asked("detr_tiny", "--model-options", "dropout=0.1", "nheads=4", command=command)
+    tiny = get_recipe("detr_tiny")
+    assert config.model_options == (*tiny.model_options[:-1], "dropout=0.1", "nheads=4")
+    assert config.model_kwargs()["backbone"] == (32, 64, 128)
+    assert config.model_kwargs()["dropout"] == 0.1
+    assert asked("detr_tiny", command=command).model_options == tiny.model_options
+    assert asked("detr_tiny", "--model-options", command=command).model_options == ()
+
+
+def test_model_options_of_the_command_line_keep_the_others_of_the_run(tmp_path):
+    """Of a run whose options say something twice, as `earlier` writes them, a command that gives
+    none repeats every word: otherwise it could not be resumed."""
+    options = ("hidden_dim=32", "nheads=2", "nheads=4")
+    written = replace(resolved(100), model_options=options).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(written))
+    config = asked(tmp_path, "--model-options", "hidden_dim=64")
+    assert config.model_options == ("hidden_dim=64", "nheads=4")
+    assert asked(tmp_path).model_options == options
+
+
+def written_run(folder: Path, **changes) -> Path:
+    """A run folder with only settings: 1,500 steps, with every choice left to the program."""
+    settings = replace(resolved(500, lr=4e-3), output=str(folder), **changes)
+    assert (settings.steps, settings.eval_every, settings.save_every) == (1500, 75, 75)
+    (folder / "config.json").write_text(json.dumps(settings.to_dict()))
+    return folder
+
+
+def again(folder: Path, *flags: object) -> Settings:
+    """The run that a command with a run folder and these flags does."""
+    return asked(folder, *flags).resolved(build("redetr_n", 1), Hints(), 500)
+
+
+@pytest.mark.parametrize("flags", [(), ("--seed", 0), ("--data", "digits"), ("--resume",)])
+def test_a_run_folder_repeats_its_run(flags, tmp_path):
+    folder = written_run(tmp_path)
+    expected = TrainConfig.read(folder / "config.json").to_dict()
+    assert again(folder, *flags).to_dict() | {"resume": False} == expected
+    assert train_command.parse([str(folder), *map(str, flags)]).notes == ()
+
+
+@pytest.mark.parametrize("flags", [("--steps", 200), ("--epochs=6.4",)])
+def test_what_follows_from_the_length_of_a_run_follows_from_the_new_one(flags, tmp_path):
+    """One evaluation per epoch, and an average over the last hundred steps."""
+    folder = written_run(tmp_path)
+    settings = again(folder, *flags)
+    assert (settings.steps, settings.eval_every, settings.save_every) == (200, 31, 31)
+    assert settings.ema_decay == 0.99
+    given = again(folder, *flags, "--eval_every", 50, "--ema-decay", 0.5)
+    assert (given.eval_every, given.save_every, given.ema_decay) == (50, 50, 0.5)
+    notes = train_command.parse([str(folder), *map(str, flags), "--save-every=10"]).notes
+    assert notes == ("note: chosen anew, as they follow from other flags: "
+                     "--ema-decay (was 0.994667), --eval-every (was 75)",)  # fmt: skip
+
+
+@pytest.mark.parametrize("ema_decay", [0.0, 0.9999])
+def test_what_a_run_was_given_does_not_follow_from_its_length(ema_decay, tmp_path):
+    """As far as it can be told from what would have followed."""
+    settings = replace(resolved(500), output=str(tmp_path), ema_decay=ema_decay, save_every=20)
+    (tmp_path / "config.json").write_text(json.dumps(settings.to_dict()))
+    shorter = again(tmp_path, "--steps", 200)
+    assert (shorter.eval_every, shorter.save_every, shorter.ema_decay) == (31, 20, ema_decay)
+
+
+def test_the_steps_between_checkpoints_follow_from_those_between_evaluations(tmp_path):
+    settings = again(written_run(tmp_path), "--eval-every", 30)
+    assert (settings.eval_every, settings.save_every) == (30, 30)
+    assert settings.ema_decay == pytest.approx(0.994667, abs=1e-6)
+
+
+def test_the_rate_of_the_backbone_of_a_run_follows_from_the_new_rate(tmp_path):
+    folder = written_run(tmp_path)
+    settings = again(folder, "--lr", 1e-3)
+    assert (settings.lr, settings.lr_backbone) == (1e-3, 1e-3)
+    (note,) = train_command.parse([str(folder), "--lr", "1e-3"]).notes
+    assert note.endswith(": --lr-backbone (was 0.004)")
+    settings = again(folder, "--lr=1e-3", "--lr-backbone", 1e-4)
+    assert settings.lr_backbone == 1e-4
+    settings = again(written_run(tmp_path, lr_backbone=1e-5), "--lr", 1e-3)
+    assert (settings.lr, settings.lr_backbone) == (1e-3, 1e-5)
 
 
 @pytest.mark.parametrize("command", ["train", "verify"])

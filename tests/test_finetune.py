@@ -87,6 +87,25 @@ def test_a_resumed_run_needs_them_no_more(before, tmp_path):
     )
 
 
+def test_lists_and_paths_from_python_are_no_other_settings(before, tmp_path):
+    """A checkpoint has them as tuples and texts."""
+    config = replace(
+        before,
+        steps=2,
+        eval_every=1,
+        output=str(tmp_path / "run"),
+        weights=Path(before.output),
+        freeze=["backbone"],
+        model_options=list(before.model_options),
+    )
+    run(config)
+    (tmp_path / "run/previous.pt").rename(tmp_path / "run/last.pt")  # as if killed after step 1
+    said = run(replace(config, resume=True))
+    assert "resumed from" in said and "ended at step 2 of 2" in said
+    with pytest.raises(redetr.InputError, match="saved with freeze="):
+        run(replace(config, resume=True, freeze=["backbone", "encoder"]))
+
+
 def test_weights_that_do_not_fit_leave_no_folder(before, tmp_path):
     with pytest.raises(redetr.InputError, match="hidden_dim is 32 there and 64 here"):
         run(replace(before, weights=before.output, model_options=(), output=str(tmp_path / "run")))

@@ -19,6 +19,7 @@ from redetr.monitor import Monitor
 SETTINGS = {
     "steps": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "precision": "fp32",
     "num_workers": 0, "log_every": 1, "eval_every": 2, "model_options": tuple(SMALL),
+    "lr": 1e-3, "lr_backbone": 1e-5, "warmup": 0.5,
 }  # fmt: skip
 
 
@@ -68,6 +69,17 @@ def test_the_callback_gets_each_line(logged):
     assert first == [(1, False), (2, False), (2, True)]
     assert resumed == [(2, True), (3, False), (4, False), (4, True)]
     assert {line["step"]: line["loss"] for line in lines if "AP" not in line} == losses(run)
+
+
+def test_the_learning_rate_is_that_of_the_model_and_not_of_its_backbone(logged):
+    """Two steps of warm-up, then half a cosine; resumed after the second step."""
+    _, lines = logged
+    of_training = [line for line in lines if "AP" not in line]
+    assert [line["step"] for line in of_training] == [1, 2, 3, 4]
+    rates = [line["lr"] for line in of_training]
+    assert rates == pytest.approx([0.5e-3, 1e-3, 1e-3, 0.5e-3])
+    of_backbone = [line["lr_backbone"] for line in of_training]
+    assert of_backbone == pytest.approx([0.5e-5, 1e-5, 1e-5, 0.5e-5])
 
 
 def test_mlflows_local_store_read_back(logged, monkeypatch):

@@ -16,7 +16,7 @@ from redetr.models.freezing import freeze
 from redetr.optim import param_groups
 from redetr.structures import DetectionModel
 from redetr.weights.reading import read_weights
-from redetr.weights.starting import start_from
+from redetr.weights.starting import start_from, starting_point
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64, "num_queries": 12}
 OPTIONS = {
@@ -159,6 +159,25 @@ def test_the_detector_can_be_frozen(name):
 def test_without_masks_a_frozen_detector_leaves_nothing():
     with pytest.raises(InputError, match="nothing is left to train"):
         freeze(small("redetr_n", masks=False), ["detector"])
+
+
+@pytest.mark.parametrize("weights", [None, "none", "imagenet", "backbone"])
+@pytest.mark.parametrize(("name", "freeze"), [
+    ("redetr_n", "detector"), ("rtdetr_r18", "detector"), ("dfine_n", "detector"),
+    ("detr_r50_panoptic", "detector"), ("detr_r50_panoptic", "detr"),
+])  # fmt: skip
+def test_a_detector_without_training_cannot_be_frozen(name, freeze, weights, tmp_path):
+    """A backbone is not a detector."""
+    if weights == "backbone":
+        weights = str(tmp_path / "backbone.pth")
+        torch.save({"conv1.weight": torch.zeros(1)}, weights)
+    config = redetr.TrainConfig(model=name, masks=True, freeze=(freeze,), weights=weights)
+    with torch.device("meta"):
+        model = redetr.build(name, len(CLASSES), **replace(config, weights=None).model_kwargs())
+    message = f"^{name} with a frozen detector needs .*; give --weights RUN, .* or leave --freeze "
+    with pytest.raises(InputError, match=message):
+        starting_point(model, config, CLASSES)
+    starting_point(model, replace(config, weights=None, freeze=("backbone",)), CLASSES)
 
 
 def saved(folder, masks: bool):

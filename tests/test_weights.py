@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch import nn
 
 import redetr
 from redetr.checkpoint import save_weights
+from redetr.commands.train import parse
 from redetr.config import TrainConfig
 from redetr.weights.reading import Origin, Weights, read_weights
 from redetr.weights.starting import start_from, starting_point
@@ -441,6 +443,26 @@ def test_another_model_is_refused(there, here, message, tmp_path):
         start(write("last.pt", tmp_path, there), here)
 
 
+@pytest.mark.parametrize("options", [(), ("nheads=4", "hidden_dim=48"), ("dim_feedforward=64",)])
+def test_the_remedy_in_a_shell_makes_the_weights_fit(options, tmp_path):
+    """A list would otherwise be a pattern, and its spaces would divide it. The options that fit
+    already are not named, and kept."""
+    path = write("last.pt", tmp_path, FAST)
+    begun = ["redetr_n", "--num-queries", "5", "--weights", str(path)]
+    asked = parse([*begun, "--model-options", *options]).config
+    with pytest.raises(redetr.InputError) as error:
+        start(path, asked)
+    remedy = error.value.remedy
+    assert "'backbone=[16,32,64]' hidden_dim=32" in remedy
+    named = {option.partition("=")[0] for option in options}
+    assert ("dim_feedforward" in remedy) == ("dim_feedforward" not in named)
+    (tmp_path / "config.json").write_text(json.dumps(asked.to_dict()))
+    flags = shlex.split(remedy.removeprefix("use "))
+    fitting = parse([str(tmp_path), *flags]).config
+    model, _ = start(path, fitting)
+    assert same(model, fresh(FAST, seed=7))
+
+
 def test_dilation_and_dropout_may_differ():
     """No tensor depends on them."""
     with torch.device("meta"):
@@ -536,4 +558,33 @@ def test_random_weights_under_frozen_norms_are_said_to_be_bad():
     assert starting_point(fresh(config), config, CLASSES) == []
     config = replace(RESNET, weights="none")
     (said,) = starting_point(fresh(config), config, CLASSES)
-    assert said.startswith("warning: BatchNorm is frozen, but the weights are random")
+    assert said.startswith("warning: BatchNorm is frozen, but the weights are random: ")
+
+
+SMALL_ENCODER = (
+    "enc_hidden_dim=32",
+    "enc_dim_feedforward=64",
+    "hidden_dim=32",
+    "nheads=4",
+    "dec_layers=1",
+)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"), [("rtdetr_r18", "encoder and decoder"), ("dfine_n", "encoder")]
+)
+def test_weights_of_a_backbone_leave_the_frozen_norms_of_an_encoder_random(model, parts, tmp_path):
+    """Norms that are trained need no warning, as in the recipe of RT-DETR from a backbone."""
+    config = TrainConfig(model=model, model_options=SMALL_ENCODER, num_queries=5)
+    path = tmp_path / "backbone.pth"
+    torch.save(fresh(config, seed=7).backbone.state_dict(), path)
+    config = replace(config, weights=str(path))
+    said, warning = starting_point(fresh(config), config, CLASSES)
+    assert "tensors of the backbone" in said
+    assert warning == (
+        f"warning: BatchNorm is frozen, but the weights are random in {parts}: give --weights of a "
+        "whole detector, or --model-options norm=sync_batch on GPUs"
+    )
+    trained = replace(config, model_options=(*SMALL_ENCODER, "norm=sync_batch"))
+    (said,) = starting_point(fresh(trained), trained, CLASSES)
+    assert "tensors of the backbone" in said

@@ -17,11 +17,14 @@ from redetr.config import (
     TrainConfig,
     augmentation_remedy,
     augmentation_text,
+    suitable_decay,
 )
 from redetr.errors import InputError
 from redetr.recipes import RECIPES, get_recipe
 
 HELP = ("-h", "--help")
+
+_LENGTH = {"--steps", "--epochs"}
 
 Group = TypeVar("Group")
 
@@ -52,12 +55,14 @@ class ConfigFlags:
             _group(RunOptions, config),
         )
 
-    def joined(self) -> TrainConfig:
-        """The groups as one `TrainConfig`."""
+    def joined(self, recipe: TrainConfig) -> TrainConfig:
+        """The groups, flags that were parsed with those of `recipe` as defaults, as one
+        `TrainConfig`."""
         groups = (self.model, self.data, self.optimizer, self.schedule, self.loader, self.run)
         values: dict[str, Any] = {}
         for group in groups:
             values |= vars(group)
+        values["model_options"] = _merged(recipe.model_options, self.model.model_options)
         return TrainConfig(**values)
 
 
@@ -65,6 +70,17 @@ def _group(kind: type[Group], config: TrainConfig) -> Group:
     """The fields of `config` that belong to one group."""
     values = {setting.name: getattr(config, setting.name) for setting in fields(kind)}  # type: ignore[arg-type]
     return kind(**values)
+
+
+def _merged(of_recipe: tuple[str, ...], given: tuple[str, ...]) -> tuple[str, ...]:
+    """The model options of a recipe, overridden by name with those of the command line."""
+    if given in ((), of_recipe):  # a flag without values asks for none
+        return given
+    by_name: dict[str, str] = {}
+    for option in (*of_recipe, *given):
+        name, _, _ = option.partition("=")
+        by_name[name] = option
+    return tuple(by_name.values())
 
 
 def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[str], str]:
@@ -86,8 +102,10 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
     path = Path(recipe_name)
     is_run = recipe_name not in RECIPES and path.exists()
     recipe = _settings_of(path) if is_run else get_recipe(recipe_name)
-    given = {flag.partition("=")[0] for flag in flags}
-    if given & {"--steps", "--epochs"}:  # either one replaces the recipe's length
+    given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
+    if is_run and "--resume" not in given:
+        recipe = replace(recipe, **_open_again(recipe, given))
+    if given & _LENGTH:  # either one replaces the recipe's length
         recipe = replace(recipe, steps=0, epochs=0.0)
     return recipe, flags, f"redetr {command} {recipe_name}"
 
@@ -132,17 +150,58 @@ def _settings_file(path: Path) -> Path:
     return path / "config.json" if path.is_dir() else path
 
 
-def note_on_augmentation(recipe_name: str, config: TrainConfig) -> str:
-    """What to tell a user who repeats a run as `config` says, but without the augmentation of their
-    own that it had; empty for all others.
+def _open_again(run: TrainConfig, given: set[str]) -> dict[str, Any]:
+    """The settings that a run may have derived from others, which flags now `given` replace: by
+    name, with the value by which `TrainConfig` leaves them open.
 
-    `recipe_name` is the first argument of the command. Raises InputError if the run is to be
-    resumed, because it would end with other weights.
+    What the user of the run chose is not told apart from what was derived, except where it differs
+    from what would have been. How often it evaluates depends on its data, too: it is always open.
     """
-    if recipe_name in RECIPES or config.custom_augment or not Path(recipe_name).exists():
+    values: dict[str, Any] = {}
+    if given & _LENGTH:
+        values["eval_every"] = 0
+        if run.steps and run.ema_decay == suitable_decay(run.steps):
+            values["ema_decay"] = None
+    if given & {*_LENGTH, "--eval-every"} and run.save_every == run.eval_every:
+        values["save_every"] = 0
+    if "--lr" in given and run.lr_backbone == run.lr:
+        values["lr_backbone"] = None
+    return values
+
+
+def notes_on_run(recipe_name: str, config: TrainConfig) -> list[str]:
+    """What to tell a user who starts or resumes a run as `config` says; nothing if it is that of a
+    recipe.
+
+    `recipe_name` is the first argument of the command. Raises InputError if a run is to be resumed
+    without an augmentation that it had.
+    """
+    path = Path(recipe_name)
+    if recipe_name in RECIPES or not path.exists():
+        return []
+    before = TrainConfig.read(_settings_file(path))
+    notes = [_note_on_augmentation(recipe_name, before, config), _note_on_choices(before, config)]
+    return [note for note in notes if note]
+
+
+def _note_on_choices(before: TrainConfig, config: TrainConfig) -> str:
+    """What is open in `config`, but was not in the run `before`; empty if nothing is."""
+    were = []
+    for name in ("lr_backbone", "ema_decay", "eval_every", "save_every"):
+        earlier = getattr(before, name)
+        is_open = getattr(config, name) == getattr(TrainConfig(), name)
+        if is_open and earlier != getattr(config, name):
+            were.append(f"--{name.replace('_', '-')} (was {earlier:g})")
+    if not were:
         return ""
-    before = TrainConfig.read(_settings_file(Path(recipe_name))).custom_augment
-    if before is None:
+    return f"note: chosen anew, as they follow from other flags: {', '.join(were)}"
+
+
+def _note_on_augmentation(recipe_name: str, run: TrainConfig, config: TrainConfig) -> str:
+    """A note if `config` leaves out the augmentation of its user's own that the run had; empty
+    otherwise. Raises InputError if the run is to be resumed: it would end with other weights."""
+    before = run.custom_augment
+    if before is None or config.custom_augment:
         return ""
     began = f"began with {augmentation_text(before)}"
     if config.resume:

@@ -7,7 +7,7 @@ import tyro
 
 from redetr.commands.arguments import parse_flags
 from redetr.commands.console import ERRORS, OUT, percent, print_results
-from redetr.commands.recipe import ConfigFlags, note_on_augmentation, split_recipe
+from redetr.commands.recipe import ConfigFlags, notes_on_run, split_recipe
 from redetr.config import TrainConfig
 from redetr.garbage import quick_imports
 
@@ -17,7 +17,7 @@ class Train:
     """Trains as a recipe says; flags override it."""
 
     config: TrainConfig
-    note: str = field(default="", metadata={"is_flag": False})  # said at the start
+    notes: tuple[str, ...] = field(default=(), metadata={"is_flag": False})  # said at the start
 
     def run(self) -> None:
         with quick_imports():
@@ -25,8 +25,8 @@ class Train:
             from redetr.distributed import main_process_only
             from redetr.training import train
 
-        if self.note:
-            main_process_only(ERRORS.print)(self.note)
+        for note in self.notes:
+            main_process_only(ERRORS.print)(note)
         draw = draw_run if self.config.pictures else None
         result = train(self.config, ERRORS, after_evaluation=draw)
         main_process_only(self._report)(result)
@@ -57,5 +57,5 @@ def parse(args: list[str]) -> Train:
         prog=program,
         description=about,
     )
-    config = parsed.joined()
-    return Train(config, note_on_augmentation(args[0], config))
+    config = parsed.joined(recipe)
+    return Train(config, tuple(notes_on_run(args[0], config)))

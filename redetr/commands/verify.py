@@ -81,4 +81,4 @@ def parse(args: list[str]) -> Verify:
         prog=program,
         description=about,
     )
-    return Verify(parsed.joined(), parsed.json)
+    return Verify(parsed.joined(recipe), parsed.json)

@@ -1,6 +1,7 @@
 """Initialises a training run from weights."""
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -54,29 +55,73 @@ def starting_point(
     model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
 ) -> list[str]:
     """Initialises `model`, which was just built for a new run, from `config.weights`; returns notes
-    for the user."""
+    for the user.
+
+    Raises InputError if the weights do not fit, or if they leave a detector random that the run is
+    to freeze.
+    """
+    if config.weights not in (None, "none", "imagenet"):
+        weights = read_weights(config.weights)
+        is_backbone = weights.origin is None
+        if is_backbone:
+            _require_detector_in_training(config)
+        model.weights_from = weights.weights_from
+        notes = [start_from(weights, model, config, class_names)]
+        if is_backbone:
+            notes += _random_norms_outside_backbone(model)
+        return notes
+    _require_detector_in_training(config)
     if config.weights == "imagenet":
         model.weights_from = _imagenet_origin(
             model, options_of(config.model) | config.model_kwargs()
         )
         return ["backbone: ImageNet weights"]  # `build` has loaded them
-    if config.weights not in (None, "none"):
-        weights = read_weights(config.weights)
-        model.weights_from = weights.weights_from
-        return [start_from(weights, model, config, class_names)]
-    if panoptic.PREFIX.rstrip(".") in config.freeze:
-        boxes = config.model.removesuffix("_panoptic")
-        raise InputError(
-            f"{config.model} with a frozen detector needs the weights of a trained detector",
-            remedy=f"give --weights RUN, a run of redetr train {boxes} on the same classes, or "
-            "leave --freeze out",
-        )
-    if any(type(module).__name__.startswith("FrozenBatchNorm") for module in model.modules()):
+    if _parts_with_frozen_norms(model):
         return [
             "warning: BatchNorm is frozen, but the weights are random: give --weights, or "
             "--model-options norm=group"
         ]
     return []
+
+
+def _require_detector_in_training(config: TrainConfig) -> None:
+    """Raises InputError if only the mask head is to be trained."""
+    remedy = "give --weights RUN, a run of "
+    if config.model.endswith("_panoptic"):
+        names = {"detector", panoptic.PREFIX.rstrip(".")}
+        remedy += f"redetr train {config.model.removesuffix('_panoptic')}"
+    elif config.masks:
+        names = {"detector"}
+        remedy += config.model
+    else:  # then `freeze` says that nothing is left to train
+        return
+    if not names.isdisjoint(config.freeze):
+        raise InputError(
+            f"{config.model} with a frozen detector needs the weights of a trained detector",
+            remedy=f"{remedy} on the same classes, or leave --freeze out",
+        )
+
+
+def _parts_with_frozen_norms(model: DetectionModel) -> list[str]:
+    """The parts of a model that have frozen BatchNorm, such as its backbone."""
+    parts = []
+    for name, module in model.named_modules():
+        part, _, _ = name.partition(".")
+        if type(module).__name__.startswith("FrozenBatchNorm") and part not in parts:
+            parts.append(part)
+    return parts
+
+
+def _random_norms_outside_backbone(model: DetectionModel) -> list[str]:
+    """A warning if frozen BatchNorm has random weights before it in a model whose backbone alone
+    has been trained, as in RT-DETR and D-FINE: it then normalizes nothing."""
+    others = [part for part in _parts_with_frozen_norms(model) if part != "backbone"]
+    if not others:
+        return []
+    return [
+        f"warning: BatchNorm is frozen, but the weights are random in {' and '.join(others)}: give "
+        "--weights of a whole detector, or --model-options norm=sync_batch on GPUs"
+    ]
 
 
 def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
@@ -276,7 +321,10 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
 
 
 def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -> str:
-    """The flags that give the model of `config` the options `there`."""
+    """The flags that give the model of `config` the options `there`, as a shell takes them.
+
+    Those that the model has already are left out: a command keeps them.
+    """
     flags = []
     if origin.model != config.model:
         flags.append(f"--model {origin.model}")
@@ -284,7 +332,8 @@ def _fitting_flags(origin: Origin, there: dict[str, Any], config: TrainConfig) -
     options = []
     for name, value in there.items():
         if name not in (*_FREE, "norm") and with_model.get(name) != value:
-            options.append(f"{name}={value if isinstance(value, str) else json.dumps(value)}")
+            text = value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
+            options.append(shlex.quote(f"{name}={text}"))
     if options:
         flags.append("--model-options " + " ".join(options))
     return "use " + " ".join(flags)

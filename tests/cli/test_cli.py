@@ -114,6 +114,7 @@ def test_a_run_leaves_its_files(trained):
         "grad_norm",
         "lr",
     } <= training[0].keys()
+    assert "lr_backbone" not in training[0], "it is lr"
     evaluations = [line for line in lines_of(trained) if "AP" in line]
     assert [line["step"] for line in evaluations] == [3, 6]
     assert evaluations[0]["per_class"].keys() == {"cup", "plate", "spoon"}
@@ -1088,9 +1089,12 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
     ]
     assert {name for name in configs[0] if configs[0][name] != configs[1][name]} == {
         "steps",
+        "eval_every",  # it follows from the steps, and the next one from it
+        "save_every",
         "output",
         "resume",
     }
+    assert (configs[1]["eval_every"], configs[1]["save_every"]) == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -81,7 +81,8 @@ def test_a_run_starts_from_a_file_of_timm(tmp_path: Path, wrapped):
     torch.save({"state_dict": state} if wrapped else state, path)
     config = TrainConfig(model="rtdetr_r18", weights=str(path), num_queries=10)
     model = redetr.build("rtdetr_r18", 3, num_queries=10)
-    (said,) = starting_point(model, config, ("a", "b", "c"))
+    said, warning = starting_point(model, config, ("a", "b", "c"))
+    assert "BatchNorm is frozen, but the weights are random in encoder and decoder" in warning
     assert "tensors of the backbone resnet18vd from" in said
     last = "layer4.1.conv2.weight"
     assert torch.equal(model.backbone.res_layers[3]["blocks"][1].branch2b.conv.weight, state[last])
