@@ -70,6 +70,24 @@ def test_the_callback_gets_each_line(logged):
     assert {line["step"]: line["loss"] for line in lines if "AP" not in line} == losses(run)
 
 
+def test_a_callback_may_change_its_line(tmp_path, shared_coco):
+    """The result and the best checkpoint come from the same numbers."""
+
+    def callback(line: dict) -> None:
+        for value in line.values():
+            if isinstance(value, dict):
+                value.clear()
+        line.clear()
+
+    config = redetr.TrainConfig(
+        **SETTINGS, data=str(shared_coco), output=str(tmp_path / "run"), log=()
+    )
+    result = redetr.train(config, callback=callback)
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert result["AP"] == last["AP"] and result["per_class"] == last["per_class"] != {}
+    assert result["best"]["step"] in (2, 4)
+
+
 def test_mlflows_local_store_read_back(logged, monkeypatch):
     run, _ = logged
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

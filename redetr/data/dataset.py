@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Self
 
 import numpy as np
@@ -93,6 +94,11 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
         Raises InputError if its file cannot be decoded.
         """
+
+    def file_to_decode(self, index: int) -> Path | None:
+        """The file whose pixels are those of `image(index)`, as stored. Training may decode it at a
+        smaller size instead of calling `image`, which is faster. None: `image` is always called."""
+        return None
 
     def with_channels(self, channels: int) -> Self:
         """The same data set, whose images are read with `channels` bands.
