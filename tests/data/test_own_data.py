@@ -105,9 +105,8 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_data_that_cannot_be_meant_is_refused(name, tmp_path):
     data, said = FAULTS[name]
-    config = replace(redetr.TrainConfig(), output=str(tmp_path / "run"), device="cpu")
     with pytest.raises(redetr.InputError, match=said):
-        redetr.train(config, datasets=(data, Squares()))
+        redetr.train(config_of(tmp_path / "run"), datasets=(data, Squares()))
     assert not (tmp_path / "run").exists()
 
 
