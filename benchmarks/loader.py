@@ -77,7 +77,7 @@ class Photographs(DetectionDataset):
     def __len__(self) -> int:
         return len(self.files)
 
-    def path(self, index: int) -> Path:
+    def file_to_decode(self, index: int) -> Path:
         return self.files[index]
 
     def image(self, index: int) -> Tensor:
@@ -143,7 +143,7 @@ class OriginalWay(Dataset[Tensor]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> Tensor:
-        return original_way(self.data.path(index), self.draw)
+        return original_way(self.data.files[index], self.draw)
 
 
 def measure(sides: dict[str, Side]) -> dict[str, list[float]]:
@@ -172,13 +172,13 @@ def in_this_process(data: Photographs) -> dict[str, list[float]]:
         {
             "redetr": lambda i: ours[0, i],
             "redetr, decoded images kept": lambda i: kept[0, i],
-            "original": lambda i: original_way(data.path(i), draw),
+            "original": lambda i: original_way(data.files[i], draw),
             "redetr, whole": lambda i: ours_whole[0, i],
             "transformers (torchvision), whole": lambda i: fast(
-                read_image(data.path(i)), return_tensors="pt"
+                read_image(data.files[i]), return_tensors="pt"
             ),
             "transformers (PIL), whole": lambda i: slow(
-                Image.open(data.path(i)), return_tensors="pt"
+                Image.open(data.files[i]), return_tensors="pt"
             ),
         }
     )

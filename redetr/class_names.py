@@ -2,7 +2,9 @@
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+
+from redetr.errors import InputError
 
 # COCO's names for those that Pascal VOC, or a folder on the Hugging Face hub, has instead.
 _COCO_NAMES = {
@@ -55,3 +57,14 @@ def other_spellings(names: Sequence[str], known: Sequence[str]) -> str:
     if len(pairs) > _MOST_LISTED:
         pairs[_MOST_LISTED:] = [f"and {len(pairs) - _MOST_LISTED} more"]
     return ", ".join(pairs)
+
+
+def chosen_classes(names: str | Collection[str], known: Sequence[str]) -> set[str]:
+    """The classes that a user names; a text is one name. Raises InputError for a name that is not
+    among the `known` ones."""
+    chosen = {names} if isinstance(names, str) else set(names)
+    unknown = chosen - set(known)
+    if unknown:
+        text = f"no class is called {min(unknown)!r}"
+        raise InputError(f"{text}: the model knows {', '.join(known)}")
+    return chosen

@@ -222,6 +222,16 @@ class TrainConfig(
     Where a default depends on the data, the model or the machine, None or 0 leaves the choice open.
     """
 
+    def __post_init__(self) -> None:
+        """Replaces numbers of NumPy and PyTorch by Python's, and lists by tuples. Raises
+        InputError, naming the setting, for a value of another type."""
+        for name, kind in get_type_hints(type(self)).items():
+            value = _plain(getattr(self, name))
+            object.__setattr__(self, name, value)  # of a frozen dataclass
+            text_or_value = os.fspath(value) if isinstance(value, os.PathLike) else value
+            if not _is_a(text_or_value, kind):
+                raise InputError(f"setting {name!r} cannot be {value!r}")
+
     @property
     def is_faithful(self) -> bool:
         """Whether the model is a faithful variant, DETR as published."""
@@ -268,20 +278,14 @@ class TrainConfig(
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
-        kinds = get_type_hints(cls)
         values = as_of_today({**values})
-        for name in ("model_options", "freeze", "log"):
-            values[name] = tuple(values.get(name, ()))
-        if isinstance(values.get("image_size"), list):  # JSON has no tuples
-            values["image_size"] = tuple(values["image_size"])
-        for name, value in values.items():
+        kinds = get_type_hints(cls)
+        for name in values:
             if name not in kinds:
                 raise InputError(
                     f"setting {name!r} is not known to this version of redetr: a newer version "
                     "wrote it"
                 )
-            if not _is_a(value, kinds[name]):
-                raise InputError(f"setting {name!r} cannot be {value!r}")
         return cls(**values)
 
     @classmethod
@@ -452,6 +456,15 @@ def _option_value(text: str) -> Any:
     except json.JSONDecodeError:
         return text
     return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    """A value without types that JSON lacks: a number of NumPy or PyTorch as one of Python, a list
+    as a tuple."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_plain, value))
+    is_number_of_array = hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    return value.item() if is_number_of_array else value
 
 
 def _is_a(value: Any, kind: Any) -> bool:

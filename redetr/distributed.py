@@ -274,10 +274,15 @@ def process_group(
     """The process group for the time of a run: torchrun's if it started this process, else a world
     of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a missing device,
-    LostRankError if another rank dies or does not answer within `timeout_s`, or in `Dist.meet`
-    within `setup_timeout_s`, LostError if another rank ended by itself: with its reason.
+    `device` is "auto", "cpu" or "cuda". Raises InputError for a missing device, or if the program
+    has a process group of its own, which is left as it is; LostRankError if another rank dies or
+    does not answer within `timeout_s`, or in `Dist.meet` within `setup_timeout_s`; LostError if
+    another rank ended by itself: with its reason.
     """
+    if torch_dist.is_initialized():
+        text = "this process already has a process group, and redetr makes its own"
+        remedy = "call torch.distributed.destroy_process_group() before, or do not initialise one"
+        raise InputError(text, remedy=remedy)
     launch = read_launch()
     rank_device = pick_device(device)
     backend = "cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo"

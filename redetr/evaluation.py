@@ -40,11 +40,15 @@ def evaluate(
     """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
 
     Where a panoptic model meets panoptic data, also the panoptic quality. Options and errors are
-    those of `detect_classes`. Communicates.
+    those of `detect_classes`. A model in training mode is in it again afterwards. Communicates.
     """
     dist = dist or _alone(model)
     segments: list[DatasetDetections] = []
-    share, losses = detect_classes(model, dataset, dist, segments=segments, **options)
+    was_training = model.training
+    try:
+        share, losses = detect_classes(model, dataset, dist, segments=segments, **options)
+    finally:
+        model.train(was_training)
     result = with_quality(model, dataset, share, segments, dist)
     return replace(result, losses=losses)
 

@@ -1,6 +1,7 @@
 """The reports of a run in progress: losses read together, a progress bar or lines, metrics.jsonl,
 TensorBoard events."""
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -150,7 +151,7 @@ class Monitor:
         for name in list(self._loggers):
             self._with_logger(name, lambda logger: logger.log(numbers, line["step"]))
         if self._callback:
-            self._callback(line)
+            self._callback(copy.deepcopy(line))  # the run goes on with these numbers
 
     def _with_logger(self, name: str, work: Callable[[Logger], None]) -> None:
         """Does `work` with a logger. If it fails, for example because a server is gone, it is

@@ -22,7 +22,7 @@ from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import require_alike, require_valid
-from redetr.data.formats.folder import AnnotatedDataset, unreadable_of
+from redetr.data.formats.folder import AnnotatedDataset, require_masks, unreadable_of
 from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
@@ -171,21 +171,34 @@ def _open(
             config.masks,
             images_to_leave_out(config),
         )
-    elif config.skip_unreadable:
-        raise InputError(
-            "skip_unreadable applies to image files, which a data set of your own does not have"
-        )
     else:
+        _require_used(config, datasets)
         data, val = datasets
         for dataset in datasets:
-            if not isinstance(dataset, AnnotatedDataset):  # whose readers have checked everything
-                require_valid(dataset)
+            if not isinstance(dataset, AnnotatedDataset):
+                require_valid(dataset, config.masks)
+            elif config.masks:  # its readers have checked everything else
+                require_masks(dataset.annotations)
         if not len(data):
             raise InputError("the training data holds no images", where=data.name)
         require_alike(data, val)
         faults = essential_faults(data, val)
     channels = config.channels or data.channels
     return data.with_channels(channels), _in_channels(val, channels), faults
+
+
+def _require_used(config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset]) -> None:
+    """Raises InputError for settings that have no effect on data sets given in Python."""
+    if config.skip_unreadable:
+        raise InputError(
+            "skip_unreadable applies to image files, which a data set of your own does not have"
+        )
+    if config.val_fraction:
+        remedy = "give val_fraction to redetr.data.open_dataset, or divide your own data"
+        raise InputError("val_fraction has no effect on datasets", remedy=remedy)
+    if config.cache_dir and not isinstance(datasets[0], AnnotatedDataset):
+        text = "cache_dir has no effect on a data set of your own, whose images are not cached"
+        raise InputError(text, remedy="leave it out, or cache them in image()")
 
 
 def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:

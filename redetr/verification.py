@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redetr.bounds import require_all_in_bounds
+from redetr.choices import Compression
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
@@ -134,7 +135,13 @@ def verify(config: TrainConfig) -> Verification:
         samples = first_batch(data, state)
         settings = state.config
         return compare(
-            state.model, criterion, samples, dist, settings.accumulate, settings.precision
+            state.model,
+            criterion,
+            samples,
+            dist,
+            settings.accumulate,
+            settings.precision,
+            settings.gradient_compression,
         )
 
 
@@ -172,10 +179,13 @@ def compare(
     dist: Dist,
     accumulate: int,
     precision: str,
+    compression: Compression = "none",
 ) -> Verification:
     """The gradients of one optimizer step on the global batch `samples`, in fp64 and in `precision`
-    ("fp32" or "bf16"), split and whole. Communicates. `model` stays as it is: a copy of it is put
-    in general position, without dropout, whose masks differ between ranks by nature.
+    ("fp32" or "bf16"): split, with this `compression`, and whole, without. Communicates.
+
+    `model` stays as it is: a copy of it is put in general position, without dropout, whose masks
+    differ between ranks by nature.
     """
     model = copy.deepcopy(model)
     _without_dropout(model)
@@ -185,7 +195,7 @@ def compare(
     for name in dict.fromkeys(("fp64", precision)):
         dtype = PRECISIONS[name]
         with _exact_products():
-            split = split_gradient(model, criterion, samples, dist, accumulate, dtype)
+            split = split_gradient(model, criterion, samples, dist, accumulate, dtype, compression)
             # If rounding matters, with the same parts, because kernels depend on the size of a
             # batch.
             num_parts = 1 if dtype == torch.float64 else accumulate * dist.world_size
@@ -207,6 +217,7 @@ def split_gradient(
     dist: Dist,
     accumulate: int,
     dtype: torch.dtype,
+    compression: Compression = "none",
 ) -> dict[str, Tensor]:
     """The gradient by parameter, computed as in training, where every rank has slices of the batch.
     Communicates."""
@@ -218,7 +229,7 @@ def split_gradient(
     window = announce(micro_batches, criterion, dist)
     batches, denominators, _ = receive(window, criterion, dist, weights_dtype(dtype))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    replica = replicate(model, dist, accumulate)
+    replica = replicate(model, dist, accumulate, compression)
     train_step(replica, criterion, batches, denominators, optimizer, dtype, clip_norm=0.0)
     return _gradients(model)
 

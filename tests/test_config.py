@@ -9,6 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import numpy as np
 import pytest
 import torch
 
@@ -211,6 +212,51 @@ def test_the_settings_of_earlier_runs_are_read():
     for name, value in (("lr", True), ("resume", 1), ("augment", "much"), ("model_options", [3])):
         with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be"):
             TrainConfig.from_dict(WRITTEN | {name: value})
+
+
+def test_numbers_of_numpy_and_pytorch_become_those_of_python():
+    """Otherwise, they could not be written to config.json."""
+    config = TrainConfig(
+        steps=np.int64(7),
+        lr=np.float32(0.5),
+        image_size=np.int64(64),
+        seed=torch.tensor(3),
+        compile=np.bool_(True),
+        drop_at=np.array(0.25),
+        freeze=[np.str_("backbone")],
+    )
+    values = [config.steps, config.lr, config.image_size, config.seed, config.compile]
+    assert values == [7, 0.5, 64, 3, True]
+    assert [type(value) for value in values] == [int, float, int, int, bool]
+    assert (config.drop_at, config.freeze) == (0.25, ("backbone",))
+    assert TrainConfig(image_size=[np.int64(64), 96]).image_size == (64, 96)
+    assert replace(config, image_size=[64, 96]).image_size == (64, 96)
+    assert TrainConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", "10"),
+        ("steps", np.float64(10.5)),
+        ("image_size", "64x96"),
+        ("image_size", (64, 96, 3)),
+        ("lr", [1e-3]),
+        ("batch_size", None),
+        ("freeze", "backbone"),
+        ("augment", "much"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(name, value):
+    with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be "):
+        TrainConfig(**{name: value})
+    with pytest.raises(redetr.InputError, match=f"setting '{name}' cannot be "):
+        replace(resolved(100), **{name: value})
+
+
+def test_paths_may_be_given_as_such(tmp_path):
+    config = TrainConfig(data=tmp_path, output=tmp_path / "run")
+    assert config.to_dict()["output"] == str(tmp_path / "run")
 
 
 def test_a_whole_number_of_python_stays_a_share():

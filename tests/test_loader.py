@@ -15,7 +15,7 @@ from command_line import lines_of
 from forked import in_fork
 
 from redetr.config import TrainConfig
-from redetr.data import loader, open_dataset
+from redetr.data import DetectionDataset, loader, open_dataset
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.cgroups import group_memory
 from redetr.data.images import decode, read_image
@@ -32,7 +32,7 @@ from redetr.data.transforms import augmentation, draws_of, normalize
 from redetr.data.views import Fit
 from redetr.errors import InputError, LostError
 from redetr.models.detr import DETR
-from redetr.structures import Batch, collate
+from redetr.structures import Batch, StoredTarget, collate
 from redetr.training import train
 
 MEGABYTE = 2**20
@@ -369,6 +369,9 @@ def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
 def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
     """Killed for real, with what else it may do at that moment, in
     tests/distributed/test_loader_failures.py."""
+    worker = multiprocessing.get_context("fork").Process(target=os._exit, args=(9,))
+    worker.start()
+    loader._WORKERS.add(worker)
     with (
         pytest.raises(
             LostError, match=r"^a loader process died.*lower --num-workers \(\[Errno 104\]"
@@ -378,6 +381,49 @@ def test_a_loader_process_that_dies_while_it_gives_a_sample_is_told():
         raise ConnectionResetError(104, "Connection reset by peer")
     with pytest.raises(RuntimeError, match="of another kind"), watching_workers():
         raise RuntimeError("of another kind")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "by a server"), EOFError("no more")])
+def test_an_error_of_a_broken_connection_is_not_always_that_of_a_loader_process(error):
+    """A callback may report to a server, and own data may come from one."""
+    with pytest.raises(type(error), match=str(error.args[-1])), watching_workers():
+        raise error
+
+
+class Remote(DetectionDataset):
+    """Images that cannot be fetched."""
+
+    name, class_names, category_ids = "remote", ("thing",), (1,)
+
+    def __init__(self, error: Exception):
+        self.error = error
+
+    def __len__(self):
+        return 2
+
+    def target(self, index):
+        return StoredTarget(
+            boxes=torch.zeros(0, 4),
+            labels=torch.zeros(0, dtype=torch.int64),
+            iscrowd=torch.zeros(0, dtype=torch.bool),
+            area=torch.zeros(0),
+            image_id=index,
+            orig_size=(32, 32),
+            size=(32, 32),
+        )
+
+    def image(self, index):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    "error", [ConnectionError("no route to host"), RuntimeError("no route to")]
+)
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_an_error_of_own_data_is_raised_as_it_is(error, num_workers):
+    samples = Samples(Remote(error), augmentation("plain", Fit(32, 64)), seed=0)
+    with pytest.raises(type(error), match="no route to"), watching_workers():
+        list(load_batches(samples, [[(0, 0), (0, 1)]], num_workers, pin_memory=False))
 
 
 def test_a_second_error_does_not_hide_that_a_process_was_silent():

@@ -82,6 +82,24 @@ def test_the_learning_rate_is_that_of_the_model_and_not_of_its_backbone(logged):
     assert of_backbone == pytest.approx([0.5e-5, 1e-5, 1e-5, 0.5e-5])
 
 
+def test_a_callback_may_change_its_line(tmp_path, shared_coco):
+    """The result and the best checkpoint come from the same numbers."""
+
+    def callback(line: dict) -> None:
+        for value in line.values():
+            if isinstance(value, dict):
+                value.clear()
+        line.clear()
+
+    config = redetr.TrainConfig(
+        **SETTINGS, data=str(shared_coco), output=str(tmp_path / "run"), log=()
+    )
+    result = redetr.train(config, callback=callback)
+    last = json.loads((tmp_path / "run/metrics.jsonl").read_text().splitlines()[-1])
+    assert result["AP"] == last["AP"] and result["per_class"] == last["per_class"] != {}
+    assert result["best"]["step"] in (2, 4)
+
+
 def test_mlflows_local_store_read_back(logged, monkeypatch):
     run, _ = logged
     monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")

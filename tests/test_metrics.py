@@ -11,7 +11,7 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from redetr.data import open_dataset
-from redetr.errors import DivergedError
+from redetr.errors import DivergedError, InputError
 from redetr.evaluation import evaluate
 from redetr.metrics import (
     METRIC_NAMES,
@@ -20,6 +20,7 @@ from redetr.metrics import (
     coco_metrics,
     tables_without_objects,
 )
+from redetr.models import build
 from redetr.structures import DatasetDetections, DetectionModel, LossConfig
 
 NAMES = ("cat", "dog", "bird", "fish", "never seen")
@@ -348,6 +349,20 @@ def test_more_objects_than_100_are_measured(tmp_path):
             }
 
     assert evaluate(Knowing(), dataset, image_size=size).ap == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_an_evaluation_leaves_the_model_in_its_mode(mode, tiny_coco):
+    """It stayed in evaluation mode, in which the next steps of a user's loop were taken."""
+    dataset = open_dataset(tiny_coco, "val")
+    model = build("redetr_n", len(dataset.class_names), hidden_dim=32, backbone=[8, 16, 16])
+    evaluate(model.train(mode), dataset, image_size=64)
+    assert model.training == model.backbone.training == mode
+    broken = model.train(mode)
+    broken.num_classes += 1
+    with pytest.raises(InputError, match="the model knows"):
+        evaluate(broken, dataset, image_size=64)
+    assert model.training == mode
 
 
 def test_the_threshold_by_hand():

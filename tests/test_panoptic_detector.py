@@ -126,3 +126,25 @@ def test_other_models_have_no_segments(images):
     detector = redetr.Detector(model, ("cup",), (1,), image_size=64, device="cpu")
     with pytest.raises(redetr.InputError, match=r"no panoptic segmentation.*detr_r50_panoptic"):
         detector.predict_panoptic(images)
+
+
+def test_segments_of_images_with_five_bands():
+    model = redetr.build("detr_r50_panoptic", 3, **OPTIONS, max_size=128, channels=5)
+    detector = redetr.Detector(model, ("cup", "fork", "sky"), (1, 7, 92), 64, device="cpu")
+    bands = torch.randint(0, 256, (5, 64, 50), dtype=torch.uint8)
+    single = detector.predict_panoptic(bands)
+    (of_list,) = detector.predict_panoptic([bands.permute(1, 2, 0).numpy()])
+    assert torch.equal(single.ids, of_list.ids)
+    assert torch.equal(single.detections.image, bands)
+    with pytest.raises(redetr.InputError, match="this model takes uint8 images of 5 channels"):
+        detector.predict_panoptic(bands[:3])
+
+
+def test_segments_of_a_class_by_its_name(detector, images):
+    segments = detector.predict_panoptic(images[0], 0.0)
+    assert set(segments.of_classes("cup").detections.names) <= {"cup"}
+    assert len(segments.of_classes("cup")) == segments.detections.names.count("cup")
+    with pytest.raises(
+        redetr.InputError, match="no class is called 'cu': the model knows cup, for"
+    ):
+        segments.of_classes("cu")

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from redetr.detector.detections import Detection, Detections, detections_of
+from redetr.detector.images import as_image
 from redetr.errors import InputError
 from redetr.pages.drawing import class_color, score_color
 from redetr.postprocess import decode
@@ -311,9 +312,64 @@ def test_colors_tell_classes_or_of_a_single_class_the_scores():
 
 def test_only_some_classes():
     found = two_detections()
-    assert found.of_classes(["cat", "cow"]).names == ["cat"]
+    assert found.of_classes(["cat"]).names == ["cat"]
     assert found.of_classes(["cat"]).scores.tolist() == [0.25]
     assert len(found.of_classes([])) == len(no_detections().of_classes(["cat"])) == 0
+
+
+def test_a_text_is_the_name_of_one_class():
+    """Its letters were names: "10" gave digits 1 and 0."""
+    found = replace(two_detections(), class_names=("1", "10"))
+    assert found.of_classes("10").names == ["10"]
+    assert found.of_classes("1").names == ["1"]
+
+
+@pytest.mark.parametrize("names", ["cow", ["cat", "cow"], ("cow",)])
+def test_a_class_that_the_model_does_not_know_is_told(names):
+    with pytest.raises(InputError, match="no class is called 'cow': the model knows cat, dog"):
+        two_detections().of_classes(names)
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_photograph_is_drawn_on_as_it_was_seen(orientation):
+    """PIL's image is turned as for `predict`; boxes were at the wrong place, or it was refused."""
+    pixels = np.zeros((40, 80, 3), np.uint8)
+    pixels[:, :20] = 255
+    photograph = Image.fromarray(pixels)
+    photograph.getexif()[0x0112] = orientation
+    seen = as_image(photograph)
+    found = two_detections(tuple(seen.shape[1:]))[[]]
+    drawn = found.draw(photograph, scale=1)
+    assert (np.asarray(drawn) == seen.permute(1, 2, 0).numpy()).all()
+
+
+@pytest.mark.parametrize("bands", [None, 2, 3, 5])
+def test_arrays_and_tensors_are_drawn_on_as_they_were_given(bands):
+    shape = (100, 200) if bands is None else (100, 200, bands)
+    array = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    tensor = torch.from_numpy(array.reshape(100, 200, -1)).permute(2, 0, 1)
+    of_array = two_detections().draw(array, scale=1)
+    of_tensor = two_detections().draw(tensor, scale=1)
+    assert of_array.size == (200, 100)
+    assert of_array.tobytes() == of_tensor.tobytes()
+
+
+NO_PICTURES = {
+    "float tensor": (
+        torch.zeros(3, 100, 200),
+        r"must be uint8 \[3, H, W\], this one is torch.float",
+    ),
+    "float array": (np.zeros((100, 200, 3)), r"must be uint8 \[H, W, 3\].*this one is float64"),
+    "list": ([1, 2], "an image cannot be of type list"),
+    "other size": (np.zeros((3, 100, 200), np.uint8), "cannot be drawn on one of 100x3 px"),
+}
+
+
+@pytest.mark.parametrize("name", NO_PICTURES)
+def test_what_is_no_picture_is_told(name):
+    image, said = NO_PICTURES[name]
+    with pytest.raises(InputError, match=said):
+        two_detections().draw(image)
 
 
 def test_a_notebook_shows_the_picture_if_the_image_is_known():

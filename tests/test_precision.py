@@ -1,5 +1,6 @@
 """What a run or a detector computes in when nobody says."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -80,6 +81,23 @@ def test_a_detector_is_optimized_to_what_is_faster(model, bf16_gain):
     assert detector.optimize(precision="fp32").dtype == torch.float32
     assert detector.optimize().dtype == torch.bfloat16
     assert redetr.Detector(model, ["a"], [1], 64, "cpu", "auto").dtype == torch.bfloat16
+
+
+def test_a_detector_switches_to_fp64_and_back(model, bf16_gain):
+    """Weights and images had different types: a crash in PyTorch."""
+    bf16_gain(0.5)
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (3, 64, 64), dtype=torch.uint8)
+    detector = redetr.Detector(copy.deepcopy(model), ["a", "b"], [1, 2], 64, device="cpu")
+    in_fp32 = detector.predict(image, threshold=0.0).scores
+    for name in ("fp64", "fp32", "fp64", "auto", "fp64", "bf16"):
+        scores = detector.compute_in(name).predict(image, threshold=0.0).scores
+        assert (scores - in_fp32).abs().max() < (0.05 if name == "bf16" else 1e-5)
+    detector.compute_in("fp64")
+    for name, dtype in (("auto", "float64"), ("fp32", "float32"), ("fp64", "float64")):
+        assert detector.optimize(precision=name).dtype == getattr(torch, dtype)
+        scores = detector.predict(image, threshold=0.0).scores
+        assert (scores - in_fp32).abs().max() < 1e-5
 
 
 @pytest.mark.parametrize("of_run", ["fp32", "bf16"])

@@ -377,7 +377,7 @@ class Photographs(DetectionDataset):
     def __len__(self):
         return 1
 
-    def path(self, index):
+    def file_to_decode(self, index):
         return self._file
 
     def target(self, index):
@@ -409,6 +409,15 @@ def test_how_small_depends_on_the_closest_look(tmp_path, transform, expected):
     dataset = Photographs(tmp_path)
     dataset.sample = lambda index: (torch.zeros(3, 300, 400, dtype=torch.uint8), dataset.target(0))
     assert Samples(dataset, transform, 0)._stored(0)[0].shape[1:] == expected
+
+
+@pytest.mark.parametrize("path", ["a.jpg", lambda index: f"{index}.jpg"])
+def test_a_path_of_own_data_has_no_meaning(path):
+    """Many data sets have one: it was called, or replaced `image`."""
+    dataset = OneImage(7)
+    dataset.path = path
+    image, _ = Samples(dataset, augmentation("photo", Stretch(64)), 0)[0, 0]
+    assert image.shape == (3, 64, 64)
 
 
 def test_evaluation_decodes_whole_images():

@@ -187,6 +187,16 @@ def look_like_corners(numbers: np.ndarray, sizes: np.ndarray) -> bool:
     return True
 
 
+def are_fractions(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """Which boxes look like fractions of the image given as pixels, bool `[A]`; all False unless
+    nearly all do. `boxes` are `[A, 4]`, `sizes` are width and height of their images, `[A, 2]`."""
+    in_first_pixel = boxes.max(1) <= 1.5
+    fractions = in_first_pixel & (sizes.min(1) > 15)
+    if not len(boxes) or fractions.mean() <= 0.9:
+        return np.zeros(len(boxes), bool)
+    return fractions
+
+
 def cross_themselves(points: np.ndarray) -> np.ndarray:
     """Which polygons `[S, P, 2]` have sides that cross, bool `[S]`. Outlines that are drawn around
     an object have none."""

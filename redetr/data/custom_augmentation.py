@@ -9,7 +9,9 @@ that it does not return are removed.
 import copy
 import importlib.util
 import os
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,7 +76,8 @@ class CustomAugmentation:
         # A copy, because a function may work in place, and a data set may keep its images.
         shown = _Shown(image.clone(), boxes, torch.arange(len(boxes)), target.get("masks"))
         try:
-            result = self._apply(self._function, seed, shown)
+            with _seeded(seed, self._function):
+                result = self._apply(self._function, shown)
         except Exception as error:  # user code may raise anything
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             text = f"fails on image {target['image_id']} ({type(error).__name__}: {reason})"
@@ -143,8 +146,7 @@ def _moves_pixels(transform: Any) -> bool:
     return isinstance(transform, DualTransform) or any(map(_moves_pixels, inner))
 
 
-def _albumentations(compose: Any, seed: int, shown: _Shown) -> _Shown:
-    compose.set_random_seed(seed % _SEEDS)
+def _albumentations(compose: Any, shown: _Shown) -> _Shown:
     pixels = np.ascontiguousarray(shown.image.permute(1, 2, 0).numpy())
     processor = _box_processor(compose)
     if processor is None:
@@ -177,7 +179,26 @@ def _channels_first(image: Any) -> Any:
     return torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)
 
 
-def _torchvision(function: Callable[..., Any], seed: int, shown: _Shown) -> _Shown:
+@contextmanager
+def _seeded(seed: int, function: Callable[..., Any]) -> Iterator[None]:
+    """A context in which the random numbers of `function` begin at `seed`: its own, if it has some,
+    and the global ones of PyTorch, NumPy and Python, which go on afterwards where they were."""
+    if hasattr(function, "set_random_seed"):  # that of Albumentations
+        function.set_random_seed(seed % _SEEDS)
+    of_numpy = np.random.get_state()  # noqa: NPY002 - functions of users draw from it
+    of_python = random.getstate()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            np.random.seed(seed % _SEEDS)  # noqa: NPY002
+            random.seed(seed)
+            yield
+    finally:
+        np.random.set_state(of_numpy)  # noqa: NPY002
+        random.setstate(of_python)
+
+
+def _torchvision(function: Callable[..., Any], shown: _Shown) -> _Shown:
     height, width = shown.image.shape[-2:]
     objects: dict[str, Any] = {
         "boxes": tv_tensors.BoundingBoxes(
@@ -189,9 +210,7 @@ def _torchvision(function: Callable[..., Any], seed: int, shown: _Shown) -> _Sho
     }
     if shown.masks is not None:
         objects["masks"] = tv_tensors.Mask(shown.masks)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        image, objects = function(tv_tensors.Image(shown.image), objects)
+    image, objects = function(tv_tensors.Image(shown.image), objects)
     boxes = F.convert_bounding_box_format(
         objects["boxes"], new_format=tv_tensors.BoundingBoxFormat.XYXY
     )

@@ -4,19 +4,29 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from itertools import zip_longest
+from pathlib import Path
 from typing import Self
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from redetr.choices import Augment
-from redetr.errors import InputError
+from redetr.data.contradictions import are_fractions
+from redetr.errors import InputError, NoMasksError
 from redetr.masks import encode
 from redetr.structures import Size, StoredTarget
 from redetr.wording import counted
 
 _CHECKED = 1000  # targets of a data set of a user's own
+_DTYPES = {  # of the columns of a `StoredTarget`
+    "boxes": torch.float32,
+    "labels": torch.int64,
+    "iscrowd": torch.bool,
+    "area": torch.float32,
+    "masks": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,11 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         Raises InputError if its file cannot be decoded.
         """
 
+    def file_to_decode(self, index: int) -> Path | None:
+        """The file whose pixels are those of `image(index)`, as stored. Training may decode it at a
+        smaller size instead of calling `image`, which is faster. None: `image` is always called."""
+        return None
+
     def with_channels(self, channels: int) -> Self:
         """The same data set, whose images are read with `channels` bands.
 
@@ -132,20 +147,44 @@ def _compact(target: StoredTarget) -> StoredTarget:
     return compact
 
 
-def require_valid(dataset: DetectionDataset) -> None:
-    """Raises InputError unless a data set of a user's own is as the interface says. Looks at the
-    first image and at up to 1,000 targets."""
+def require_valid(dataset: DetectionDataset, masks: bool = False) -> None:
+    """Raises InputError unless a data set of a user's own is as the interface says; with `masks`,
+    NoMasksError if there are objects, but no target has masks. Looks at the first image and at up
+    to 1,000 targets."""
     if not isinstance(dataset, DetectionDataset):
         remedy = "derive it from redetr.data.DetectionDataset"
         raise InputError(f"a {type(dataset).__name__} is not a data set", remedy=remedy)
     _require_valid_classes(dataset)
     stride = math.ceil(len(dataset) / _CHECKED)
+    boxes = []
+    sizes = []
+    has_objects = has_masks = False
     for index in range(0, len(dataset), max(1, stride)):
-        fault = _fault_of(dataset.objects(index), len(dataset.class_names))
-        if fault:
-            raise InputError(fault, where=dataset.name, item=f"target({index})")
+        target = dataset.target(index)
+        _require_valid_target(dataset, target, f"target({index})")
+        height, width = target["orig_size"]
+        boxes.append(target["boxes"].numpy())
+        sizes += [(width, height)] * len(target["boxes"])
+        has_objects |= bool((~target["iscrowd"]).any())
+        has_masks |= "masks" in target
+    if masks and has_objects and not has_masks:
+        remedy = "give its targets masks, or train without masks"
+        raise NoMasksError("has only boxes, no masks", where=dataset.name, remedy=remedy)
     if len(dataset):
+        _require_pixels(dataset, np.concatenate(boxes), np.array(sizes).reshape(-1, 2))
+        _require_valid_target(dataset, dataset.objects(0), "objects(0)")
         _require_valid_image(dataset)
+
+
+def _require_pixels(dataset: DetectionDataset, boxes: np.ndarray, sizes: np.ndarray) -> None:
+    """Raises InputError if boxes `[A, 4]` are fractions of images of these `sizes` `[A, 2]`."""
+    fractions = are_fractions(boxes, sizes)
+    if not fractions.any():
+        return
+    of_boxes = counted(len(boxes), "box", "boxes")
+    text = f"fractions given as pixels: {fractions.sum():,} of {of_boxes} in the first pixel"
+    remedy = "multiply x by the width of the image, y by its height"
+    raise InputError(text, where=dataset.name, remedy=remedy)
 
 
 def _require_valid_classes(dataset: DetectionDataset) -> None:
@@ -199,24 +238,67 @@ def _require_valid_image(dataset: DetectionDataset) -> None:
     raise InputError(text, where=dataset.name, item="image(0)")
 
 
-def _fault_of(target: StoredTarget, num_classes: int) -> str:
-    """What is wrong with a target; empty if nothing is."""
+def _require_valid_target(dataset: DetectionDataset, target: StoredTarget, item: str) -> None:
+    text, remedy = _fault_of(target, len(dataset.class_names))
+    if text:
+        raise InputError(text, where=dataset.name, item=item, remedy=remedy)
+
+
+def _fault_of(target: StoredTarget, num_classes: int) -> tuple[str, str]:
+    """What is wrong with a target, and what to do; two empty texts if nothing is."""
     missing = StoredTarget.__required_keys__ - target.keys()
     if missing:
-        return f"has no {min(missing)!r}"
+        return f"has no {min(missing)!r}", ""
+    fault = _fault_of_image(target) or _fault_of_columns(target)
     labels, boxes = target["labels"], target["boxes"]
-    count = len(labels)
+    if any(fault) or not len(labels):
+        return fault
+    if labels.min() < 0 or labels.max() >= num_classes:
+        classes = counted(num_classes, "class", "classes")
+        text = f"labels from {int(labels.min())} to {int(labels.max())}, but {classes} from 0"
+        return text, ""
+    if not boxes.isfinite().all() or (boxes[:, 2:] < boxes[:, :2]).any():
+        return "a box is not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, in pixels", ""
+    return "", ""
+
+
+def _fault_of_image(target: StoredTarget) -> tuple[str, str] | None:
+    """What is wrong with what a target says of its image."""
+    if not _is_integer(target["image_id"]):
+        remedy = "give a number of each image, such as its index"
+        return f"image_id is {target['image_id']!r}, not an integer", remedy
+    for size in (target["orig_size"], target["size"]):
+        is_pair = isinstance(size, tuple | list) and len(size) == 2
+        if not is_pair or not all(map(_is_integer, size)):
+            remedy = "give orig_size and size as (height, width) of the stored image, integers"
+            return f"a size is {size!r}", remedy
+    if tuple(target["size"]) != tuple(target["orig_size"]):
+        remedy = "give the size of the stored image twice: training resizes it"
+        return f"size {target['size']} is not orig_size {target['orig_size']}", remedy
+    return None
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _fault_of_columns(target: StoredTarget) -> tuple[str, str]:
+    """What is wrong with the shapes and types of the columns of a target.
+
+    The types matter: `~iscrowd` of integers are indices, not a mask.
+    """
+    count = len(target["labels"])
     columns = {"boxes": (count, 4), "labels": (count,), "iscrowd": (count,), "area": (count,)}
+    if "masks" in target:
+        columns["masks"] = (count, *target["orig_size"])
     for name, shape in columns.items():
         column = target[name]  # type: ignore[literal-required]
         is_tensor = isinstance(column, Tensor)
         if not is_tensor or column.shape != shape:
-            return f"{name!r} is not a tensor {list(shape)}, for {counted(count, 'label')}"
-    if not count:
-        return ""
-    if labels.min() < 0 or labels.max() >= num_classes:
-        classes = counted(num_classes, "class", "classes")
-        return f"labels from {int(labels.min())} to {int(labels.max())}, but {classes} from 0"
-    if not boxes.isfinite().all() or (boxes[:, 2:] < boxes[:, :2]).any():
-        return "a box is not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, in pixels"
-    return ""
+            return f"{name!r} is not a tensor {list(shape)}, for {counted(count, 'label')}", ""
+        expected = _DTYPES[name]
+        if expected == torch.float32 and column.is_floating_point():  # others are as good
+            continue
+        if column.dtype != expected:
+            return f"{name!r} is {column.dtype}", f"give {expected}: {name}.to({expected})"
+    return "", ""

@@ -137,13 +137,13 @@ class Samples(Dataset[Sample]):
         return image, target
 
     def _decoded(self, index: int) -> StoredSample:
-        path = getattr(self.dataset, "path", None)
         closest = self.transform.closest
-        if path and closest:
+        file = self.dataset.file_to_decode(index) if closest else None
+        if file and closest:
             target = self.dataset.compact_target(index)
             smallest = closest(*target["orig_size"])
             channels = self.dataset.channels
-            image, stored_size = decode(path(index), smallest, channels=channels)
+            image, stored_size = decode(file, smallest, channels=channels)
             if stored_size == target["orig_size"]:
                 return image, target
         return self.dataset.compact_sample(index)  # raises the error of its file, if any
@@ -377,6 +377,7 @@ def watching_workers() -> Iterator[None]:
         raise LostError(reason) from error
     finally:
         _end_workers()
+        _WORKERS.clear()  # errors after this are not theirs
         _SILENT.clear()
 
 
@@ -387,12 +388,14 @@ def _loss(error: Exception) -> str:
         return _silence(_SILENT[0])
     cause: BaseException | None = error
     while cause is not None and not isinstance(error, LostError):
-        if isinstance(cause, RuntimeError) and "DataLoader worker" in str(cause):
+        # Not "in DataLoader worker process 0", where an error of a data set came from.
+        if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
             return _death(cause)
         cause = cause.__cause__
     if isinstance(error, RedetrError):
         return ""
-    if isinstance(error, ConnectionError | EOFError) or _one_has_died():
+    # Whatever the error is: a callback or a data set of the user's own may raise any.
+    if _one_has_died():
         return _death(error)
     return ""
 

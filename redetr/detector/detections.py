@@ -11,6 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.choices import LabelChoice, MaskChoice
+from redetr.class_names import chosen_classes
+from redetr.detector.images import ImageLike, as_picture
 from redetr.errors import InputError
 from redetr.masks import CroppedMasks, crops_of, encode
 from redetr.outlines import polygons_without_holes
@@ -118,9 +120,11 @@ class Detections:
         """Only the detections whose score is `threshold` or more."""
         return self[self.scores >= threshold]
 
-    def of_classes(self, names: Collection[str]) -> "Detections":
-        """Only the detections of these classes."""
-        return self[[name in names for name in self.names]]
+    def of_classes(self, names: str | Collection[str]) -> "Detections":
+        """Only the detections of these classes, or of the class with this name. Raises InputError
+        for a name that the model does not have."""
+        kept = chosen_classes(names, self.class_names)
+        return self[[name in kept for name in self.names]]
 
     def to_dict(self, masks: MaskChoice = "rle") -> dict[str, Any]:
         """A dict for JSON, with `image_size` (height, width) and `detections`.
@@ -225,7 +229,7 @@ class Detections:
 
     def draw(
         self,
-        image: Image.Image | Tensor | None = None,
+        image: ImageLike | None = None,
         scale: int | None = None,
         *,
         labels: LabelChoice = "auto",
@@ -234,23 +238,24 @@ class Detections:
     ) -> Image.Image:
         """The image with its boxes and masks; small images are enlarged.
 
-        `image` is the original image (PIL, or uint8 `[3, H, W]`); by default, the one kept in
-        `image`. `labels` ("auto": where there is room), `line_width` (px), `within_px` and `scale`
-        are described in `draw_boxes`. With masks, each object has its own color. If the model has a
-        single class, labels are scores, and colors show them, from dark blue for 0 to yellow for 1.
-        Objects that are tracked in a video have their number in the label and keep their color;
-        those without a number are grey.
+        `image` is the original image, as `predict` takes it, and rotated as there; by default, the
+        one kept in `image`. `labels` ("auto": where there is room), `line_width` (px), `within_px`
+        and `scale` are described in `draw_boxes`. With masks, each object has its own color. If the
+        model has a single class, labels are scores, and colors show them, from dark blue for 0 to
+        yellow for 1. Objects that are tracked in a video have their number in the label and keep
+        their color; those without a number are grey.
 
-        Raises InputError if there is no image, or if it has another size.
+        Raises InputError if there is no image, if what is given is none, or if it has another size.
         """
         image = self.image if image is None else image
         if image is None:
             raise InputError(
                 "the detections of a list of images do not keep them: give draw the image"
             )
-        self._require_size(image)
+        picture = as_picture(image)
+        self._require_size(picture)
         return draw_boxes(
-            image,
+            picture,
             self.boxes,
             self._tags(),
             self.scores.tolist(),
@@ -286,12 +291,9 @@ class Detections:
             return [score_color(score) for score in self.scores.tolist()]
         return [class_color(label) for label in self.labels.tolist()]
 
-    def _require_size(self, image: Image.Image | Tensor) -> None:
-        """Raises InputError if the image does not have the size `image_size`."""
-        if isinstance(image, Image.Image):
-            width, height = image.size
-        else:
-            height, width = image.shape[-2:]
+    def _require_size(self, image: Tensor) -> None:
+        """Raises InputError if the image `[C, H, W]` does not have the size `image_size`."""
+        _, height, width = image.shape
         if (height, width) == self.image_size:
             return
         known_height, known_width = self.image_size

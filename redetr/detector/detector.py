@@ -3,43 +3,37 @@
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, overload
+from typing import overload
 
-import numpy as np
 import torch
-from PIL import Image, ImageOps
 from torch import Tensor
 
 from redetr import panoptic
 from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
-from redetr.data.images import upright
 from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
 from redetr.data.unreadable import LeaveOut
 from redetr.data.windows import tile_windows
 from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
+from redetr.detector.images import ImageLike, ImageList, as_image
 from redetr.detector.inference import for_inference
 from redetr.detector.segments import PanopticDetections, segments_of
-from redetr.detector.sources import read_source
 from redetr.detector.tiles import merge_tiles
 from redetr.distributed import Dist, pick_device
 from redetr.errors import InputError, NoMasksError
 from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
-from redetr.models.channels import RGB
 from redetr.models.panoptic import PanopticDETR
-from redetr.precision import PRECISIONS, autocast, pick_precision, weights_dtype
+from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.dfine import lacking_activation
 from redetr.weights.filling import load_strictly, require_fitting
 from redetr.weights.reading import Origin, Weights, read_weights
 
-ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
-ImageList = list[Any] | tuple[Any, ...]  # of `ImageLike`
 _TILES_AT_ONCE = 8
 
 
@@ -66,8 +60,7 @@ class Detector:
         run_precision: Precision | None = None,
     ):
         self.device = pick_device(device)
-        dtype = weights_dtype(PRECISIONS.get(precision, torch.float32))
-        self.model = model.to(self.device, dtype).to(memory_format=torch.channels_last).eval()
+        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.run_precision = run_precision
         self.image_size = image_size
         self.compute_in(precision)
@@ -115,9 +108,11 @@ class Detector:
     def compute_in(self, precision: Precision, dist: Dist | None = None) -> "Detector":
         """Switches to `precision` (see `pick_precision`), and returns the detector.
 
-        The weights stay in fp32. With `dist`, all ranks adopt the choice of rank 0, because their
-        trials may differ; this communicates.
+        The weights are converted to fp64 for fp64, and to fp32 otherwise. With `dist`, all ranks
+        adopt the choice of rank 0, because their trials may differ; this communicates.
         """
+        if precision == "auto":  # never fp64, and the trial needs weights in fp32
+            self.model.to(torch.float32)
         choice = pick_precision(
             precision, self.device, self.model, self.image_size, of_run=self.run_precision
         )
@@ -125,6 +120,7 @@ class Detector:
             choice = dist.gather([choice])[0]
         self.precision = choice
         self.dtype = choice.dtype
+        self.model.to(weights_dtype(self.dtype))
         return self
 
     def optimize(
@@ -132,16 +128,14 @@ class Detector:
     ) -> "Detector":
         """Speeds up this detector's model (see `for_inference`) and returns the detector.
 
-        It computes in `precision` from now on, unless its weights are in fp64. "auto" keeps bf16,
-        and replaces fp32 by bf16 where that is faster, unless the training run computed in fp32
-        (see `pick_precision`). With `compile`, the model is compiled, which takes a minute at the
-        first image. Scores and boxes change by rounding: by less than 1e-4 in fp32, by more in
-        bf16. The model no longer returns `aux_outputs`. With `dist`, all ranks adopt the choice of
-        rank 0; this communicates.
+        It computes in `precision` from now on. "auto" keeps bf16 and fp64, and replaces fp32 by
+        bf16 where that is faster, unless the training run computed in fp32 (see `pick_precision`).
+        With `compile`, the model is compiled, which takes a minute at the first image. Scores and
+        boxes change by rounding: by less than 1e-4 in fp32, by more in bf16. The model no longer
+        returns `aux_outputs`. With `dist`, all ranks adopt the choice of rank 0; this communicates.
         """
         self.model = for_inference(self.model)
-        keeps = self.dtype == torch.float64
-        keeps |= self.dtype == torch.bfloat16 and precision == "auto"
+        keeps = precision == "auto" and self.dtype in (torch.bfloat16, torch.float64)
         if not keeps:
             self.compute_in(precision, dist)
         if compile:
@@ -305,10 +299,11 @@ class Detector:
         if not 0 <= threshold <= 1:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
-            image = as_image(images)
+            image = as_image(images, self.model.channels)
             (single,) = self._segments([image], threshold)
             return replace(single, detections=replace(single.detections, image=image))
-        return self._segments([as_image(image) for image in images], threshold)
+        tensors = [as_image(image, self.model.channels) for image in images]
+        return self._segments(tensors, threshold)
 
     def _segments(self, images: list[Tensor], threshold: float) -> list[PanopticDetections]:
         if not images:
@@ -331,61 +326,6 @@ def _opened(
         return open_dataset(source, split, val_fraction, masks=masks, leave_out=leave_out)
     except NoMasksError:  # it is measured by its boxes
         return open_dataset(source, split, val_fraction, leave_out=leave_out)
-
-
-def as_image(image: ImageLike, channels: int = 3) -> Tensor:
-    """An image of any kind as uint8 `[channels, H, W]`. Raises InputError."""
-    if isinstance(image, (str, os.PathLike)):
-        return read_source(os.fspath(image), channels)
-    if channels == 1 and isinstance(image, Image.Image):
-        return upright(image, channels)
-    if channels != RGB:
-        return _of_bands(image, channels)
-    if isinstance(image, Image.Image):
-        return upright(image)
-    if isinstance(image, np.ndarray):
-        channels_of_array = image.shape[2:]
-        if (
-            image.dtype != np.uint8
-            or not image.size
-            or image.ndim < 2
-            or channels_of_array not in ((), (3,), (4,))
-        ):
-            raise InputError(
-                "an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
-                f"this one is {image.dtype} {list(image.shape)}"
-            )
-        return upright(Image.fromarray(image))
-    if not isinstance(image, Tensor):
-        raise InputError(
-            f"an image cannot be of type {type(image).__name__}: give a path, PIL image, array or "
-            "tensor, or a list of these"
-        )
-    if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
-        raise InputError(
-            f"an image tensor must be uint8 [3, H, W], this one is {image.dtype} "
-            f"{list(image.shape)}"
-        )
-    return image.cpu()
-
-
-def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor:
-    """An image for a model that does not take RGB, as uint8 `[channels, H, W]`. Raises InputError
-    if it has another number of channels."""
-    if isinstance(image, Tensor):
-        pixels = image.cpu()
-    else:
-        if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
-        array = np.array(image)
-        bands_last = array.reshape(*array.shape[:2], -1)  # [H, W, channels]
-        pixels = torch.from_numpy(bands_last).permute(2, 0, 1)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
-        raise InputError(
-            f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "
-            f"tensors [{channels}, H, W]), this one is {pixels.dtype} {list(pixels.shape)}"
-        )
-    return pixels
 
 
 def load(

@@ -9,7 +9,9 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.choices import MaskChoice
+from redetr.class_names import chosen_classes
 from redetr.detector.detections import Detections
+from redetr.detector.images import ImageLike
 from redetr.masks import boxes_of_masks
 from redetr.panoptic import Panoptic
 
@@ -58,10 +60,12 @@ class PanopticDetections:
             row["isthing"] = int(segment.is_thing)
         return content
 
-    def of_classes(self, names: Collection[str]) -> "PanopticDetections":
-        """Only the segments of these classes, renumbered from 1; pixels of other segments get id
-        0."""
-        kept = [row for row, name in enumerate(self.detections.names) if name in names]
+    def of_classes(self, names: str | Collection[str]) -> "PanopticDetections":
+        """Only the segments of these classes, or of the class with this name, renumbered from 1;
+        pixels of other segments get id 0. Raises InputError for a name that the model does not
+        have."""
+        chosen = chosen_classes(names, self.detections.class_names)
+        kept = [row for row, name in enumerate(self.detections.names) if name in chosen]
         new_ids = torch.zeros(len(self) + 1, dtype=self.ids.dtype)
         segments = []
         for new_id, row in enumerate(kept, start=1):
@@ -75,7 +79,7 @@ class PanopticDetections:
         return self.detections.mask_image()
 
     def draw(
-        self, image: Image.Image | Tensor | None = None, scale: int | None = None, **options: Any
+        self, image: ImageLike | None = None, scale: int | None = None, **options: Any
     ) -> Image.Image:
         """The image with its segments drawn. Arguments and errors are those of
         `Detections.draw`."""

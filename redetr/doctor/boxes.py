@@ -6,7 +6,7 @@ import numpy as np
 
 from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Fault, Severity, Split
-from redetr.data.contradictions import from_corners, look_like_corners
+from redetr.data.contradictions import are_fractions, from_corners, look_like_corners
 from redetr.data.formats.coco_places import ROBOFLOW_FILE
 from redetr.doctor.images import faults_of, image_reference
 from redetr.doctor.plan import Plan, sides_of
@@ -137,9 +137,8 @@ def _upper_left(a: Annotations, sizes: np.ndarray) -> list[Fault]:
 
 def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     """Boxes given as fractions of the image."""
-    in_first_pixel = a.boxes.max(1) <= 1.5
-    fractions = in_first_pixel & (sizes.min(1) > 15)
-    if fractions.mean() <= 0.9:
+    fractions = are_fractions(a.boxes, sizes)
+    if not fractions.any():
         return []
     where = _object_reference(a, int(fractions.argmax()))
     boxes = counted(len(fractions), "box", "boxes")

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import random
 import re
 import shlex
 import shutil
@@ -114,13 +115,28 @@ def test_an_image_without_objects(compose, masks):
         assert shown["masks"].shape == (0, 40, 80)
 
 
+def with_python(image, objects):
+    return image + random.randrange(256), objects
+
+
+def with_numpy(image, objects):
+    return image + np.random.randint(256), objects  # noqa: NPY002
+
+
+def with_numpy_in_albumentations(pixels, **_):
+    return with_numpy(pixels, None)[0].astype(np.uint8)
+
+
 @pytest.mark.parametrize(
     "compose",
     [
         albumentations(A.HorizontalFlip(p=0.5), A.GaussNoise(p=1)),
+        albumentations(A.Lambda(image=with_numpy_in_albumentations, p=1)),
         v2.Compose([v2.RandomHorizontalFlip(0.5), v2.ColorJitter(0.9)]),
+        with_python,
+        with_numpy,
     ],
-    ids=["albumentations", "v2"],
+    ids=["albumentations", "lambda", "v2", "python", "numpy"],
 )
 def test_draws_are_a_function_of_seed_epoch_and_image(compose):
     def shown(seed: int, order: list[int], epoch: int = 0) -> dict[int, bytes]:
@@ -130,11 +146,14 @@ def test_draws_are_a_function_of_seed_epoch_and_image(compose):
         return {index: samples[(epoch, index)][0].numpy().tobytes() for index in order}
 
     state = torch.get_rng_state()
+    of_python, of_numpy = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
     first = shown(0, [0, 1, 2, 3])
     assert first == shown(0, [3, 1, 0, 2])
     assert first != shown(1, [0, 1, 2, 3])
     assert first != shown(0, [0, 1, 2, 3], epoch=1)
     assert torch.equal(torch.get_rng_state(), state)
+    assert random.getstate() == of_python
+    assert np.random.get_state()[1].tolist() == of_numpy  # noqa: NPY002
 
 
 def test_sizes_are_known_beforehand():

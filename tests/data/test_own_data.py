@@ -11,8 +11,9 @@ from command_line import SMALL
 from torch import Tensor
 
 import redetr
-from redetr.data import DetectionDataset
+from redetr.data import DetectionDataset, open_dataset
 from redetr.data.dataset import require_valid
+from redetr.errors import NoMasksError
 
 
 class Squares(DetectionDataset):
@@ -61,6 +62,35 @@ FAULTS = {
         r"'boxes' is not a tensor \[2, 4\], for 2 lab",
     ),
     "list": (Squares(area=[256.0]), r"'area' is not a tensor \[1\], for 1 label"),
+    "crowd": (
+        Squares(iscrowd=torch.tensor([0])),
+        r"squares: target\(2\): 'iscrowd' is torch.int64; give torch.bool: iscrowd.to\(torch.bool",
+    ),
+    "int32": (
+        Squares(labels=torch.tensor([1], dtype=torch.int32)),
+        r"'labels' is torch.int32; give torch.int64",
+    ),
+    "whole boxes": (Squares(boxes=torch.tensor([[4, 4, 20, 20]])), "'boxes' is torch.int64; give"),
+    "whole area": (Squares(area=torch.tensor([256])), "'area' is torch.int64; give torch.float32"),
+    "masks": (
+        Squares(masks=torch.zeros(1, 32, 48, dtype=torch.uint8)),
+        "'masks' is torch.uint8; give torch.bool",
+    ),
+    "size of masks": (
+        Squares(masks=torch.zeros(1, 20, 48, dtype=torch.bool)),
+        r"'masks' is not a tensor \[1, 32, 48\]",
+    ),
+    "name as id": (Squares(image_id="a.jpg"), "image_id is 'a.jpg', not an integer; give a number"),
+    "tensor as id": (
+        Squares(image_id=torch.tensor([2])),
+        r"image_id is tensor\(\[2\]\), not an integer",
+    ),
+    "tensor as size": (Squares(orig_size=torch.tensor([32, 48])), r"a size is tensor\(\[32, 48\]"),
+    "two sizes": (Squares(size=(64, 96)), r"size \(64, 96\) is not orig_size \(32, 48\)"),
+    "fractions": (
+        Squares(1, boxes=torch.tensor([[0.1, 0.1, 0.4, 0.6]])),
+        "squares: fractions given as pixels: 1 of 1 box in the first pixel; multiply x by the wid",
+    ),
     "HWC": (Squares(pixels=torch.zeros(32, 48, 3, dtype=torch.uint8)), EXPECTED),
     "float": (Squares(pixels=torch.zeros(3, 32, 48)), "is torch.float32 .*" + EXPECTED),
     "array": (Squares(pixels=torch.zeros(3, 32, 48).numpy()), "is a ndarray, " + EXPECTED),
@@ -75,9 +105,8 @@ FAULTS = {
 @pytest.mark.parametrize("name", FAULTS)
 def test_data_that_cannot_be_meant_is_refused(name, tmp_path):
     data, said = FAULTS[name]
-    config = replace(redetr.TrainConfig(), output=str(tmp_path / "run"), device="cpu")
     with pytest.raises(redetr.InputError, match=said):
-        redetr.train(config, datasets=(data, Squares()))
+        redetr.train(config_of(tmp_path / "run"), datasets=(data, Squares()))
     assert not (tmp_path / "run").exists()
 
 
@@ -110,6 +139,48 @@ def config_of(folder: Path, **changes: Any) -> redetr.TrainConfig:
         output=str(folder),
     )
     return replace(config, **changes)
+
+
+def masked(count: int = 3) -> Squares:
+    """A data set with masks."""
+    data = Squares(count)
+    for target in data.targets:
+        target["masks"] = torch.zeros(1, 32, 48, dtype=torch.bool)
+        target["masks"][:, 4:20, 4:20] = True
+    return data
+
+
+def test_own_data_with_masks_is_learned(tmp_path):
+    result = redetr.train(config_of(tmp_path / "run", masks=True), datasets=(masked(), masked()))
+    assert "masks" in result
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_own_data_without_masks_is_refused_for_them(split, tmp_path):
+    """As that of `--data` is: otherwise, a mask head learns from nothing."""
+    datasets = (Squares(), masked()) if split == "train" else (masked(), Squares())
+    with pytest.raises(NoMasksError, match="squares: has only boxes, no masks; give its targets"):
+        redetr.train(config_of(tmp_path / "run", masks=True), datasets=datasets)
+    boxes_only = open_dataset("crowns", "train"), open_dataset("crowns", "val")
+    with pytest.raises(NoMasksError, match="has only boxes, no masks"):
+        redetr.train(config_of(tmp_path / "run", masks=True), datasets=boxes_only)
+    assert not (tmp_path / "run").exists()
+
+
+IGNORED = {
+    "skip_unreadable": (True, "skip_unreadable applies to image files"),
+    "val_fraction": (0.1, "val_fraction has no effect on datasets; give val_fraction to redetr.d"),
+    "cache_dir": (".", "cache_dir has no effect on a data set of your own, .*; leave it out"),
+}
+
+
+@pytest.mark.parametrize("setting", IGNORED)
+def test_settings_without_an_effect_on_own_data_are_refused(setting, tmp_path):
+    value, said = IGNORED[setting]
+    config = config_of(tmp_path / "run", **{setting: value})
+    with pytest.raises(redetr.InputError, match=said):
+        redetr.train(config, datasets=(Squares(), Squares()))
+    assert not (tmp_path / "run").exists()
 
 
 def squares(**changes: Any) -> Squares:

@@ -175,6 +175,20 @@ def test_tracebacks_after_a_run_are_as_before_it():
     assert sys.excepthook is hook
 
 
+@pytest.mark.parametrize("function", [redetr.train, redetr.verify])
+def test_a_group_of_the_program_is_named_and_left_alone(function, tmp_path):
+    """It was destroyed, and the error was about the address."""
+    torch_dist.init_process_group("gloo", store=torch_dist.HashStore(), rank=0, world_size=1)
+    try:
+        config = redetr.TrainConfig(device="cpu", output=str(tmp_path / "run"))
+        with pytest.raises(redetr.InputError, match="already has a process group"):
+            function(config)
+        assert torch_dist.is_initialized()
+    finally:
+        torch_dist.destroy_process_group()
+    assert not (tmp_path / "run").exists()
+
+
 def close_a_group() -> None:
     with process_group("cpu"):
         pass

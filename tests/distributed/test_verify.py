@@ -66,6 +66,24 @@ def test_a_layout_that_is_not_exact_fails(capsys):
     assert errors["bbox_embed"] < 1e-12
 
 
+def test_compressed_gradients_are_those_of_the_run():
+    """bf16 has 8 bits: a relative error of 2e-3, also in fp64."""
+    config = redetr.TrainConfig(
+        data="random",
+        batch_size=0,
+        accumulate=2,
+        image_size=64,
+        device="cpu",
+        precision="fp32",
+        model_options=(*TINY[:3], *TINY[4:]),
+        gradient_compression="bf16",
+    )
+    result = redetr.verify(config)
+    for precision in ("fp64", "fp32"):
+        assert 2**-11 < result.errors[precision]["all"] < 2**-8
+    assert len(result.failed) >= 2
+
+
 def test_on_own_data_as_training_augments_it(shared_coco):
     config = redetr.TrainConfig(
         **{

@@ -210,6 +210,9 @@ class FolderDataset(AnnotatedDataset):
         """The file of an image."""
         return self.annotations.path(self._position(index))
 
+    def file_to_decode(self, index: int) -> Path:
+        return self.path(index)
+
     def image_name(self, index: int) -> str:
         return self.path(index).name
 
