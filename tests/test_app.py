@@ -26,7 +26,8 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import redetr
-from redetr.app.uploads import MAX_BYTES, BusyError, Turns
+from redetr.app.api import Api
+from redetr.app.uploads import MAX_BYTES, BusyError, Turns, Upload, Uploads
 from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
 from redetr.commands import app as command
@@ -35,6 +36,7 @@ from redetr.data import open_dataset
 from redetr.detector.detector import as_image
 from redetr.errors import InputError
 from redetr.explain import explain, explain_loss
+from redetr.masks import CroppedMasks
 from redetr.pages.drawing import class_color, score_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
 from tests.test_explain import OPTIONS, picture
@@ -916,6 +918,17 @@ def test_masks_are_drawn_below_their_boxes(tmp_path, shared_coco, browser, image
                 inside = ImageChops.logical_xor(inside, filled)
             differs = np.array(inside) != mask.numpy()
             assert differs.mean() < 0.1  # PIL draws the edge itself
+
+
+def test_masks_for_programs_take_little_memory(tmp_path, shared_coco, image):
+    """Cropped while they are computed, and the same in the answer."""
+    checkpoint = write_checkpoint(tmp_path / "best.safetensors", shared_coco, masks=True)
+    detector = redetr.load(checkpoint, device="cpu")
+    api = Api(detector, Uploads(), Turns())
+    with open(image, "rb") as file:
+        found = api._detect(Upload(file, image.name, None), threshold=0.0)
+    assert isinstance(found.masks, CroppedMasks)
+    assert found.to_dict() == detector.predict(str(image), threshold=0.0).to_dict()
 
 
 def test_segments_of_a_panoptic_model(tmp_path, browser, image):

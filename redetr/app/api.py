@@ -32,7 +32,8 @@ class Api:
 
     def _detect(self, upload: Upload, threshold: float) -> Detections:
         image = read_image(upload.file, self.detector.model.channels)
-        return self.detector.predict(image, threshold)
+        # As one tile, whose masks are cropped: whole masks of all queries could take gigabytes.
+        return self.detector.predict(image, threshold, tile=max(image.shape[1:]))
 
     async def health(self, request: Request) -> JSONResponse:
         classes = []
