@@ -71,7 +71,7 @@ class ModelOptions:
     (activation checkpointing)."""
     compile: bool = False
     """Compile the model with torch.compile, for GPUs: before the first run this takes minutes,
-    before later ones seconds. On a CPU, it slowed redetr_n down. Dropout masks differ."""
+    before later ones seconds. On a CPU, it slowed training down. Dropout masks differ."""
 
 
 @dataclass(frozen=True)

@@ -343,7 +343,28 @@ def compiled(row: str, model: str) -> Bound:
     )
 
 
+PIECES = {
+    "evaluation, 1,000 images": "evaluation",
+    "matching and losses": "criterion",
+    "loading and augmenting": "loader",
+    "loading whole images": "loader, whole images",
+    "loading in a loader process": "loader, in a loader process",
+    "check of headers": "check, headers",
+    "check of headers and contents": "check, headers_and_content",
+    "check with `--thorough`": "check, thorough",
+    "check of images that were checked before": "check, remembered",
+}
+
+
+def beside_before(row: str, piece: str) -> Bound:
+    """A row of the table of parts beside an earlier commit."""
+    keys = plain(f"{piece} > times faster", f"{piece} > spread > 0", f"{piece} > spread > 1")
+    return Bound(f"| {row} | {{:.2f}} | {{:.2f}} to {{:.2f}} |", "pieces-before", keys)
+
+
 SPEED_FIGURES = [
+    *(beside_before(row, piece) for row, piece in PIECES.items()),
+    Bound("medians of {} rounds and their range", "pieces-before", plain("setting > rounds")),
     compiled("`redetr_n`, 16 of 128x128", "redetr_n"),
     compiled("RT-DETR-R18, two of 320x320", "rtdetr_r18"),
     compiled("DETR-R50, two of 320x320", "detr_r50"),
