@@ -650,7 +650,7 @@ def test_weights_of_a_half_type_give_about_the_same(name, options, dtype, monkey
     for output in names:
         assert half[output].dtype == torch.float32, output
         error = half[output] - exact[output]
-        assert error.norm() < 0.03 * exact[output].norm(), output
+        assert error.norm() < 0.05 * exact[output].norm(), output  # up to 2% were seen
     assert half["pred_boxes"].std() > 0.005
 
 
