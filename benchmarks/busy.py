@@ -28,7 +28,7 @@ from record import record
 
 import redetr
 from redetr import threads
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 
 IMAGES, SIDE_PX, OBJECTS = 16, 128, 5
 WAITS = {"libgomp's default": None, "GOMP_SPINCOUNT 0": "0"}

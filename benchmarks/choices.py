@@ -27,7 +27,7 @@ from training_step import NUM_CLASSES, batch_of, step_of
 
 import redetr
 from redetr import threads
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 from redetr.models import transformer
 from redetr.precision import PRECISIONS, pick_precision
 

@@ -24,7 +24,7 @@ from record import unfinished, write
 from training_step import NUM_CLASSES, batch_of, step_of
 
 import redetr
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 from redetr.precision import PRECISIONS
 
 

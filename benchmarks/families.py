@@ -41,9 +41,9 @@ from training_step import NUM_CLASSES, batch_of, step_of
 
 import redetr
 from redetr.detector.inference import for_inference
-from redetr.detector.memory import keep_memory
 from redetr.export.files import write_file
 from redetr.export.graph import Plain, trace
+from redetr.memory import keep_memory
 from redetr.structures import DetectionModel
 
 Sides = dict[str, Apart]

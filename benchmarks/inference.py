@@ -30,9 +30,9 @@ from torch import Tensor, nn
 
 import redetr
 from redetr.detector.inference import for_inference
-from redetr.detector.memory import keep_memory
 from redetr.export.files import write_file
 from redetr.export.graph import Plain, trace
+from redetr.memory import keep_memory
 from redetr.precision import PRECISIONS, autocast
 from redetr.structures import DetectionModel
 

@@ -3,7 +3,8 @@
     python benchmarks/pieces_before.py COMMIT
 
 Their benchmarks at COMMIT and in this checkout take turns, each with the package of its commit, but
-both with the `interleaved.py` of this one, so that both wait as long between measurements. A cost
+both with the `interleaved.py` of this one, so that both wait as long between measurements. Which of
+them begins alternates between rounds, and both keep freed memory, as the command line does. A cost
 is the time of redetr's own side for the same work; of check and loader the processor time. The
 ratio is the median over rounds of the ratio within a round: above 1, this checkout is faster.
 Writes results/DATE-pieces-before.json.
@@ -30,12 +31,18 @@ SCRIPTS = {
     "loader": ["loader.py"],
     "check": ["check.py"],
 }
+# Makes glibc keep freed memory from the start, also at commits that had no `keep_memory`.
+KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
 
 def costs(piece: str, result: dict[str, Any]) -> dict[str, float]:
     """What each kind of work costs redetr, by the piece's own result: less is better."""
     if piece == "evaluation":
-        return {"evaluation": result["evaluation"]["redetr"]["ms"]}
+        sides = result["evaluation"]
+        whole = sides["redetr"]
+        # Earlier commits do not look for a threshold.
+        same_work = sides.get("redetr, without the threshold", whole)
+        return {"evaluation": same_work["ms"], "evaluation, with the threshold": whole["ms"]}
     if piece == "criterion-cpu":
         return {"criterion": result["forward and backward"]["redetr"]["ms"]}
     if piece == "check":
@@ -53,7 +60,8 @@ def run(checkout: Path, piece: str) -> dict[str, float]:
     """Runs the benchmark of a piece in a checkout, and returns its costs."""
     script, *flags = SCRIPTS[piece]
     with tempfile.TemporaryDirectory() as results:
-        environment = os.environ | {"PYTHONPATH": str(checkout), "REDETR_RESULTS": results}
+        variables = {"PYTHONPATH": str(checkout), "REDETR_RESULTS": results, **KEEP_MEMORY}
+        environment = os.environ | variables
         command = [sys.executable, f"benchmarks/{script}", *flags]
         subprocess.run(command, cwd=checkout, env=environment, check=True, capture_output=True)
         # Earlier ones write to the folder of results whatever the environment says.
@@ -68,7 +76,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("commit")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
     arguments = parser.parse_args()
     rounds: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -77,11 +85,12 @@ def main() -> None:
         subprocess.run([*git, "add", "--detach", str(before), arguments.commit], check=True)
         try:
             shutil.copy(ROOT / "benchmarks/interleaved.py", before / "benchmarks")
-            for _ in range(arguments.rounds):
+            for number in range(arguments.rounds):
                 for piece in SCRIPTS:
-                    then, now = run(before, piece), run(ROOT, piece)
-                    for name, cost in now.items():
-                        rounds.setdefault(name, []).append((then[name], cost))
+                    order = [before, ROOT] if number % 2 else [ROOT, before]
+                    costs_of = {checkout: run(checkout, piece) for checkout in order}
+                    for name, now in costs_of[ROOT].items():
+                        rounds.setdefault(name, []).append((costs_of[before][name], now))
         finally:
             subprocess.run([*git, "remove", "--force", str(before)], check=True)
     content: dict[str, Any] = {"setting": vars(arguments)}

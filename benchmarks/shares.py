@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from training_step import NUM_CLASSES, batch_of, step_of
 
 import redetr
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 
 STEPS = 5
 # Parts of the names of operations, by kind; the first kind that fits counts.

@@ -26,7 +26,7 @@ import torch
 from record import record
 
 import redetr
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 from redetr.recipes import get_recipe
 
 MODES = ("fp32", "default", "tf32", "bf16", "bf16-compiled")

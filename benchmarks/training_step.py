@@ -30,7 +30,7 @@ from record import record
 from torch import Tensor, nn
 
 import redetr
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 from redetr.optim import build_optimizer, clip_gradients
 from redetr.precision import PRECISIONS, autocast
 

@@ -65,24 +65,30 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     left1, top1, right1, bottom1 = boxes1.unbind(-1)
     left2, top2, right2, bottom2 = boxes2.unbind(-1)
 
-    # The intersection; its sides are clamped because those of disjoint boxes are negative.
-    inter_width = torch.minimum(right1, right2) - torch.maximum(left1, left2)
-    inter_width = inter_width.clamp(min=0)
-    inter_height = torch.minimum(bottom1, bottom2) - torch.maximum(top1, top2)
-    inter_height = inter_height.clamp(min=0)
-    inter = inter_width * inter_height
+    inter_width = _common_length(left1, right1, left2, right2)
+    inter = inter_width * _common_length(top1, bottom1, top2, bottom2)
 
-    # The hull, which is the smallest box around both; a side is negative if both are inverted.
-    hull_width = torch.maximum(right1, right2) - torch.minimum(left1, left2)
-    hull_width = hull_width.clamp(min=0)
-    hull_height = torch.maximum(bottom1, bottom2) - torch.minimum(top1, top2)
-    hull_height = hull_height.clamp(min=0)
-    hull = hull_width * hull_height
+    # The hull is the smallest box around both.
+    hull_width = _joint_length(left1, right1, left2, right2)
+    hull = hull_width * _joint_length(top1, bottom1, top2, bottom2)
 
     union = box_area(boxes1) + box_area(boxes2) - inter
     iou = inter / union.clamp(min=_SMALLEST_AREA)
     empty_share = (hull - union) / hull.clamp(min=_SMALLEST_AREA)
     return iou, iou - empty_share
+
+
+def _common_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
+    """Returns the length `[...]` that two ranges on an axis have in common, 0 if they are
+    disjoint."""
+    length = torch.minimum(end1, end2) - torch.maximum(start1, start2)
+    return length.clamp(min=0)
+
+
+def _joint_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
+    """Returns the length `[...]` of the range around two ranges, 0 if both are inverted."""
+    length = torch.maximum(end1, end2) - torch.minimum(start1, start2)
+    return length.clamp(min=0)
 
 
 def _bounded(boxes: Tensor) -> Tensor:

@@ -12,8 +12,8 @@ import redetr
 from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
-from redetr.detector.memory import keep_memory
 from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory
+from redetr.memory import keep_memory
 from redetr.threads import wait_politely
 
 USAGE = """redetr: DETR that is written to be read, with the same gradients on any number of GPUs

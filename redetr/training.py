@@ -14,6 +14,7 @@ import torch
 from rich.console import Console
 from torch.nn.parallel import DistributedDataParallel
 
+from redetr import memory
 from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.choices import AUGMENT_IN_PYTHON
@@ -66,6 +67,7 @@ def train(
     after_evaluation: AfterEvaluation | None = None,
     callback: Callback | None = None,
     augment: Callable[..., Any] | None = None,
+    keep_memory: bool = True,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
     "time_s"; and of the "best" one its "AP" and "step".
@@ -75,10 +77,12 @@ def train(
     `redetr.data.custom_augmentation`; a run with it is resumed with it. Under torchrun, every
     process calls this. Progress is shown on `console`, by default nowhere. After each evaluation,
     the first process calls `after_evaluation` while the others wait; `callback` is given each line
-    of metrics.jsonl there, a dictionary. Raises InputError for settings or data that cannot work,
-    before anything is written, and when memory is exhausted; DivergedError for a loss that is not
-    finite; LostError for a rank or loader process that died; StoppedError after a signal, when the
-    state is saved.
+    of metrics.jsonl there, a dictionary. With `keep_memory`, a process on a CPU keeps the memory
+    that it frees (see `redetr.memory`), which is up to a tenth faster.
+
+    Raises InputError for settings or data that cannot work, before anything is written, and when
+    memory is exhausted; DivergedError for a loss that is not finite; LostError for a rank or loader
+    process that died; StoppedError after a signal, when the state is saved.
     """
     require_all_in_bounds(config)  # the group of processes needs some of them
     with stop_signals() as signals:
@@ -87,6 +91,8 @@ def train(
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
             ):
+                if keep_memory and dist.device.type == "cpu":
+                    memory.keep_memory()
                 custom = custom_augmentation(config, augment)
                 if augment is not None:
                     config = replace(config, custom_augment=AUGMENT_IN_PYTHON)

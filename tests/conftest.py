@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 from redetr import trial
 from redetr.data.formats import digits
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 from tests.skips import SkipReport, pytest_addoption  # noqa: F401 - pytest looks for that hook here
 
 os.environ["HF_HUB_OFFLINE"] = "1"

@@ -10,11 +10,11 @@ import torch
 from rich.console import Console
 
 import redetr
+from redetr import memory
 from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import read_safetensors, save_weights
 from redetr.commands.demonstration import demo_config
 from redetr.data.formats.digits import DigitsDataset
-from redetr.detector import memory
 from redetr.detector.detections import Detections
 from redetr.evaluation import evaluate, labels_in
 from redetr.models import build
@@ -151,6 +151,16 @@ def test_weights_that_a_disk_cannot_take(tmp_path, monkeypatch):
     assert [(file.name, file.read_text()) for file in tmp_path.iterdir()] == [
         ("best.safetensors", "before")
     ]
+
+
+@pytest.mark.parametrize(("options", "calls"), [({}, 1), ({"keep_memory": False}, 0)])
+def test_a_program_that_trains_keeps_memory_unless_it_says_no(
+    options, calls, tmp_path, monkeypatch
+):
+    made = []
+    monkeypatch.setattr(memory, "keep_memory", lambda: made.append(1))
+    redetr.train(demo_config("digits", tmp_path / "run", 1), **options)
+    assert len(made) == calls
 
 
 @pytest.mark.parametrize(("options", "calls"), [({}, 1), ({"keep_memory": False}, 0)])

@@ -12,7 +12,7 @@ import torch
 from forked import in_fork
 
 from redetr import cli
-from redetr.detector.memory import keep_memory
+from redetr.memory import keep_memory
 
 
 class Command:

@@ -27,6 +27,7 @@ from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key, TrainSampler
 from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
+from redetr.data.views import Random
 from redetr.distributed import rank_cores
 from redetr.errors import InputError, LostError, RedetrError
 from redetr.structures import Batch, Size, collate
@@ -83,16 +84,15 @@ class Samples(Dataset[Sample]):
         of a data set.
         """
         seed = drawn_from(self.seed, *key)
-        image, target = self._shown(key)
+        image, target = self._shown(key, Random(seed))
         if self.custom:
             image, target = self.custom(seed, (image, target))
         target["seed"] = seed
         return image, target
 
-    def _shown(self, key: Key) -> Sample:
+    def _shown(self, key: Key, random: Random) -> Sample:
         epoch, index = key
         image, target = self._stored(index)
-        random = draws_of(self.seed, epoch, index)
         view = self.transform.view(random, target)
         if epoch >= self.mosaic_epochs:
             return self.transform.show(random, view, image, target)

@@ -8,7 +8,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from redetr import panoptic
+from redetr import memory, panoptic
 from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
@@ -16,7 +16,6 @@ from redetr.data.loader import images_to_batch
 from redetr.data.transforms import final_size, resizer
 from redetr.data.unreadable import LeaveOut
 from redetr.data.windows import tile_windows
-from redetr.detector import memory
 from redetr.detector.detections import Detections, detections_of
 from redetr.detector.images import ImageLike, ImageList, as_image
 from redetr.detector.inference import for_inference
@@ -349,7 +348,7 @@ def load(
     `model` names the variant if the weights do not: "detr_r50_dc5", "detr_r101_dc5",
     "detr_r50_dc5_panoptic"; it is an error if they name another. `precision` is by default that of
     the training run (see `pick_precision`), and fp32 for weights from elsewhere. With
-    `keep_memory`, a process on a CPU keeps the memory that it frees (see `detector.memory`), which
+    `keep_memory`, a process on a CPU keeps the memory that it frees (see `redetr.memory`), which
     is up to twice as fast at 800 px. Only tensors and plain values are unpickled. Raises
     InputError, naming the file.
     """
