@@ -51,8 +51,8 @@ class ModelOptions:
     """Number of queries, the most objects that the model can detect in an image; default of the
     fast variants: twice the most in any training image."""
     model_options: tuple[str, ...] = ()
-    """Options of the model as name=value, such as num_queries=300. A command keeps those of the
-    recipe or run that have other names."""
+    """Options of the model as name=value, such as num_queries=300. Options that you do not name
+    keep the value of the recipe or run."""
     weights: str | None = None
     """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
     folder or hub name (fine-tuning), or a file of backbone weights."""
@@ -67,8 +67,8 @@ class ModelOptions:
     """auto = bf16 (autocast) where it is faster, which a short trial decides on a CPU; fp64 is for
     proofs."""
     recompute: bool = False
-    """Save memory with large images: compute the blocks of the backbone and the encoder twice
-    (activation checkpointing)."""
+    """Save memory with large images: compute the blocks of the backbone, and of the encoder of the
+    faithful variants, twice (activation checkpointing)."""
     compile: bool = False
     """Compile the model with torch.compile, for GPUs: before the first run this takes minutes,
     before later ones seconds. On a CPU, it slowed training down. Dropout masks differ."""
@@ -92,9 +92,9 @@ class DataOptions:
     """If the data has no val split, hold out this share of the images for validation, the same
     images in every run; 0 = none."""
     image_size: ImageSize = 0
-    """Size in px, a side or HEIGHTxWIDTH (multiples of 32); for the faithful variants, the shorter
-    side; default: that of the data set, else of the model. Only the faithful variants enlarge
-    images."""
+    """Size in px, a side or HEIGHTxWIDTH (multiples of 32), to which images are stretched; for the
+    faithful variants, the shorter side; default: that of the data set, else 800 for the faithful
+    variants, and for others the usual longer side of the images, at most 640."""
     augment: Augment | None = None
     """Augmentation; default: the data set's, else the model's."""
     custom_augment: str | None = None
@@ -292,7 +292,11 @@ class TrainConfig(
     def read(cls, file: Path) -> "TrainConfig":
         """The settings in the `config.json` of a run. Raises InputError if they cannot be read."""
         try:
-            return cls.from_dict(json.loads(file.read_text()))
+            settings = json.loads(file.read_text())
+            for name in ("model", "data"):  # which every run has written
+                if name not in settings:
+                    raise ValueError(f"no {name!r}")
+            return cls.from_dict(settings)
         except (OSError, ValueError, TypeError) as error:
             raise InputError(
                 f"{file}: not the settings of a run ({error}); give the name of a recipe or a run "

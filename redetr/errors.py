@@ -66,7 +66,7 @@ class DivergedError(RedetrError):
 
 
 class StoppedError(RedetrError):
-    """A signal ended the run after its state was saved."""
+    """A signal ended the run: its state is saved, or it had not begun its first step."""
 
     exit_code = 75
 

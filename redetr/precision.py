@@ -34,17 +34,17 @@ class PrecisionChoice(NamedTuple):
     def reason(self) -> str:
         """A line that gives the reason; empty if the user or the kind of device decided."""
         if self.of_run == self.name:
-            return f"precision: {self.name}, as in its training run (--precision chooses)"
+            return f"precision: {self.name}, as in its training run (override with --precision)"
         if self.of_run is not None:
             return (
                 f"precision: {self.name}; its training run computed in {self.of_run}, which is "
-                "slow on this device (--precision chooses)"
+                "slow on this device (override with --precision)"
             )
         if self.bf16_gain is None:
             return ""
         return (
             f"precision: {self.name}, because bf16 runs at {self.bf16_gain:.2f} times the speed of "
-            "fp32 here (--precision chooses)"
+            "fp32 here (override with --precision)"
         )
 
 

@@ -61,7 +61,8 @@ class Outputs(TypedDict):
     pred_logits: Tensor
     pred_boxes: Tensor  # [B, Q, 4] cxcywh, fractions of the unpadded image
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
-    # two-stage variants: every position of the encoder as a proposal
+    # two-stage variants: proposals of the encoder, one at every position (fast variants) or the Q
+    # best (RT-DETR, D-FINE)
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
     # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images

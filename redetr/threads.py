@@ -163,7 +163,7 @@ class ThreadChoice(NamedTuple):
         return (
             f"threads: {self.threads}, which has {self.gain:.2f} times the speed of "
             f"{self.rejected}; other programs or a container's limit take processor time "
-            "(--threads chooses)"
+            "(override with --threads)"
         )
 
 

@@ -1,9 +1,13 @@
 """Exported files of a model with masks give PyTorch's, and are compared with it."""
 
+import runpy
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from redetr.data import DetectionDataset
@@ -14,6 +18,7 @@ from redetr.export.files import SUFFIXES, open_file
 from redetr.models import build
 from redetr.structures import DetectionModel, LossConfig, StoredTarget
 
+ROOT = Path(__file__).parent.parent
 LIMIT = 1e-4  # of mask logits, which are between -2 and 8 here
 
 
@@ -98,7 +103,7 @@ def bright(offset=1.0) -> Detector:
 @pytest.mark.parametrize(
     ("format", "processing"), [("torch", False), ("onnx", False), ("openvino", True)]
 )
-def test_files_give_the_masks_of_pytorch(format, processing, tmp_path):
+def test_files_give_the_masks_of_pytorch(format, processing, tmp_path, capsys):
     detector = bright()
     path = tmp_path / f"model{SUFFIXES[format]}"
     config = ExportConfig(format, processing=processing)
@@ -114,6 +119,12 @@ def test_files_give_the_masks_of_pytorch(format, processing, tmp_path):
         enlarged = F.interpolate(torch.from_numpy(masks), image.shape[1:], mode="bilinear")
         differs = ((enlarged[0] > 0) != found.masks)[:3]  # the others have equal scores
         assert differs.float().mean() < 0.002
+        # The example prints boxes only, and takes the masks for no error.
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+        example = runpy.run_path(str(ROOT / f"examples/export/run_{format}.py"))
+        example["main"](str(path), str(tmp_path / "image.png"), 0.5)
+        (line,) = capsys.readouterr().out.splitlines()
+        assert line.startswith("square 0.95 ")
         return
     pixels = torch.randn(2, 3, 64, 96)
     _, _, masks = run([pixels.numpy()])

@@ -105,7 +105,9 @@ def test_a_model_answers_in_what_its_run_computed_in(of_run, model, bf16_gain):
     bf16_gain(0.5 if of_run == "bf16" else 1.5)  # the trial would choose the other one
     choice = pick_precision("auto", CPU, model, 64, of_run=of_run)
     assert choice == PrecisionChoice(of_run, of_run=of_run)
-    assert choice.reason == f"precision: {of_run}, as in its training run (--precision chooses)"
+    assert (
+        choice.reason == f"precision: {of_run}, as in its training run (override with --precision)"
+    )
     other = "fp32" if of_run == "bf16" else "bf16"
     assert pick_precision(other, CPU, model, 64, of_run=of_run) == PrecisionChoice(other)
 
@@ -136,7 +138,7 @@ def test_evaluate_measures_the_ap_of_the_run(run_in_bf16, bf16_gain, capsys):
     assert result["precision"] == "bf16"
     assert result["AR100"] == in_training["AR100"] > 0
     assert result["AP"] == in_training["AP"]
-    assert "precision: bf16, as in its training run (--precision chooses)" in printed.err
+    assert "precision: bf16, as in its training run (override with --precision)" in printed.err
 
 
 def test_a_flag_overrides_the_precision_of_the_run(run_in_bf16, bf16_gain, tmp_path, capsys):

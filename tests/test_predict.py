@@ -1048,7 +1048,7 @@ def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
     Image.fromarray(grey).save(folder / "spiked.png")
     main(["predict", str(checkpoint), str(folder), "--output", str(tmp_path / "out"), "--save"])
     said = capsys.readouterr().err
-    assert "1 image is nearly of one colour, such as" in said
+    assert "1 image has almost a single colour, such as" in said
     assert "spiked.png ((0, 0, 0))" in said and "fine.png" not in said
 
 

@@ -277,7 +277,7 @@ def test_a_trial_chooses_the_threads(gain, count, reason, model, loaded, trial_s
     assert computing == [1, 2]
     assert torch.get_num_threads() == choice.threads == count
     assert choice.reason.startswith(reason)
-    assert choice.reason.endswith("(--threads chooses)")
+    assert choice.reason.endswith("(override with --threads)")
 
 
 def test_there_is_no_trial_on_free_cores(model, loaded, trial_says):

@@ -18,7 +18,7 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     about = json.loads(session.get_modelmeta().custom_metadata_map["redetr"])
     rgb = Image.open(image).convert("RGB")
     pixels = np.asarray(rgb).transpose(2, 0, 1)  # uint8 [3, H, W]
-    scores, labels, boxes = session.run(None, {"images": pixels[None]})
+    scores, labels, boxes, *_masks = session.run(None, {"images": pixels[None]})
     if threshold is None:
         threshold = about["threshold"]
     for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):

@@ -21,7 +21,7 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     detect = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     rgb = Image.open(image).convert("RGB")
     pixels = np.asarray(rgb).transpose(2, 0, 1)  # uint8 [3, H, W]
-    scores, labels, boxes = detect([pixels[None]]).values()
+    scores, labels, boxes, *_masks = detect([pixels[None]]).values()
     if threshold is None:
         threshold = about["threshold"]
     for score, label, box in zip(scores[0], labels[0], boxes[0], strict=True):

@@ -22,10 +22,11 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     pixels = torch.from_numpy(np.array(rgb)).permute(2, 0, 1)  # uint8 [3, H, W]
     with torch.no_grad():
         outputs = model(pixels[None])
-    scores, labels, boxes = (output[0].tolist() for output in outputs)
+    of_image = [output[0] for output in outputs]
+    scores, labels, boxes, *_masks = of_image
     if threshold is None:
         threshold = about["threshold"]
-    for score, label, box in zip(scores, labels, boxes, strict=True):
+    for score, label, box in zip(scores.tolist(), labels.tolist(), boxes.tolist(), strict=True):
         if score >= threshold:
             name = about["class_names"][label]
             rounded = [round(side) for side in box]  # xyxy, px of the image

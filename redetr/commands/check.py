@@ -13,7 +13,8 @@ from redetr.garbage import quick_imports
 
 @dataclass(frozen=True)
 class Check:
-    """Find faults in a data set before they spoil training; the exit code is 1 if there are any."""
+    """Find faults in a data set before they spoil training; the exit code is 1 if there are errors,
+    not for warnings and notes alone."""
 
     data: DataPath
     """digits, crowns, a folder, or hf:NAME."""

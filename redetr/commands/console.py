@@ -152,17 +152,17 @@ def say_origin(detector: "Detector") -> None:
 def warn_of_plain(names: list[str]) -> None:
     """Warns of images that are nearly of one colour."""
     if names:
-        images = counted(len(names), "image is", "images are")
+        images = counted(len(names), "image has", "images have")
         ERRORS.print(
-            f"{images} nearly of one colour, such as {names[0]}: damaged, or do a few extreme "
-            "values hide the others?"
+            f"{images} almost a single colour, such as {names[0]}: damaged, or a few extreme "
+            "values hide the others"
         )
 
 
 def say_threshold(detector: "Detector") -> None:
     """Prints the default threshold and its reason on standard error."""
     if detector.has_measured_threshold:
-        origin = "best F1 in the last evaluation of the training run"
+        origin = "best F1 when this checkpoint was evaluated"
     else:
         origin = "not measured in training; redetr evaluate reports the best one"
     ERRORS.print(f"threshold: {detector.threshold} ({origin})")

@@ -47,8 +47,8 @@ class Explain:
     samples: int = 100
     """Images of the data set to use for statistics on the queries; 0 = none."""
     threshold: float | None = None
-    """Lowest score shown at first; default: the score with the best F1 in the last evaluation of
-    the training run, or 0.5 if there is none."""
+    """Lowest score shown at first; default: the score with the best F1 in the evaluation with which
+    the checkpoint was saved, or 0.5 if there is none."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None

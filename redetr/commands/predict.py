@@ -79,8 +79,8 @@ class Predict:
     """Folder for predictions.jsonl (a line per image, written as soon as it is processed) and the
     outputs of --save."""
     threshold: float | None = None
-    """Lowest score to report; default: the score with the best F1 in the last evaluation of the
-    training run, or 0.5 if there is none; 0.85 with --panoptic."""
+    """Lowest score to report; default: the score with the best F1 in the evaluation with which the
+    checkpoint was saved, or 0.5 if there is none; 0.85 with --panoptic."""
     classes: tuple[str, ...] = ()
     """Report only these classes, by name; default: all."""
     tile: int | None = None
@@ -223,8 +223,8 @@ class Predict:
         settled = f"threshold: {self._threshold(detector)}"
         if not detector.model.is_thing:
             settled += (
-                "; the weights do not say which classes are stuff, whose segments would be merged: "
-                "name them with --stuff"
+                "; the weights do not say which classes are stuff, so no segments are merged: name "
+                "those classes with --stuff"
             )
         return settled
 

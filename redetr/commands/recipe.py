@@ -194,7 +194,7 @@ def _note_on_choices(before: TrainConfig, config: TrainConfig) -> str:
             were.append(f"--{name.replace('_', '-')} (was {earlier:g})")
     if not were:
         return ""
-    return f"note: chosen anew, as they follow from other flags: {', '.join(were)}"
+    return f"note: recomputed, as they follow from flags that you changed: {', '.join(were)}"
 
 
 def _note_on_augmentation(recipe_name: str, run: TrainConfig, config: TrainConfig) -> str:

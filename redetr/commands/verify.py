@@ -34,7 +34,7 @@ class Verify:
         if result.failed:
             raise RedetrError(
                 f"the gradient of this layout is not that of one process: {len(result.failed)} "
-                f"figures above are over the tolerance, such as {result.failed[-1]}"
+                f"errors above exceed the tolerance, such as {result.failed[-1]}"
             )
 
 
@@ -72,7 +72,8 @@ def parse(args: list[str]) -> Verify:
     default = replace(recipe, data="random", batch_size=0, weights=None)
     about = (
         "Proves that the gradients of this layout of ranks and micro-batches are those of one "
-        "process."
+        "process. By default, on images of noise, two per rank and micro-batch but at least 12, "
+        "with random weights; --data, --batch-size and --weights prove it for your own step."
     )
     parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[_Flags],

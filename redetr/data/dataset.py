@@ -181,8 +181,9 @@ def _require_pixels(dataset: DetectionDataset, boxes: np.ndarray, sizes: np.ndar
     fractions = are_fractions(boxes, sizes)
     if not fractions.any():
         return
-    of_boxes = counted(len(boxes), "box", "boxes")
-    text = f"fractions given as pixels: {fractions.sum():,} of {of_boxes} in the first pixel"
+    boxes_in_all = counted(len(boxes), "box", "boxes")
+    share = f"{fractions.sum():,} of {boxes_in_all} in the first pixel"
+    text = f"boxes look like fractions of the image: {share}"
     remedy = "multiply x by the width of the image, y by its height"
     raise InputError(text, where=dataset.name, remedy=remedy)
 

@@ -60,7 +60,9 @@ _OTHER_FILES = (
     (0, b"PK\3\4", "an archive"),
 )
 _HEAD = 132  # bytes that show it
-_MANY_FRAMES = ("GIF", "PNG", "TIFF", "WEBP")
+_MANY_FRAMES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
+# The suffixes of files that may hold several pages or frames.
+SUFFIXES_OF_MANY = tuple(chain.from_iterable(_ENDINGS.get(name, ()) for name in _MANY_FRAMES))
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (

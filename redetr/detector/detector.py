@@ -39,10 +39,10 @@ _TILES_AT_ONCE = 8
 class Detector:
     """A model with its class names and its image size, ready for prediction.
 
-    `threshold` is the lowest score that `predict` returns by default: the score with the best F1 at
-    the last evaluation in training, or 0.5 if that was not measured. `run_precision` is the
-    precision of the training run, or None if it is unknown; `precision` is the precision of this
-    detector, and the reason for it.
+    `threshold` is the lowest score that `predict` returns by default: the score with the best F1 in
+    the evaluation with which the checkpoint was saved, or 0.5 if that was not measured.
+    `run_precision` is the precision of the training run, or None if it is unknown; `precision` is
+    the precision of this detector, and the reason for it.
     """
 
     def __init__(
@@ -197,7 +197,7 @@ class Detector:
         """`Detections` of one image, or a list of them for a list of images.
 
         An image is a path, a URL (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB), `[H,
-        W]` (gray) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images are
+        W]` (grey) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images are
         rotated as their EXIF tag says. A list is processed as one batch. The detections of a single
         image keep the image, so that they can be drawn. Those of a list do not, because all images
         would have to stay in memory.

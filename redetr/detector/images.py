@@ -36,7 +36,7 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
             or channels_of_array not in ((), (3,), (4,))
         ):
             raise InputError(
-                "an image array must be uint8 [H, W, 3] (RGB), [H, W] (gray) or [H, W, 4] (RGBA), "
+                "an image array must be uint8 [H, W, 3] (RGB), [H, W] (grey) or [H, W, 4] (RGBA), "
                 f"this one is {image.dtype} {list(image.shape)}"
             )
         return upright(Image.fromarray(image))

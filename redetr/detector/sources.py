@@ -32,7 +32,13 @@ from redetr.data.formats.listing import (
     output_images,
     passed_over,
 )
-from redetr.data.images import IMAGE_SUFFIXES, describe, is_image_name, read_upright
+from redetr.data.images import (
+    IMAGE_SUFFIXES,
+    SUFFIXES_OF_MANY,
+    describe,
+    is_image_name,
+    read_upright,
+)
 from redetr.data.pixels import one_colour
 from redetr.detector.streams import (
     Reconnection,
@@ -104,10 +110,10 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
 
 
 def _further_pages(names: Iterable[str]) -> list[Fault]:
-    """A note on TIFF files with several pages, of which only the first is read."""
+    """A note on files with several pages or frames, of which only the first is read."""
     pages: dict[str, int] = {}
     for name in names:
-        if name.lower().endswith((".tif", ".tiff")) and not is_address(name):
+        if name.lower().endswith(SUFFIXES_OF_MANY) and not is_address(name):
             with suppress(InputError):  # said when it is read
                 pages[name] = describe(Path(name)).frames
     several = [name for name, count in pages.items() if count > 1]

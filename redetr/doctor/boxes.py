@@ -142,7 +142,9 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
         return []
     where = _object_reference(a, int(fractions.argmax()))
     boxes = counted(len(fractions), "box", "boxes")
-    text = f"fractions given as pixels: {fractions.sum():,} of {boxes} in the first pixel"
+    text = (
+        f"boxes look like fractions of the image: {fractions.sum():,} of {boxes} in the first pixel"
+    )
     remedy = "multiply x and width by the width of the image, y and height by its height"
     return [Fault("error", "format-fractions", a.source, where, text, remedy)]
 

@@ -155,7 +155,7 @@ def _use(name: str, about: dict[str, Any]) -> str:
     if about.get("threshold") is not None:
         text += (
             f"\n\nBy default, detections have a score of {about['threshold']:g} or more: the "
-            "threshold with the best F1 in the last evaluation of the training run."
+            "threshold with the best F1 when these weights were evaluated in training."
         )
     return text
 

@@ -38,7 +38,8 @@ def _for_channels(values: Tensor, channels: int) -> Tensor:
 
 def take_channels(model: DetectionModel, channels: int) -> None:
     """Converts a model for RGB into one for `channels` channels. Its first convolution is trained,
-    frozen or not: what it does with the other channels has never been learned."""
+    also where the first stages are frozen: what it does with the other channels has never been
+    learned."""
     _, convolution = first_convolution(model)
     convolution.weight = nn.Parameter(adapted(convolution.weight.detach(), channels))
     convolution.in_channels = channels

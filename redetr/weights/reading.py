@@ -50,7 +50,7 @@ class Origin:
     trained_on: str | None = None
     val_fraction: float = 0.0  # held out of it
     is_thing: tuple[bool, ...] = ()  # as in `DetectionModel`
-    threshold: float | None = None  # with the best F1 at the last evaluation of its run
+    threshold: float | None = None  # with the best F1 when it was evaluated in its run
     precision: Precision | None = None  # what its run computed in
     held_out_otherwise: bool = False  # by an earlier version: other images for the same share
     # whether the activation in the decoder is unknown, see `dfine.lacking_activation`

@@ -132,7 +132,7 @@ def test_the_best_threshold_travels_in_the_checkpoint(trained, shared_coco, tmp_
         assert json.loads(file.metadata()["redetr"])["threshold"] == best["threshold"]
 
     image = shared_coco / "val" / "val-1.jpg"
-    for threshold, said in ((0.02, "0.02 (best F1 in the last evaluation of the training run)"),
+    for threshold, said in ((0.02, "0.02 (best F1 when this checkpoint was evaluated)"),
                             (None, "0.5 (not measured in training; ")):  # fmt: skip
         checkpoint = tmp_path / f"{threshold}.pt"
         torch.save(state | {"threshold": threshold}, checkpoint)
@@ -1102,8 +1102,13 @@ def test_the_folder_of_a_run_stands_for_its_settings(shared_coco, tmp_path, caps
     [
         ("no JSON", "not the settings of a run"),
         ("[1]", "not the settings of a run"),
-        ('{"model": "redetr_n", "color": 3}', "setting 'color' is not known to this version"),
-        ('{"model": "redetr_n", "steps": "many"}', "steps"),
+        ("{}", "not the settings of a run (no 'model')"),
+        ('{"model": "redetr_n"}', "not the settings of a run (no 'data')"),
+        (
+            '{"model": "redetr_n", "data": "digits", "color": 3}',
+            "setting 'color' is not known to this version",
+        ),
+        ('{"model": "redetr_n", "data": "digits", "steps": "many"}', "steps"),
     ],
 )
 def test_settings_that_cannot_be_read(tmp_path, capsys, content, said):

@@ -13,7 +13,7 @@ import pytest
 import tifffile
 import torch
 from command_line import SMALL, train_arguments
-from PIL import Image
+from PIL import Image, features
 from test_pixels import deep_tiff
 
 import redetr
@@ -107,6 +107,21 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     (note,) = [fault for fault in faults if fault.code == "image-frames"]
     assert note.count == 6 + 3 + 1  # val is in both, and z.tif
     assert "holds 2 images, of which only the first is used; save the others" in str(note)
+
+
+@pytest.mark.parametrize("ending", ["gif", "webp", "png", "apng", "avif"])
+def test_an_animation_is_no_surprise_in_prediction(ending, tmp_path):
+    if ending == "avif" and not features.check("avif"):
+        ending = "gif"  # this build of Pillow has none
+    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    path = tmp_path / f"a.{ending}"
+    kind = "PNG" if ending == "apng" else None
+    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    Image.new("RGB", (32, 32)).save(tmp_path / "still.png")
+    faults = []
+    assert len(list(find_sources([str(tmp_path)], faults))) == 2
+    (note,) = faults
+    assert str(note).startswith(f"{path}: holds 2 images, of which only the first is used")
 
 
 def test_without_tifffile_the_cure_is_named(tmp_path, monkeypatch):

@@ -89,7 +89,8 @@ FAULTS = {
     "two sizes": (Squares(size=(64, 96)), r"size \(64, 96\) is not orig_size \(32, 48\)"),
     "fractions": (
         Squares(1, boxes=torch.tensor([[0.1, 0.1, 0.4, 0.6]])),
-        "squares: fractions given as pixels: 1 of 1 box in the first pixel; multiply x by the wid",
+        "squares: boxes look like fractions of the image: 1 of 1 box in the first pixel; multiply x "
+        "by the wid",
     ),
     "HWC": (Squares(pixels=torch.zeros(32, 48, 3, dtype=torch.uint8)), EXPECTED),
     "float": (Squares(pixels=torch.zeros(3, 32, 48)), "is torch.float32 .*" + EXPECTED),
