@@ -8,16 +8,29 @@ import stat
 import tempfile
 from collections.abc import Callable, Container
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 UNFINISHED = ".unfinished-"
 RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run` knows
+# Of files that are sources of data or weights; no name on a hub has them.
+_ENDINGS = (".pt", ".pth", ".safetensors", ".json", ".yaml", ".yml")
 
 
 def user_path(text: str | os.PathLike) -> Path:
     """The path that a user gave, with `~` for the home folder; unchanged if no user has it."""
     return Path(os.path.expanduser(text))
+
+
+def without_folders(source: str) -> str:
+    """What may be published of a source of data or weights: the last part of a path, and of `hf:`
+    before a folder. Other names, such as those on a hub, are returned unchanged."""
+    prefix, name = ("hf:", source[3:]) if source.startswith("hf:") else ("", source)
+    is_path = name.startswith((".", "/", "~")) or name.endswith(_ENDINGS) or Path(name).exists()
+    is_on_hub = name.count("/") == 1 or bool(prefix)
+    if is_on_hub and not is_path:
+        return source
+    return prefix + PurePath(name).name
 
 
 def open_file(path: str | os.PathLike) -> BufferedReader:

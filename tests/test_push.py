@@ -14,6 +14,7 @@ import redetr
 from redetr.checkpoint import read_safetensors, save_checkpoint
 from redetr.cli import main
 from redetr.config import TrainConfig
+from redetr.files import without_folders
 from redetr.models import build
 from redetr.weights.reading import locate
 
@@ -208,3 +209,45 @@ def test_what_cannot_be_pushed(run, tmp_path, capsys):
     line = refused(capsys, "me/cups", tmp_path / "moved.pt", "--to", tmp_path / "new")
     assert "or give --no-evaluate for a card without results" in line
     assert not (tmp_path / "new").exists()
+
+
+def test_numbers_of_other_data_have_its_name(run, tmp_path):
+    other = write_tiny_coco(tmp_path / "private" / "bathroom")
+    push("me/cups", run, "--to", tmp_path / "card", "--data", other, "--no-picture")
+    text = (tmp_path / "card" / "README.md").read_text()
+    _, front, _ = text.split("---\n", 2)
+    (result,) = yaml.safe_load(front)["model-index"][0]["results"]
+    assert result["dataset"] == {"name": "bathroom", "type": "bathroom", "split": "val"}
+    assert "on the val split of bathroom: " in text
+    assert "Trained on kitchen" in text
+    assert "private" not in text
+
+
+@pytest.mark.parametrize(
+    ("source", "published"),
+    [
+        ("/home/me/secret/x.pt", "x.pt"),
+        ("secret/x.pt", "x.pt"),
+        ("~/secret/set", "set"),
+        ("PekingU/rtdetr_r18vd", "PekingU/rtdetr_r18vd"),
+        ("imagenet", "imagenet"),
+        ("hf:owner/set@main,boxes=xyxy", "hf:owner/set@main,boxes=xyxy"),
+        ("hf:../secret/set", "hf:set"),
+        ("hf:./secret/set,boxes=xyxy", "hf:set,boxes=xyxy"),
+        ("hf:~/secret/set", "hf:set"),
+        ("hf:/secret/set", "hf:set"),
+    ],
+)
+def test_what_is_published_of_a_source(source, published):
+    assert without_folders(source) == published
+
+
+def test_an_older_run_keeps_the_folder_of_its_weights_private(run, tmp_path):
+    content = torch.load(run / "best.pt", weights_only=True)
+    del content["weights_from"]
+    content["config"]["weights"] = "/home/me/secret/x.pt"
+    save_checkpoint(tmp_path / "older.pt", content)
+    push("me/cups", tmp_path / "older.pt", "--to", tmp_path / "card", "--no-evaluate")
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert "Weights: a run of redetr from x.pt of unknown origin and licence." in text
+    assert "secret" not in text

@@ -92,6 +92,7 @@ class Push:
         """The numbers and the picture of the val split. Raises InputError if it is not there."""
         from redetr.commands.run_pictures import prediction_grid
         from redetr.export.card import Evaluation
+        from redetr.files import without_folders
 
         masks = detector.model.has_masks
         try:
@@ -102,7 +103,8 @@ class Push:
             ) from error
         result = detector.evaluate(dataset).to_dict()
         picture = prediction_grid(detector, dataset, _SHOWN) if self.picture else None
-        return Evaluation("val", len(dataset), result, picture)
+        data = without_folders(str(self.data or detector.trained_on))
+        return Evaluation(data, "val", len(dataset), result, picture)
 
 
 parse = partial(parse_flags, Push, prog="redetr push")

@@ -10,7 +10,7 @@ from PIL import Image
 import redetr
 from redetr.checkpoint import read_checkpoint, read_safetensors, save_weights
 from redetr.errors import InputError
-from redetr.files import write_json, write_whole
+from redetr.files import without_folders, write_json, write_whole
 from redetr.metrics import METRIC_NAMES
 from redetr.pages.drawing import save_image
 from redetr.weights.reading import Weights
@@ -27,6 +27,7 @@ _PATHS = ("data", "weights", "output", "cache_dir", "custom_augment")
 class Evaluation(NamedTuple):
     """How well a model does on a split, for its card."""
 
+    data: str  # its name, without folders of this machine
     split: str
     images: int
     result: dict[str, Any]  # of `CocoResult.to_dict`
@@ -53,22 +54,9 @@ def read_about(checkpoint: Path) -> dict[str, Any]:
     config = dict(about["config"])
     for name in _PATHS:
         if isinstance(config.get(name), str):
-            config[name] = _without_folders(config[name])
-    data = _without_folders(str(about.get("data", config["data"])))
+            config[name] = without_folders(config[name])
+    data = without_folders(str(about.get("data", config["data"])))
     return {**kept, "config": config, "data": data}
-
-
-def _without_folders(source: str) -> str:
-    """The last part of a path. Other names, such as those on a hub, are returned unchanged."""
-    if source.startswith("hf:"):
-        name = source.removeprefix("hf:")
-        if name.startswith("/"):
-            return f"hf:{PurePath(name).name}"
-        return source
-    is_path = source.startswith((".", "/", "~")) or Path(source).exists()
-    if source.count("/") == 1 and not is_path:  # a name on the hub
-        return source
-    return PurePath(source).name
 
 
 def write_folder(
@@ -106,7 +94,7 @@ def model_card(
     parts = [f"---\n{front}---", f"# {PurePath(name).name}", _introduction(about)]
     if evaluation is not None and evaluation.picture is not None:
         parts.append(f"![Truth beside predictions]({PICTURE})")
-    parts += ["## Use", _use(name, about), "## Numbers", _numbers(about, evaluation)]
+    parts += ["## Use", _use(name, about), "## Numbers", _numbers(evaluation)]
     parts += ["## Data", _data(about)]
     parts += ["## Licence and provenance", _provenance(weights_from, licence)]
     settings = yaml.safe_dump(about["config"], sort_keys=False)
@@ -130,7 +118,7 @@ def _front_matter(
     metrics = []
     for metric in ("AP", "AP50"):
         metrics.append({"type": metric.lower(), "name": metric, "value": evaluation.result[metric]})
-    dataset = {"name": about["data"], "type": about["data"], "split": evaluation.split}
+    dataset = {"name": evaluation.data, "type": evaluation.data, "split": evaluation.split}
     result = {"task": {"type": "object-detection"}, "dataset": dataset, "metrics": metrics}
     front["model-index"] = [{"name": PurePath(name).name, "results": [result]}]
     return front
@@ -160,13 +148,13 @@ def _use(name: str, about: dict[str, Any]) -> str:
     return text
 
 
-def _numbers(about: dict[str, Any], evaluation: Evaluation | None) -> str:
+def _numbers(evaluation: Evaluation | None) -> str:
     if evaluation is None:
         return "Not evaluated."
     result = evaluation.result
     images = counted(evaluation.images, "image")
     lines = [
-        f"COCO's numbers, in percent, on the {evaluation.split} split of {about['data']}: "
+        f"COCO's numbers, in percent, on the {evaluation.split} split of {evaluation.data}: "
         f"{images}. `{NUMBERS}` has all of them.",
         "",
         _row("", *METRIC_NAMES),
