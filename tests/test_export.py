@@ -814,3 +814,21 @@ def test_from_training_to_a_file(shared_coco, tmp_path, capsys):
     assert errors == "weights: a run of redetr from random weights\n"
     assert "5 images" in output and "with PyTorch" in output
     assert metadata(tmp_path / "tiny.pt2")["class_names"] == list(CLASSES[0])
+
+
+@pytest.mark.parametrize("fewer", ["pytorch", "file"])
+def test_a_file_with_more_or_fewer_detections(fewer):
+    """As of images of a fixed size that have fewer positions than the model has queries."""
+    boxes = np.array([[50, 50, 60, 60], [0, 0, 10, 10], [30, 0, 40, 10]], np.float32)
+    masks = np.empty(3, object)
+    masks[:] = [{"size": [1, 1], "counts": b"01"}] * 3
+    all_three = {"scores": np.array([0.8, 0.7, 0.6]), "labels": np.array([1, 1, 0])}
+    all_three |= {"boxes": boxes, "masks": masks}
+    one = {name: rows[1:2] for name, rows in all_three.items()}
+    sides = ([one], [all_three]) if fewer == "pytorch" else ([all_three], [one])
+    apart = detections_apart(*sides, threshold=0.5)
+    assert (apart.paired, apart.unpaired, apart.same) == (1, 2, 1)
+    assert apart.mask_iou == (1, 1)
+    none = {name: rows[:0] for name, rows in all_three.items()}
+    apart = detections_apart([none], [none], threshold=0)
+    assert (apart.paired, apart.unpaired) == (0, 0)

@@ -29,6 +29,7 @@ _PAIR_IOU = 0.5  # boxes of one class with at least this IoU count as the same d
 _SAME_IOU = 0.9
 _SAME_PX = 1.0
 _SAME_SHARE = 0.9
+_PADDING = {"scores": 0, "labels": -1, "boxes": 0, "masks": None}
 
 
 @dataclass(frozen=True)
@@ -91,9 +92,21 @@ def drop_interval(pytorch: COCOeval, file: COCOeval) -> tuple[float, float] | No
     return -100 * change["upper"], -100 * change["lower"]
 
 
+def _padded(detections: ImageDetections, count: int) -> ImageDetections:
+    """`count` detections of an image: these, and behind them some that pair with none, because
+    their label is that of no class. So their masks are never looked at."""
+    missing = count - len(detections["scores"])
+    padded = {}
+    for name, rows in detections.items():
+        shape = (missing, *rows.shape[1:])
+        rest = np.full(shape, _PADDING[name], rows.dtype)
+        padded[name] = np.concatenate([rows, rest])
+    return padded
+
+
 def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
     """The detections of the file in an image, in the order of the corresponding detections of
-    PyTorch.
+    PyTorch; both are as many.
 
     Both are sorted by score, so detections whose scores are equal up to rounding may be swapped.
     """
@@ -105,6 +118,9 @@ def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
     other_label = apart["labels"] != 0
     distance = apart["scores"] + box_distance + other_label
     distance = np.nan_to_num(distance, nan=9.0)
+    # Padding costs the same everywhere, so that it does not decide which of the others are paired.
+    distance[pytorch["labels"] == _PADDING["labels"]] = 0
+    distance[:, file["labels"] == _PADDING["labels"]] = 0
     _, order = linear_sum_assignment(distance)
     return {name: rows[order] for name, rows in file.items()}
 
@@ -134,7 +150,10 @@ def detections_apart(
     differences: dict[str, list[float]] = {"scores": [], "boxes": []}
     mask_ious: list[float] = []
     for expected, answer in zip(pytorch, file, strict=True):
-        answer = aligned(expected, answer)
+        # A file for images of a fixed size may have fewer queries than PyTorch, or more.
+        count = max(len(expected["scores"]), len(answer["scores"]))
+        expected = _padded(expected, count)
+        answer = aligned(expected, _padded(answer, count))
         shown = (expected["scores"] >= threshold) | (answer["scores"] >= threshold)
         iou, _ = iou_and_giou(
             torch.from_numpy(expected["boxes"]), torch.from_numpy(answer["boxes"])
