@@ -309,4 +309,5 @@ def _recipe_for(model: str) -> str | None:
         return finetune
     if model not in PUBLISHED:
         return None
-    return f"rtdetr_r18_finetune --model {model} --weights {PUBLISHED[model].origin}"
+    weights = PUBLISHED[model].origin or "FILE"
+    return f"rtdetr_r18_finetune --model {model} --weights {weights}"

@@ -8,6 +8,7 @@ import pytest
 from redetr.cli import main
 from redetr.commands import console
 from redetr.commands.models import gflops
+from redetr.errors import InputError
 from redetr.models import MODELS
 from redetr.recipes import get_recipe
 from redetr.weights.published import licence_of_hub_name
@@ -93,3 +94,10 @@ def test_what_was_measured_stands_in_the_results(rows):
             round(final["time_s"] / 60, 1),
         )
         assert source["machine"]["cpu"] in result["hardware"] and result["date"] in result["source"]
+
+
+def test_weights_that_are_on_no_hub_have_no_hub_name(rows):
+    for name in ("rtdetr_r50m", "rtdetrv2_r50m"):
+        assert rows[name]["origin"] is None and rows[name]["published_AP"] > 50
+        with pytest.raises(InputError, match=f"--model {name} --weights FILE$"):
+            get_recipe(name)

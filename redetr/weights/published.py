@@ -15,7 +15,7 @@ from pathlib import Path
 class Published:
     """Published weights of a model in `MODELS`."""
 
-    origin: str  # a hub name, which --weights and `load` take
+    origin: str | None  # a hub name, which --weights and `load` take; None: not on the hub
     licence: str
     ap: float | None = None  # of boxes, in percent; None: its data is not COCO
     mask_ap: float | None = None  # in percent; None: it has no masks
@@ -50,12 +50,12 @@ PUBLISHED = {
     "detr_r101_panoptic": _panoptic("resnet-101", 45.1, 40.1, 33.0),
     "rtdetr_r18": _rtdetr("r18vd", 46.4),
     "rtdetr_r34": _rtdetr("r34vd", 48.9),
-    "rtdetr_r50m": _rtdetr("r50vd_m", 51.3),
+    "rtdetr_r50m": Published(None, "Apache-2.0", 51.3),
     "rtdetr_r50": _rtdetr("r50vd", 53.1),
     "rtdetr_r101": _rtdetr("r101vd", 54.3),
     "rtdetrv2_r18": _rtdetr("v2_r18vd", 48.1),
     "rtdetrv2_r34": _rtdetr("v2_r34vd", 49.9),
-    "rtdetrv2_r50m": _rtdetr("v2_r50vd_m", 51.9),
+    "rtdetrv2_r50m": Published(None, "Apache-2.0", 51.9),
     "rtdetrv2_r50": _rtdetr("v2_r50vd", 53.4),
     "rtdetrv2_r101": _rtdetr("v2_r101vd", 54.3),
     "dfine_n": _dfine("nano", 42.8),
