@@ -141,3 +141,8 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch():
     result = verify(replace(QUICK, data="random", batch_size=0, accumulate=2))
     assert not result.failed
     assert "backbone" not in result.parameters and "neck" in result.parameters
+
+
+def test_a_name_of_several_parts_names_them():
+    with pytest.raises(redetr.InputError, match=r"2 such parts, \w+.input_proj and \w+.input_proj"):
+        freeze(built("rtdetr_r18"), ["input_proj"])

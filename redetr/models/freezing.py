@@ -71,6 +71,11 @@ def _path_of(model: nn.Module, name: str) -> str:
             one_deeper.append(path)
     if len(one_deeper) == 1:
         return one_deeper[0]
+    if one_deeper:
+        raise InputError(
+            f"--freeze {name}: the model has {len(one_deeper)} such parts, "
+            f"{' and '.join(one_deeper)}: give those that you mean"
+        )
     raise InputError(
         f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and their parts, "
         f"such as {inner[0]}"
