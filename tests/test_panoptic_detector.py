@@ -148,3 +148,13 @@ def test_segments_of_a_class_by_its_name(detector, images):
         redetr.InputError, match="no class is called 'cu': the model knows cup, for"
     ):
         segments.of_classes("cu")
+
+
+def test_masks_and_segments_can_be_changed(detector, images):
+    for found in detector.predict(images, threshold=0.5):
+        found.masks.logical_not_()
+        found.boxes[:, 0] += 1
+    for found in detector.predict_panoptic(images):
+        found.detections.masks.logical_not_()
+        found.detections.scores.mul_(0.5)
+        found.panoptic.ids.zero_()

@@ -1084,3 +1084,17 @@ def test_file_names_that_are_not_utf_8(checkpoint, folder, tmp_path):
     assert json.loads((tmp_path / "out/predictions.json").read_text())[str(source)]
     results = json.loads((tmp_path / "out/predictions.coco.json").read_text())
     assert {result["file_name"] for result in results} == {str(source)}
+
+
+@pytest.mark.parametrize("tile", [None, 48])
+def test_what_is_predicted_can_be_changed(detector, folder, tile):
+    """In place and under gradients, which tensors of inference mode cannot."""
+    path = folder / "val-0.jpg"
+    for found in (detector.predict(path, 0, tile), detector.predict([path], 0, tile)[0]):
+        found.boxes[:, 0] += 1
+        found.scores.mul_(0.5)
+        found.labels.zero_()
+        if found.image is not None:
+            found.image.zero_()
+        weight = torch.ones(4, requires_grad=True)
+        (found.boxes * weight).sum().backward()

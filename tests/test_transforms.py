@@ -24,6 +24,7 @@ from redetr.data.transforms import (
     drawn_from,
     draws_of,
     final_size,
+    normalize,
     resizer,
     seen,
 )
@@ -471,3 +472,13 @@ def test_seeds_are_distinct_and_stay_the_same():
     assert all(0 <= seed < 2**63 for seed in seeds)
     assert drawn_from(1, 2, 3) != drawn_from(3, 2, 1)
     assert drawn_from(0, 0, -5) == drawn_from(0, 0, 5)  # ids below zero are allowed
+
+
+def test_pixels_with_gradients_after_a_prediction():
+    """Statistics that are first asked for in inference mode are cached for all."""
+    channels = 7  # of no other test
+    images = torch.zeros(1, channels, 2, 2)
+    with torch.inference_mode():
+        normalize(images)
+    normalize(images.requires_grad_()).sum().backward()
+    assert images.grad.shape == images.shape

@@ -71,9 +71,10 @@ def _statistics(device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
     Cached, because each copy to a GPU would wait for all of its pending work.
     """
     means, deviations = statistics(channels)
-    mean = torch.tensor(means).mul(255)[:, None, None]
-    std = torch.tensor(deviations).mul(255)[:, None, None]
-    return mean.to(device), std.to(device)
+    with torch.inference_mode(False):  # what is cached there could not be used where gradients are
+        mean = torch.tensor(means).mul(255)[:, None, None]
+        std = torch.tensor(deviations).mul(255)[:, None, None]
+        return mean.to(device), std.to(device)
 
 
 def drawn_from(*key: int) -> int:

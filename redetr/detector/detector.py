@@ -31,7 +31,7 @@ from redetr.precision import autocast, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.dfine import lacking_activation
 from redetr.weights.filling import load_strictly, require_fitting
-from redetr.weights.reading import Origin, Weights, read_weights
+from redetr.weights.reading import Origin, Weights, other_model, read_weights
 
 _TILES_AT_ONCE = 8
 
@@ -185,7 +185,7 @@ class Detector:
         masks: bool = ...,
     ) -> list[Detections]: ...
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would give tensors that cannot be changed in place
     def predict(
         self,
         images: ImageLike | ImageList,
@@ -266,6 +266,7 @@ class Detector:
             crop_masks=crop_masks,
         )
 
+    @torch.inference_mode()
     def _outputs(self, images: list[Tensor]) -> tuple[Batch, Outputs]:
         resize = resizer(final_size(self.model, self.image_size))
         resized = [resize(image) for image in images]
@@ -281,7 +282,7 @@ class Detector:
         self, images: ImageList, threshold: float = ...
     ) -> list[PanopticDetections]: ...
 
-    @torch.inference_mode()
+    @torch.no_grad()  # inference mode would give tensors that cannot be changed in place
     def predict_panoptic(
         self, images: ImageLike | ImageList, threshold: float = panoptic.THRESHOLD
     ) -> PanopticDetections | list[PanopticDetections]:
@@ -385,9 +386,7 @@ def _origin_of(weights: Weights, model: str | None) -> Origin:
     if origin.lacks_activation:
         raise lacking_activation(weights.path)
     if model is not None and model != origin.model:
-        raise InputError(
-            f"{weights.path}: holds a {origin.model}, not a {model}", remedy="leave out the model"
-        )
+        raise other_model(weights.path, origin.model, model)
     return origin
 
 
