@@ -20,7 +20,8 @@ def build_backbone(
     three widths.
 
     Three widths make a `SmallResNet`, which has strides 8 and 16 whatever `strides` says, and 4 if
-    they have it. Raises InputError for a name or an option that does not exist.
+    they have it, and GroupNorm: `norm` is then "group", or the default for other backbones, which
+    checkpoints of such models hold. Raises InputError for a name or an option that does not exist.
     """
     is_lite = backbone == EFFICIENTNET_LITE
     if isinstance(backbone, str) and not is_lite and not backbone.startswith("timm:"):
@@ -38,4 +39,9 @@ def build_backbone(
             f"({weights})"
         )
     require_known(weights, norm)
+    if norm == "sync_batch":
+        raise InputError(
+            f"a backbone of widths {backbone} has GroupNorm, not norm={norm}",
+            remedy="leave out norm, or choose a backbone by its name",
+        )
     return SmallResNet(backbone, strides)
