@@ -100,7 +100,7 @@ class _Block(nn.Module):
         return x + out if self.adds else out
 
 
-class _Body(nn.Module):
+class EfficientNetLiteBody(nn.Module):
     """The layers up to stride `last`, with the stride of each block in `block_strides`."""
 
     def __init__(self, last: int, norm: Norm):
@@ -123,7 +123,8 @@ class _Body(nn.Module):
 
 
 class EfficientNetLite(nn.Module):
-    """EfficientNet-Lite0 as `body`, cut off after the last of `strides`, a subset of 8, 16, 32.
+    """EfficientNet-Lite0 as `body`, cut off after the last of `strides`, a subset of 2, 4, 8, 16,
+    32.
 
     `weights="imagenet"` takes Google's weights from the installed package; None leaves random ones.
     `norm` is as in `Backbone`; so is what is trained: with frozen BatchNorm nothing before stride
@@ -142,7 +143,7 @@ class EfficientNetLite(nn.Module):
     ):
         super().__init__()
         require_known(weights, norm)
-        self.body = _Body(max(strides), norm)
+        self.body = EfficientNetLiteBody(max(strides), norm)
         self.strides = strides
         channels = dict(zip(self.body.block_strides, self.body.block_channels, strict=True))
         self.num_channels = [channels[stride] for stride in strides]  # of the last block of each

@@ -157,7 +157,7 @@ def csp_pyramid(hidden_dim: int, expansion: float, norm: Norm) -> Pyramid:
     def conv(kernel: int, stride: int) -> nn.Module:
         return ConvNorm(hidden_dim, hidden_dim, kernel, stride, norm=norm, activation=nn.SiLU())
 
-    width = int(hidden_dim * expansion)
+    width = round(hidden_dim * expansion)
     return Pyramid(
         lateral=lambda: conv(1, 1),
         downsample=lambda: conv(3, 2),

@@ -231,7 +231,8 @@ def require_possible(options: dict[str, Any]) -> None:
     enc_hidden_dim, expansion = options["enc_hidden_dim"], options["expansion"]
     if not isinstance(expansion, int | float) or not 0 < expansion <= _LARGEST_EXPANSION:
         raise ValueError(f"expansion must be above 0 and at most {_LARGEST_EXPANSION}")
-    if int(enc_hidden_dim * expansion) % 8 or not int(enc_hidden_dim * expansion):
+    block_width = round(enc_hidden_dim * expansion)
+    if block_width % 8 or not block_width:
         raise ValueError("enc_hidden_dim times expansion must be a multiple of 8")
 
 
