@@ -11,6 +11,7 @@ from redetr.checkpoint import read_safetensors, read_torch
 from redetr.choices import ImageSize
 from redetr.data.transforms import MEAN, STD
 from redetr.errors import InputError
+from redetr.files import RUN_FILES, holds_run
 from redetr.weights.tensors import require_tensors
 
 CONFIG = "config.json"
@@ -30,10 +31,15 @@ def is_of_transformers(folder: Path) -> bool:
     """Whether a folder has the settings of a Transformers model, rather than those of a backbone of
     timm, which name an `architecture`. Raises InputError if the settings are damaged."""
     file = folder / CONFIG
-    if not file.is_file():
+    if not file.is_file() or is_of_run(folder):
         return False
     config = read_config(file)
     return "model_type" in config or "architecture" not in config
+
+
+def is_of_run(folder: Path) -> bool:
+    """Whether a folder is that of a run, which writes a config.json of its own."""
+    return holds_run({name for name in RUN_FILES if (folder / name).exists()})
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.earlier import with_present_names
 from redetr.errors import InputError
+from redetr.files import without_folders
+from redetr.models import options_of
 from redetr.weights import detr_config, dfine, folder, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 from redetr.weights.published import UNKNOWN, origin_of
@@ -33,6 +35,12 @@ _WEIGHTS_ON_HUB = (
 )
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 _COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
+# DC5 by the model with the same tensors.
+_DILATED = {
+    "detr_r50": "detr_r50_dc5",
+    "detr_r101": "detr_r101_dc5",
+    "detr_r50_panoptic": "detr_r50_dc5_panoptic",
+}
 # The Table Transformer that finds rows and columns does not state its image size.
 _QUERIES_OF_STRUCTURE = 125
 _PX_OF_STRUCTURE = 1000  # of the longer side
@@ -71,9 +79,9 @@ def read_weights(source: str | os.PathLike, model: str | None = None) -> Weights
     """The weights in a file or folder, or under a hub name, of any kind that `load` and `--weights`
     accept.
 
-    `model` names the variant of official weights that do not identify it themselves (DC5). Only
+    `model` names the variant of weights that do not identify it themselves, such as DC5. Only
     tensors and plain values are unpickled. Raises InputError, which names the file, if it cannot be
-    read.
+    read, or if weights of another program are those of another model.
     """
     path = locate(source)
     try:
@@ -141,8 +149,9 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
 def locate(source: str | os.PathLike) -> Path:
     """The file or Transformers folder that `source` refers to.
 
-    A run folder refers to its `best.pt`, or else to its `last.pt`; a hub name is downloaded. Raises
-    InputError if there is no such file or folder.
+    A run folder refers to its `best.pt`, or else to its `last.pt`, or else to its
+    `best.safetensors`; a hub name is downloaded. Raises InputError if there is no such file or
+    folder, or if a run has no checkpoint yet.
     """
     path = Path(source)
     if path.is_dir():
@@ -160,13 +169,16 @@ def locate(source: str | os.PathLike) -> Path:
 def _file_of_folder(path: Path) -> Path:
     """The weights in a run folder, a folder of timm or a folder that `redetr push` wrote; or the
     folder itself, if it is a Transformers folder."""
-    for name in ("best.pt", "last.pt"):
+    for name in ("best.pt", "last.pt", "best.safetensors"):
         if (path / name).exists():
             return path / name
     if folder.is_of_transformers(path):
         return path
     if (path / "model.safetensors").is_file():
         return path / "model.safetensors"
+    if folder.is_of_run(path):
+        remedy = "wait for the run's first checkpoint, or give another run"
+        raise InputError("this run has no checkpoint yet", where=path, remedy=remedy)
     return path / "best.pt"
 
 
@@ -231,7 +243,7 @@ def _start_of_run(path: Path, about: dict[str, Any]) -> str:
         if weights in (None, "none"):
             began = "random weights"
         else:
-            began = f"{weights} {UNKNOWN}"
+            began = f"{without_folders(weights)} {UNKNOWN}"
     if not isinstance(began, str) or len(began) > _LONGEST_ORIGIN or not began.isprintable():
         raise _damaged(path, "weights_from is not a short line")
     return began if began.startswith(_RUN) else _RUN + began
@@ -284,29 +296,63 @@ def _from_official(
         return Weights(path, tensors, None)
     if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only the file name shows it
         described["dilation"] = True
+    described |= options
+    name = _detr_chosen(path, model, name, described.get("dilation"))
     image_size = 0
     if name == "detr_table" and described["num_queries"] == _QUERIES_OF_STRUCTURE:
         image_size = _PX_OF_STRUCTURE
         described["max_size"] = _PX_OF_STRUCTURE
     if class_names is None:
-        class_names = [f"class {i}" for i in range(num_classes)]
-        if num_classes == _COCO_CLASSES:
-            class_names = coco_class_names()
-        if num_classes == _COCO_PANOPTIC_CLASSES:
-            class_names = panoptic.coco_class_names(num_classes)
+        class_names = _official_class_names(num_classes)
     category_ids = tuple(range(num_classes))
     is_thing: tuple[bool, ...] = ()
     if num_classes == _COCO_PANOPTIC_CLASSES:
         is_thing = tuple(category_id <= panoptic.LAST_THING for category_id in category_ids)
     origin = Origin(
-        model or name,
-        described | options,
+        name,
+        described,
         tuple(class_names),
         category_ids,
         image_size,
         is_thing=is_thing,
     )
     return Weights(path, tensors, origin)
+
+
+def _official_class_names(num_classes: int) -> list[str]:
+    """The class names for a file of the original DETR, which has none."""
+    if num_classes == _COCO_CLASSES:
+        return coco_class_names()
+    if num_classes == _COCO_PANOPTIC_CLASSES:
+        return panoptic.coco_class_names(num_classes)
+    return [f"class {i}" for i in range(num_classes)]
+
+
+def _chosen(path: Path, model: str | None, name: str, siblings: Sequence[str]) -> str:
+    """The model of these weights: `name`, or that of `siblings`, which have the same tensors, that
+    the user calls `model`. Raises InputError if that is another one."""
+    if model is None or model == name:
+        return name
+    if model not in siblings:
+        raise other_model(path, name, model)
+    return model
+
+
+def _detr_chosen(path: Path, model: str | None, name: str, dilation: bool | None) -> str:
+    """The same of a DETR. `dilation` is what the name of the file, the arguments in it or its
+    config.json say; None if they say nothing. Raises InputError if they contradict the user."""
+    if name not in _DILATED:
+        return _chosen(path, model, name, [])
+    chosen = _chosen(path, model, name, [_DILATED[name]])
+    if model is not None and dilation not in (None, options_of(model)["dilation"]):
+        text = f"states that its backbone is {'' if dilation else 'not '}dilated, unlike that of "
+        raise InputError(text + model, where=path, remedy="leave out the model")
+    return chosen
+
+
+def other_model(path: Path, name: str, model: str) -> InputError:
+    """The error for weights of the model `name` that the user calls `model`."""
+    return InputError(f"holds a {name}, not a {model}", where=path, remedy="leave out the model")
 
 
 def _read_transformers(path: Path, model: str | None) -> Weights:
@@ -353,9 +399,10 @@ def _rtdetr_from_transformers(path: Path, config: dict[str, Any], model: str | N
     tensors = rtdetr.from_transformers(folder.read_tensors(path))
     version = rtdetr.MODEL_TYPES[config["model_type"]]
     name, num_classes, described = rtdetr.describe(version, tensors)
+    name = _chosen(path, model, name, [])
     names = folder.class_names(path, config, num_classes)
     image_size = folder.size_when_stretched(path)
-    origin = Origin(model or name, described | options, *rtdetr.classes(names), image_size)
+    origin = Origin(name, described | options, *rtdetr.classes(names), image_size)
     return Weights(path, tensors, origin)
 
 
@@ -363,9 +410,10 @@ def _dfine_from_transformers(path: Path, config: dict[str, Any], model: str | No
     options = dfine.options_from_config(path / folder.CONFIG, config)
     tensors = dfine.from_transformers(folder.read_tensors(path))
     name, num_classes, described = dfine.describe(tensors)
+    name = _chosen(path, model, name, [])
     names = folder.class_names(path, config, num_classes)
     image_size = folder.size_when_stretched(path)
-    origin = Origin(model or name, described | options, *rtdetr.classes(names), image_size)
+    origin = Origin(name, described | options, *rtdetr.classes(names), image_size)
     return Weights(path, tensors, origin)
 
 
@@ -385,13 +433,17 @@ def _original_rtdetr(path: Path, tensors: dict[str, Tensor], model: str | None) 
     points = rtdetr.points_of(tensors)
     tensors = rtdetr.from_original(tensors)
     name, num_classes, options = rtdetr.describe(version, tensors)
+    siblings = []
+    if version == "rtdetrv2" and points is None:  # as this library names and stores both versions
+        siblings.append(name.replace("rtdetrv2", "rtdetr"))
+    name = _chosen(path, model, name, siblings)
     if points is not None:
         options["points"] = points
     if "_dsp_" in path.name.lower():  # rtdetrv2_r18vd_dsp_...pth: only the file name shows it
         options["sampling"] = "discrete"
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
-    return Weights(path, tensors, Origin(model or name, options, class_names, category_ids))
+    return Weights(path, tensors, Origin(name, options, class_names, category_ids))
 
 
 def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -> Weights:
@@ -399,13 +451,12 @@ def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -
     activation = dfine.activation_of(path, tensors)
     tensors = dfine.from_original(tensors)
     name, num_classes, options = dfine.describe(tensors, points)
+    name = _chosen(path, model, name, [])
     if activation is not None:
         options["activation"] = activation
     names = rtdetr.names_without_config(num_classes)
     class_names, category_ids = rtdetr.classes(names)
-    origin = Origin(
-        model or name, options, class_names, category_ids, lacks_activation=activation is None
-    )
+    origin = Origin(name, options, class_names, category_ids, lacks_activation=activation is None)
     return Weights(path, tensors, origin)
 
 

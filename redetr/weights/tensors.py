@@ -13,11 +13,13 @@ _WRAPPERS = ("module.", "_orig_mod.")
 # Keys of the moving average: of RT-DETR and its successors, of Deformable DETR's successors, and of
 # timm.
 _AVERAGES = ("ema", "model_ema", "state_dict_ema")
+# Other types, such as float8, hold numbers only together with scales that no model here has.
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
     """Returns `tensors` unchanged. Raises InputError unless it is a dict of complete tensors by
-    name."""
+    name, none of them in less than half precision."""
     if not isinstance(tensors, dict):
         raise InputError("damaged: its weights are not a dict of named tensors", where=path)
     for name, tensor in tensors.items():
@@ -25,6 +27,11 @@ def require_tensors(path: Path, tensors: Any) -> dict[str, Tensor]:
             raise InputError(f"damaged: {name!r} is not a valid tensor name", where=path)
         if not _is_whole(tensor):
             raise InputError(f"damaged: {name} is not a complete tensor", where=path)
+        if tensor.is_floating_point() and tensor.dtype not in _FLOATS:
+            kind = str(tensor.dtype).removeprefix("torch.")
+            text = f"{name} is {kind}, which is less than half precision"
+            remedy = "convert the weights to float32, float16 or bfloat16 with their scales"
+            raise InputError(text, where=path, remedy=remedy)
     return tensors
 
 
