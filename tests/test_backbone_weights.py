@@ -164,3 +164,33 @@ def test_a_backbone_is_no_detector(tmp_path):
         InputError, match=r"mobilenet_v2-\w+\.pth: neither .* no DETR .* train with --weights"
     ):
         redetr.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "more"),
+    [
+        ("resnet18", ("backbone=resnet18",), "layer1.0.se.fc1.weight"),
+        ("resnet34", ("backbone=resnet18",), "layer1.2.conv1.weight"),
+    ],
+)
+def test_another_backbone_with_the_same_tensors_and_more_is_refused(name, options, more, tmp_path):
+    tensors = torchvision.models.get_model(name).state_dict()
+    tensors |= {more: torch.zeros(1)}
+    torch.save(tensors, tmp_path / "other.pth")
+    with pytest.raises(InputError, match=f"not a resnet18, but .* such as {more}; choose the"):
+        start(tmp_path / "other.pth", "detr_r50", *options, "enc_layers=1", "dec_layers=1")
+
+
+def test_scales_of_activations_are_not_dropped(tmp_path):
+    tensors = redetr.build("dfine_n", 3).backbone.state_dict()
+    torch.save(tensors, tmp_path / "b0.pth")
+    with pytest.raises(InputError, match=r"such as \S+\.lab\.\w+; .* --model-options affine=true"):
+        start(tmp_path / "b0.pth", "dfine_n", "affine=false")
+
+
+@pytest.mark.parametrize(("name", "model"), [("conv1", "detr_r50"), ("conv1.0", "rtdetr_r18")])
+def test_a_backbone_for_other_channels_says_so(name, model, tmp_path):
+    tensors = {f"{name}.weight": torch.zeros(8, 4, 3, 3), "conv1.6.weight": torch.zeros(1)}
+    torch.save(tensors | {"layer1.0.conv1.weight": torch.zeros(1)}, tmp_path / "four.pth")
+    with pytest.raises(InputError, match=r"four\.pth: takes images of 4 channels"):
+        start(tmp_path / "four.pth", model)

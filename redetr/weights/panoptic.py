@@ -65,6 +65,12 @@ def with_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {PREFIX + name: tensor for name, tensor in weights.items()}
 
 
+def without_prefix(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a panoptic DETR, with the names that those of its detector have in a DETR
+    without masks."""
+    return {name.removeprefix(PREFIX): tensor for name, tensor in weights.items()}
+
+
 def describe(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]:
     """Model name, number of classes and options of a state dict with official names.
 

@@ -16,7 +16,12 @@ from redetr.errors import InputError
 from redetr.models import options_of
 from redetr.models.backbone import TimmBackbone
 from redetr.models.channels import RGB, adapted, first_convolution
-from redetr.models.efficientnet_lite import PACKAGE, EfficientNetLite, from_package_names
+from redetr.models.efficientnet_lite import (
+    PACKAGE,
+    EfficientNetLite,
+    EfficientNetLiteBody,
+    from_package_names,
+)
 from redetr.models.hgnetv2 import HGNetV2
 from redetr.models.panoptic import PanopticDETR
 from redetr.models.resnet_vd import PResNet
@@ -42,6 +47,9 @@ _FREE = (
     "class_loss",
     "masks",
 )
+
+# Parts of other programs' nets that turn features into classes.
+_CLASSIFIERS = ("head", "classifier", "fc")
 
 # The norms that a model may have if it starts from weights with a given norm.
 _FITTING_NORMS = {
@@ -144,15 +152,14 @@ def start_from(
     that of "no object" is always copied, and so are the queries that both models have. Weights of a
     backbone fill the backbone. Raises InputError if the weights do not fit.
     """
-    if weights.origin is None:
+    origin = weights.origin
+    if origin is None:
         return _start_backbone(weights, model, config)
     require_present_network(weights.tensors, weights.path)
-    _require_same_model(weights.path, weights.origin, config)
-    others = weights.origin.class_names
-    prefix = ""
-    if isinstance(model, PanopticDETR):
-        prefix = panoptic.PREFIX
-        weights = replace(weights, tensors=panoptic.with_prefix(weights.tensors))
+    _require_same_model(weights.path, origin, config)
+    others = origin.class_names
+    prefix = panoptic.PREFIX if isinstance(model, PanopticDETR) else ""
+    weights = replace(weights, tensors=_for_prefix(weights.tensors, prefix))
     num_classes = len(class_names)
     rows_of_classes = list(same_classes(class_names, others).items())  # here, there
     num_shared = len(rows_of_classes)
@@ -170,8 +177,8 @@ def start_from(
         "score_head.": rows_of_classes,  # RT-DETR's name for it
         "query_embed.": [(row, row) for row in range(num_queries)],
     }
-    tensors = _for_channels(weights.tensors, model)
-    left_out = _left_out(weights.path, tensors.keys() - state.keys())
+    tensors = _for_channels(weights.path, weights.tensors, model)
+    left_out = _left_out(weights.path, origin, tensors.keys() - state.keys())
     filled = _copy(replace(weights, tensors=tensors), state, by_row)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
@@ -186,13 +193,36 @@ def start_from(
     return "; ".join(notes)
 
 
-def _for_channels(tensors: dict[str, Tensor], model: DetectionModel) -> dict[str, Tensor]:
-    """The tensors, with the first convolution converted from RGB to the channels of this model."""
-    path, _ = first_convolution(model)
-    kernel = tensors.get(f"{path}.weight")
-    if kernel is None or model.channels == RGB or kernel.shape[1] != RGB:
+def _for_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors of a detector with or without a mask head, with the names that they have in a
+    model with this prefix."""
+    if prefix:
+        return panoptic.with_prefix(tensors)
+    if panoptic.is_panoptic(tensors):
+        return panoptic.without_prefix(tensors)
+    return tensors
+
+
+def _for_channels(
+    path: Path, tensors: dict[str, Tensor], model: DetectionModel
+) -> dict[str, Tensor]:
+    """The tensors, with the first convolution converted from RGB to the channels of this model.
+    Raises InputError if it takes neither."""
+    convolution, _ = first_convolution(model)
+    name = f"{convolution}.weight"
+    kernel = tensors.get(name)
+    if kernel is None or kernel.dim() != 4:
         return tensors
-    return tensors | {f"{path}.weight": adapted(kernel, model.channels)}
+    channels = kernel.shape[1]
+    if channels == model.channels:
+        return tensors
+    if channels != RGB:
+        raise InputError(
+            f"takes images of {counted(channels, 'channel')}, this model {model.channels}",
+            where=path,
+            remedy=f"give --channels {channels}",
+        )
+    return tensors | {name: adapted(kernel, model.channels)}
 
 
 def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
@@ -205,7 +235,7 @@ def _of_classes(num_shared: int, here: int, there: int) -> list[str]:
     return []
 
 
-def _left_out(path: Path, names: set[str]) -> list[str]:
+def _left_out(path: Path, origin: Origin, names: set[str]) -> list[str]:
     """A note on the mask head, if it is among these tensors, which the model does not have. Raises
     InputError if there are any other learned tensors."""
     has_masks = False
@@ -219,7 +249,10 @@ def _left_out(path: Path, names: set[str]) -> list[str]:
         tensors = counted(len(unknown), "tensor")
         text = f"has {tensors} that this model does not have, such as {min(unknown)}"
         raise InputError(text, where=path)
-    return ["the mask head is left out: --masks takes it"] if has_masks else []
+    if not has_masks:
+        return []
+    flag = "--masks" if "masks" in options_of(origin.model) else f"--model {origin.model}"
+    return [f"the mask head is left out: {flag} takes it"]
 
 
 def _missing(names: set[str]) -> list[str]:
@@ -245,7 +278,8 @@ def _copy(
     given = weights.tensors
     has_masks = any(name.startswith(panoptic.HEADS) for name in given)
     filled = 0
-    wrong = []
+    missing = []
+    misshapen = []
     for name, tensor in state.items():
         rows = None
         for part, rows_of_part in by_row.items():
@@ -254,9 +288,9 @@ def _copy(
         if name not in given:
             is_head = name.startswith(panoptic.HEADS) and not has_masks
             if not is_head and not is_for_denoising(name) and not _is_counter(name):
-                wrong.append(name)
+                missing.append(name)
         elif not _fits(given[name], tensor, rows):
-            wrong.append(name)
+            misshapen.append(name)
         elif rows is None:
             tensor.copy_(given[name])
             filled += 1
@@ -264,8 +298,12 @@ def _copy(
             for here, there in rows:
                 tensor[here] = given[name][there]
             filled += len(rows) == len(tensor)
-    if wrong:
-        text = f"lacks {counted(len(wrong), 'tensor')} of this model, such as {wrong[0]}"
+    if missing:
+        text = f"lacks {counted(len(missing), 'tensor')} of this model, such as {missing[0]}"
+        raise InputError(text, where=weights.path)
+    if misshapen:
+        tensors = counted(len(misshapen), "tensor")
+        text = f"has {tensors} of another shape than this model, such as {misshapen[0]}"
         raise InputError(text, where=weights.path)
     return filled
 
@@ -296,7 +334,9 @@ def _require_same_model(path: Path, origin: Origin, config: TrainConfig) -> None
         text = f"holds a {origin.model}, a different model from {config.model}"
         raise InputError(text, where=path, remedy=f"use --model {origin.model}")
     norms = {here["norm"], there["norm"]}
-    if len(norms) == 2 and "group" in norms:
+    # Backbones of three widths have GroupNorm, whatever the option says.
+    have_choice = isinstance(here["backbone"], str) and isinstance(there["backbone"], str)
+    if have_choice and len(norms) == 2 and "group" in norms:
         raise InputError(
             f"its norm is {there['norm']}, which norm={here['norm']} cannot use",
             where=path,
@@ -346,15 +386,7 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     if body is None:
         text = f"backbone weights, but the backbone of {config.model} is trained from scratch"
         raise InputError(text, where=weights.path)
-    given = weights.tensors
-    if isinstance(net, nn.ModuleList) and isinstance(net[0], EfficientNetLite):
-        given = from_package_names(given)
-    elif isinstance(net, PResNet) and is_resnet_d(given):
-        given = from_timm(given)
-    prefix = next(path for path, module in model.named_modules() if module is body) + "."
-    in_model = {prefix + name: tensor for name, tensor in given.items()}
-    adapted_tensors = _for_channels(in_model, model)
-    given = {name.removeprefix(prefix): tensor for name, tensor in adapted_tensors.items()}
+    given = _for_body(weights, body, model)
     state = {}
     wrong = []
     for name, tensor in body.state_dict().items():
@@ -374,8 +406,60 @@ def _start_backbone(weights: Weights, model: DetectionModel, config: TrainConfig
     if options["norm"] == "group" and any(name.endswith("running_mean") for name in given):
         text = "trained with BatchNorm: it needs norm=frozen_batch or sync_batch"
         raise InputError(text, where=weights.path)
+    unknown = _of_another_net(body, given)
+    if unknown:
+        has_affine = unknown[0].endswith((".lab.scale", ".lab.bias"))
+        option = "affine=true" if has_affine else "backbone=NAME"
+        raise InputError(
+            f"not a {backbone}, but a net with more: {backbone} lacks "
+            f"{counted(len(unknown), 'tensor')} of it, such as {unknown[0]}",
+            where=weights.path,
+            remedy=f"choose the matching backbone with --model-options {option}",
+        )
     body.load_state_dict({name: given[name] for name in state}, strict=False)
     return (
         f"loaded {len(state)} of {len(state)} tensors of the backbone {backbone} from "
         f"{weights.path}"
     )
+
+
+def _for_body(weights: Weights, body: nn.Module, model: DetectionModel) -> dict[str, Tensor]:
+    """The tensors of a backbone's file, with the names in `body`, the backbone of `model`, and for
+    its channels. Raises InputError if they are for others."""
+    given = weights.tensors
+    prefix = next(path for path, module in model.named_modules() if module is body) + "."
+    if isinstance(body, EfficientNetLiteBody):
+        given = from_package_names(given)
+    elif isinstance(body, PResNet) and is_resnet_d(given):
+        channels = given["conv1.0.weight"].shape[1]
+        if channels != RGB:  # ImageNet's mean and deviation become part of the weights
+            text = f"takes images of {counted(channels, 'channel')}: weights of timm must be for 3"
+            raise InputError(text, where=weights.path)
+        given = from_timm(given)
+    in_model = {prefix + name: tensor for name, tensor in given.items()}
+    adapted_tensors = _for_channels(weights.path, in_model, model)
+    return {name.removeprefix(prefix): tensor for name, tensor in adapted_tensors.items()}
+
+
+def _of_another_net(body: nn.Module, given: dict[str, Tensor]) -> list[str]:
+    """The tensors of a file that belong to a part which `body` has, but not to `body`.
+
+    A file may have more than a body: a classifier, and the stages after the last one that is used.
+    """
+    own = body.state_dict()
+    modules = dict(body.named_modules())
+    known_parts = {name.partition(".")[0] for name in own}
+    unknown = []
+    for name in given:
+        part, _, rest = name.partition(".")
+        if name in own or _is_counter(name) or part not in known_parts or part in _CLASSIFIERS:
+            continue
+        # A part without a number is the list of all stages; layer3 is one stage, and its first
+        # unknown member a block too many.
+        is_list = isinstance(modules.get(part), nn.Sequential | nn.ModuleList)
+        has_all_stages = is_list and not part[-1].isdigit()
+        stage, _, _ = rest.partition(".")
+        if has_all_stages and f"{part}.{stage}" not in modules:
+            continue
+        unknown.append(name)
+    return unknown
