@@ -47,6 +47,7 @@ from redetr.preparation import (
     prepare,
     train_transform,
 )
+from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
@@ -254,6 +255,8 @@ class _Run:
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
+        if not state.ending():
+            settle_buckets(model, self.criterion, config, self.dist)
         self.signals.steps_begun = True
         result: dict[str, Any] = {}
         if state.step and (state.ending() or state.repeats_evaluation):
