@@ -24,7 +24,7 @@ from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import require_alike, require_valid
 from redetr.data.formats.folder import AnnotatedDataset, require_masks, unreadable_of
-from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
+from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import drawn_from
@@ -41,11 +41,12 @@ from redetr.precision import PRECISIONS, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
     first_notes,
+    grouping,
     image_cache,
     images_to_leave_out,
     num_workers_of,
     prepare,
-    train_transform,
+    train_samples,
 )
 from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
@@ -326,13 +327,8 @@ class _Run:
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
-        mosaic_steps = config.mosaic_until * config.steps
-        mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = image_cache(config, dist, data)
-        transform = train_transform(config, state.model)
-        samples = Samples(data, transform, config.seed, cache, mosaic_epochs, self.custom)
-        # Images of one size need no grouping.
-        sizes_differ = state.model.resize == "aspect"
+        samples = train_samples(config, state.model, data, self.custom, cache)
         sampler = TrainSampler(
             num_images=len(data),
             batch_size=config.batch_size,
@@ -342,7 +338,7 @@ class _Run:
             rank=dist.rank,
             world_size=dist.world_size,
             accumulate=config.accumulate,
-            size_of=samples.size if config.group_by_size and sizes_differ else None,
+            size_of=grouping(config, state.model, samples),
         )
         num_workers = num_workers_of(config, dist.device)
         if sampler.size_of and num_workers:
