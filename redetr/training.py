@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -139,10 +138,13 @@ def _train(
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
         run.custom = custom
+        failed = True
         try:
             for note in notes:
                 monitor.say(note)
-            return run.train()
+            result = run.train()
+            failed = False
+            return result
         except (MemoryError, RuntimeError) as error:
             exhausted = exhausted_memory(error)
             if exhausted is None:
@@ -153,7 +155,7 @@ def _train(
                 "single image is too large, use --recompute or a smaller --image-size"
             ) from error
         finally:
-            monitor.close(failed=sys.exception() is not None)
+            monitor.close(failed)
 
 
 def _continuation(config: TrainConfig, has_datasets: bool) -> str:
@@ -403,7 +405,8 @@ class _Run:
         Communicates."""
         if not self.step_log.steps:
             return
-        line = self.step_log.flush(self.dist)
+        line, read_s = self.step_log.flush(self.dist)
+        self.state.train_time_s += read_s
         line |= self._rates()
         line["time_s"] = round(self.state.train_time_s, 3)
         self.monitor.train_line(line)
