@@ -29,6 +29,7 @@ from redetr.choices import (
 )
 from redetr.earlier import as_of_today
 from redetr.errors import InputError
+from redetr.model_options import parsed_options, require_agreement
 from redetr.wording import counted
 
 if TYPE_CHECKING:  # these import PyTorch
@@ -157,8 +158,8 @@ class ScheduleOptions:
     eval_batch_size: int = 16
     """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Stop early if AP has not improved for this share of the steps, but not before the learning
-    rate has fallen to a quarter; 0 = never."""
+    """Stop early if AP (of a panoptic model, PQ) has not improved for this share of the steps, but
+    not before the learning rate has fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -223,14 +224,13 @@ class TrainConfig(
     """
 
     def __post_init__(self) -> None:
-        """Replaces numbers of NumPy and PyTorch by Python's, and lists by tuples. Raises
-        InputError, naming the setting, for a value of another type."""
+        """Replaces numbers of NumPy and PyTorch by Python's, lists by tuples, and paths by text.
+        Raises InputError, naming the setting, for a value of another type."""
         for name, kind in get_type_hints(type(self)).items():
             value = _plain(getattr(self, name))
-            object.__setattr__(self, name, value)  # of a frozen dataclass
-            text_or_value = os.fspath(value) if isinstance(value, os.PathLike) else value
-            if not _is_a(text_or_value, kind):
+            if not _is_a(value, kind):
                 raise InputError(f"setting {name!r} cannot be {value!r}")
+            object.__setattr__(self, name, value)  # of a frozen dataclass
 
     @property
     def is_faithful(self) -> bool:
@@ -243,31 +243,29 @@ class TrainConfig(
         return self.model.startswith("redetr_")
 
     def model_kwargs(self) -> dict[str, Any]:
-        """The arguments of `models.build`. Raises InputError for a malformed option."""
-        kwargs: dict[str, Any] = {}
-        if self.weights == "imagenet":  # others are loaded into what was built
-            kwargs["weights"] = self.weights
+        """The arguments of `models.build`. Raises InputError for a malformed option, or one that
+        contradicts the setting of its name."""
+        options = parsed_options(self.model_options)
+        stated: dict[str, Any] = {}
+        if self.weights is not None:
+            stated["weights"] = self.weights
         if self.num_queries is not None:
-            kwargs["num_queries"] = self.num_queries
+            stated["num_queries"] = self.num_queries
         if self.denoising:
-            kwargs["denoising"] = self.denoising
+            stated["denoising"] = self.denoising
         if self.masks and not self.model.endswith("_panoptic"):  # which has them in any case
-            kwargs["masks"] = True
+            stated["masks"] = True
+        require_agreement(stated, options)
+        if self.weights != "imagenet":  # others are loaded into what was built
+            stated.pop("weights", None)
         if self.channels not in (None, _RGB):
-            kwargs["channels"] = self.channels
-        for option in self.model_options:
-            name, equals, value = option.partition("=")
-            if not equals:
-                raise InputError(f"model option {option!r} is not of the form name=value")
-            if name == "channels":
-                raise InputError(f"model option {option!r}: give --channels {value}")
-            kwargs[name] = _option_value(value)
-        return kwargs
+            stated["channels"] = self.channels
+        return stated | options
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values. What may be a fraction is a float, even where Python was given a whole
         number: by that, `from_dict` tells a patience of 1 from that of an earlier version."""
-        values = json.loads(json.dumps(asdict(self), default=os.fspath))
+        values = json.loads(json.dumps(asdict(self)))
         for name, kind in get_type_hints(type(self)).items():
             is_number = float in (kind, *get_args(kind))
             if is_number and type(values[name]) is int:
@@ -346,7 +344,8 @@ class TrainConfig(
         were trained with a number of queries, so theirs belongs to the model: None stays. The fast
         ones pick queries from the image.
         """
-        if self.num_queries or not self.is_fast:
+        is_stated = self.num_queries or "num_queries" in parsed_options(self.model_options)
+        if is_stated or not self.is_fast:
             return self
         if hints.num_queries:
             return replace(self, num_queries=hints.num_queries)
@@ -453,18 +452,11 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     return min(max(per_epoch, for_20_times), for_5_times)
 
 
-def _option_value(text: str) -> Any:
-    """The value of a model option: JSON, a list as a tuple, or else the text itself."""
-    try:
-        value = json.loads(text)
-    except json.JSONDecodeError:
-        return text
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _plain(value: Any) -> Any:
     """A value without types that JSON lacks: a number of NumPy or PyTorch as one of Python, a list
-    as a tuple."""
+    as a tuple, a path as text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
     if isinstance(value, list | tuple):
         return tuple(map(_plain, value))
     is_number_of_array = hasattr(value, "item") and getattr(value, "ndim", None) == 0

@@ -475,8 +475,13 @@ def replicate(
         **options,
     )
     if compression == "bf16":
-        replica.register_comm_hook(None, bf16_compress_hook)
+        replica.register_comm_hook(None, _in_bf16)
     return replica
+
+
+def _in_bf16(state: Any, bucket: torch_dist.GradBucket) -> torch.futures.Future[Tensor]:
+    """`bf16_compress_hook`, which DDP refuses by its name where PyTorch is built without CUDA."""
+    return bf16_compress_hook(state, bucket)
 
 
 def accumulating(model: DistributedDataParallel, last: bool) -> AbstractContextManager:

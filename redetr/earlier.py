@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from redetr.choices import PATIENCE
 from redetr.errors import InputError
+from redetr.model_options import ALSO_SETTINGS, parsed_options
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -57,7 +58,7 @@ def require_present_network(tensor_names: Collection[str], path: Path) -> None:
 
 def as_of_today(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by name, with the names, defaults and units of this version."""
-    return _present_patience(_present_model(values))
+    return _present_patience(_without_overridden(_present_model(values)))
 
 
 def _present_model(values: dict[str, Any]) -> dict[str, Any]:
@@ -82,3 +83,22 @@ def _present_patience(values: dict[str, Any]) -> dict[str, Any]:
     if type(patience) is int and patience > 0:
         return {**values, "patience": PATIENCE}
     return values
+
+
+def _without_overridden(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run without those that a model option of the same name overrode in earlier
+    versions, as it did the number of queries that the data suggests. Weights of a whole detector
+    replaced what the option had loaded."""
+    options = values.get("model_options")
+    if not isinstance(options, list | tuple) or not all(isinstance(o, str) for o in options):
+        return values
+    kept = dict(values)
+    of_weights = values.get("weights")
+    if of_weights not in (None, "none", "imagenet"):
+        options = [option for option in options if not option.startswith("weights=")]
+        kept["model_options"] = options
+    for option in options:
+        name, equals, _ = option.partition("=")
+        if name in ALSO_SETTINGS and equals and parsed_options([option])[name] != kept.get(name):
+            kept.pop(name, None)
+    return kept

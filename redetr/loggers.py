@@ -10,6 +10,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -44,18 +45,31 @@ def open_loggers(
         except (ImportError, UnicodeEncodeError):  # the latter as below; nobody asked for it
             return {}
     loggers: dict[str, Logger] = {}
-    for name in names:
-        try:
-            loggers[name] = _LOGGERS[name](folder, settings, step)
-        except ImportError:
-            text = f"--log {name}: the package is not installed"
-            raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
-        except UnicodeEncodeError:
-            text = f"--log {name} supports only paths in UTF-8"
-            raise InputError(
-                text, where=folder, remedy="rename it, or use a UTF-8 locale"
-            ) from None
+    try:
+        for name in names:
+            loggers[name] = _opened(name, folder, settings, step)
+    except BaseException:
+        close_after_failure(loggers)
+        raise
     return loggers
+
+
+def _opened(name: LoggerName, folder: Path, settings: dict[str, Any], step: int) -> Logger:
+    try:
+        return _LOGGERS[name](folder, settings, step)
+    except ImportError:
+        text = f"--log {name}: the package is not installed"
+        raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
+    except UnicodeEncodeError:
+        text = f"--log {name} supports only paths in UTF-8"
+        raise InputError(text, where=folder, remedy="rename it, or use a UTF-8 locale") from None
+
+
+def close_after_failure(loggers: dict[str, Logger]) -> None:
+    """Closes loggers of a run that cannot begin, which servers would show as running for ever."""
+    for logger in loggers.values():
+        with suppress(Exception):  # each library has its own errors; the first one is reported
+            logger.close(failed=True)
 
 
 def numbers_of(line: Line) -> dict[str, float]:

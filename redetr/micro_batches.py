@@ -23,10 +23,11 @@ from redetr.data.views import Stretch
 from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
 from redetr.losses import SetCriterion
+from redetr.noise import noise_batch
 from redetr.optim import build_optimizer, clip_gradients
-from redetr.precision import PRECISIONS, autocast, weights_dtype
+from redetr.precision import PRECISIONS, autocast
 from redetr.step import training_outputs
-from redetr.structures import Batch, DetectionModel, RelativeBoxes, Size, Target
+from redetr.structures import Batch, DetectionModel, Size
 from redetr.wording import counted
 
 _SAMPLED = 1000  # images whose sizes are examined
@@ -204,7 +205,6 @@ class _Trial:
         self._objects = samples.dataset.max_objects()
         if config.mosaic_until:
             self._objects *= _IN_A_MOSAIC
-        self._has_masks = criterion.config.has_masks
 
     def run(self, number: int) -> None:
         """An optimizer step of two micro-batches of `number` images."""
@@ -223,31 +223,6 @@ class _Trial:
         optimizer.step()
 
     def _batch(self, number: int, dtype: torch.dtype) -> Batch:
-        device = next(self._model.parameters()).device
-        height, width = self._canvas
-        shape = (number, self._channels, height, width)
-        images = torch.rand(shape, device=device, dtype=weights_dtype(dtype))
-        padding = torch.zeros(number, height, width, dtype=torch.bool, device=device)
-        # A column of padding, where images may have some: masks of attention take memory.
-        shown = (height, width - 1) if self._model.resize == "aspect" else self._canvas
-        padding[:, :, shown[1] :] = True
-        targets = [self._target(shown) for _ in range(number)]
-        images = images.contiguous(memory_format=torch.channels_last)
-        return Batch(images, padding, targets, [shown] * number)
-
-    def _target(self, size: Size) -> Target:
-        objects = self._objects
-        boxes = torch.rand(objects, 4) * 0.5 + 0.25
-        target = Target(
-            boxes=RelativeBoxes(boxes),
-            labels=torch.randint(self._model.num_classes, (objects,)),
-            image_id=0,
-            orig_size=size,
-            size=size,
-            iscrowd=torch.zeros(objects, dtype=torch.bool),
-            area=torch.ones(objects),
-            seed=0,
+        return noise_batch(
+            self._model, self._criterion, number, self._canvas, self._channels, self._objects, dtype
         )
-        if self._has_masks:
-            target["masks"] = torch.rand(objects, *size) < 0.5
-        return target

@@ -3,6 +3,7 @@ TensorBoard events."""
 
 import copy
 import json
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +29,7 @@ from redetr.data.loader import padded_share
 from redetr.distributed import Dist
 from redetr.errors import DivergedError, InputError
 from redetr.files import write_whole
-from redetr.loggers import Logger, numbers_of, open_loggers
+from redetr.loggers import Logger, close_after_failure, numbers_of, open_loggers
 from redetr.structures import Batch
 from redetr.wording import counted
 
@@ -207,12 +208,16 @@ def open_monitor(
         loggers = dist.main_only(open_loggers)(config.log, folder, config.to_dict(), step)
     except InputError as reason:
         error = reason
-    for problem in dist.gather([error]):
-        if problem is not None:
-            raise problem
-    monitor = dist.main_only(Monitor)(
-        folder, config.steps, step, console, class_weight, loggers, callback
-    )
+    try:
+        for problem in dist.gather([error]):
+            if problem is not None:
+                raise problem
+        monitor = dist.main_only(Monitor)(
+            folder, config.steps, step, console, class_weight, loggers, callback
+        )
+    except BaseException:
+        close_after_failure(loggers or {})
+        raise
     return SilentMonitor() if monitor is None else monitor
 
 
@@ -258,16 +263,20 @@ class StepLog:
         self.waited += waited
         self.took += took
 
-    def flush(self, dist: Dist) -> dict[str, Any]:
-        """The means over the steps since the last flush and over ranks. Communicates; waits for the
-        device.
+    def flush(self, dist: Dist) -> tuple[dict[str, Any], float]:
+        """The means over the steps since the last flush and over ranks, and the seconds for which
+        reading them waited: the device's rest of the last step, which is part of the steps' time.
+        Communicates; waits for the device.
 
         Raises DivergedError on every rank if a loss or the gradient was not finite, naming step,
         losses and images.
         """
+        started = time.perf_counter()
         mine = torch.stack(self.rows)
         values = dist.mean_(mine.clone())
         finite = values.isfinite().all(1).tolist()
+        read_s = time.perf_counter() - started
+        self.took += read_s
         if not all(finite):
             first = finite.index(False)
             not_finite = ~mine[first].isfinite().cpu().numpy()
@@ -281,7 +290,7 @@ class StepLog:
             "data_wait": round(self.waited / self.took, 4),
         }
         self._clear()
-        return line
+        return line, read_s
 
     def _clear(self) -> None:
         self.steps, self.rows, self.images = [], [], []

@@ -3,6 +3,8 @@
 from redetr.config import Settings, usual_steps
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
+from redetr.model_options import parsed_options
+from redetr.weights.published import PUBLISHED
 from redetr.wording import counted
 
 # Below these a run ends poorly, and the user should know.
@@ -11,6 +13,8 @@ _FEW_IMAGES, _FEW_OBJECTS = 100, 300  # without pretrained weights
 _SHORT_SHARE = 0.5  # of the usual length
 _ENOUGH_IMAGES, _ENOUGH_OBJECTS = 10, 30  # of a val split
 _MANY_OBJECTS = 100  # of a val split of few images
+# Options of the model with which its published weights can be loaded.
+_SAME_NETWORK = {"num_queries", "dropout", "aux_loss", "eos_coef", "max_size"}
 
 
 def outlook(config: Settings, train: DetectionDataset, val: DetectionDataset) -> list[str]:
@@ -39,10 +43,9 @@ def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]
         has_few_objects = objects < _FEW_OBJECTS
     run = f"warning: {images}, {counted(config.steps, 'step')}, {start}"
     if config.is_faithful and config.steps < _FEW_STEPS:
-        return [
-            f"{run}: results of {config.model} will be poor; use redetr_n, or --weights "
-            "facebook/detr-resnet-50"
-        ]
+        weights = _published_weights(config)
+        or_weights = f", or --weights {weights}" if weights else ""
+        return [f"{run}: results of {config.model} will be poor; use redetr_n{or_weights}"]
     has_few_images = len(train) < _FEW_IMAGES
     if config.weights != "imagenet" and has_few_images and has_few_objects:
         return [
@@ -50,6 +53,15 @@ def _too_little_to_learn(config: Settings, train: DetectionDataset) -> list[str]
             "models)"
         ]
     return []
+
+
+def _published_weights(config: Settings) -> str:
+    """The published weights that fit the network of a run; empty if there are none."""
+    for name in parsed_options(config.model_options):
+        if name not in _SAME_NETWORK:
+            return ""
+    published = PUBLISHED.get(config.model)
+    return published.origin if published else ""
 
 
 def _too_short(config: Settings, num_images: int) -> list[str]:

@@ -17,6 +17,7 @@ from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.custom_augmentation import CustomAugmentation, load_augmentation
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.data.loader import Samples, spare_workers
+from redetr.data.sampler import SizeOf
 from redetr.data.transforms import Transform, augmentation, final_size
 from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
 from redetr.distributed import Dist, check_norms, restart_notes
@@ -47,13 +48,15 @@ def images_to_leave_out(config: TrainConfig) -> dict[Split, LeaveOut]:
     return {"train": "unreadable", "val": "unreadable"}
 
 
-def prepare(config: TrainConfig, dist: Dist, data: DetectionDataset) -> tuple[State, SetCriterion]:
+def prepare(
+    config: TrainConfig, dist: Dist, data: DetectionDataset, is_training: bool = True
+) -> tuple[State, SetCriterion]:
     """A new run: the model and its optimizer on the device, the settings with every choice made,
-    and the criterion."""
+    and the criterion. If not `is_training`, a frozen detector may be random."""
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, int(data.max_objects()))
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
-    model, notes = _model(config, data, fresh)
+    model, notes = _model(config, data, fresh, is_training)
     settings = config.resolved(model, data.hints, len(data))
     notes += check_norms(model, dist, max(settings.accumulate, 1))
     if not fresh:
@@ -107,7 +110,7 @@ def _classes_of(
 
 
 def _model(
-    config: TrainConfig, data: DetectionDataset, fresh: bool
+    config: TrainConfig, data: DetectionDataset, fresh: bool, is_training: bool
 ) -> tuple[DetectionModel, list[str]]:
     """The model of a `fresh` run with its initial weights, or of a resumed run, and notes for the
     user."""
@@ -115,7 +118,7 @@ def _model(
     start = config if fresh else replace(config, weights=None)
     model = build(config.model, len(data.class_names), **start.model_kwargs())
     names, _, model.is_thing = _classes_of(data)
-    notes = starting_point(model, config, names) if fresh else []
+    notes = starting_point(model, config, names, is_training) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
         notes.append(what_is_frozen(model))
@@ -188,6 +191,27 @@ def first_notes(
 def train_transform(config: Settings, model: DetectionModel) -> Transform:
     """What training does to an image."""
     return augmentation(config.augment, final_size(model, config.image_size))
+
+
+def train_samples(
+    config: Settings,
+    model: DetectionModel,
+    data: DetectionDataset,
+    custom: CustomAugmentation | None = None,
+    cache: ImageCache | None = None,
+) -> Samples:
+    """The training data as the model sees it."""
+    mosaic_steps = config.mosaic_until * config.steps
+    mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
+    transform = train_transform(config, model)
+    return Samples(data, transform, config.seed, cache, mosaic_epochs, custom)
+
+
+def grouping(config: Settings, model: DetectionModel, samples: Samples) -> SizeOf | None:
+    """The sizes by which samples are grouped into batches; None if they are not."""
+    # Images of one size need no grouping.
+    sizes_differ = model.resize == "aspect"
+    return samples.size if config.group_by_size and sizes_differ else None
 
 
 def custom_augmentation(

@@ -149,8 +149,9 @@ class State:
             return ""
         if not self._rate_has_fallen():
             return ""
+        judge = "PQ" if "PQ" in self.best else "AP"  # as in `record`
         return (
-            f"ended early at step {self.step} of {steps}: no better AP in {waited} steps and "
+            f"ended early at step {self.step} of {steps}: no better {judge} in {waited} steps and "
             f"{self.since_best} evaluations (--patience {patience:g})"
         )
 

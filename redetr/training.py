@@ -2,7 +2,6 @@
 
 import math
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import require_alike, require_valid
 from redetr.data.formats.folder import AnnotatedDataset, require_masks, unreadable_of
-from redetr.data.loader import Sample, Samples, load_batches, pools_ahead, watching_workers
+from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import drawn_from
@@ -41,12 +40,14 @@ from redetr.precision import PRECISIONS, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
     first_notes,
+    grouping,
     image_cache,
     images_to_leave_out,
     num_workers_of,
     prepare,
-    train_transform,
+    train_samples,
 )
+from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import Window, announce, receive, train_step
@@ -137,10 +138,13 @@ def _train(
         run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
         run.after_evaluation = after_evaluation
         run.custom = custom
+        failed = True
         try:
             for note in notes:
                 monitor.say(note)
-            return run.train()
+            result = run.train()
+            failed = False
+            return result
         except (MemoryError, RuntimeError) as error:
             exhausted = exhausted_memory(error)
             if exhausted is None:
@@ -151,7 +155,7 @@ def _train(
                 "single image is too large, use --recompute or a smaller --image-size"
             ) from error
         finally:
-            monitor.close(failed=sys.exception() is not None)
+            monitor.close(failed)
 
 
 def _continuation(config: TrainConfig, has_datasets: bool) -> str:
@@ -254,6 +258,8 @@ class _Run:
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
+        if not state.ending():
+            settle_buckets(model, self.criterion, config, self.dist)
         self.signals.steps_begun = True
         result: dict[str, Any] = {}
         if state.step and (state.ending() or state.repeats_evaluation):
@@ -323,13 +329,8 @@ class _Run:
     def _windows(self) -> Iterator[list[list[Sample]]]:
         """This rank's micro-batches of each optimizer step still to do."""
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
-        mosaic_steps = config.mosaic_until * config.steps
-        mosaic_epochs = int(mosaic_steps * config.batch_size / len(data))
         cache = image_cache(config, dist, data)
-        transform = train_transform(config, state.model)
-        samples = Samples(data, transform, config.seed, cache, mosaic_epochs, self.custom)
-        # Images of one size need no grouping.
-        sizes_differ = state.model.resize == "aspect"
+        samples = train_samples(config, state.model, data, self.custom, cache)
         sampler = TrainSampler(
             num_images=len(data),
             batch_size=config.batch_size,
@@ -339,7 +340,7 @@ class _Run:
             rank=dist.rank,
             world_size=dist.world_size,
             accumulate=config.accumulate,
-            size_of=samples.size if config.group_by_size and sizes_differ else None,
+            size_of=grouping(config, state.model, samples),
         )
         num_workers = num_workers_of(config, dist.device)
         if sampler.size_of and num_workers:
@@ -404,7 +405,8 @@ class _Run:
         Communicates."""
         if not self.step_log.steps:
             return
-        line = self.step_log.flush(self.dist)
+        line, read_s = self.step_log.flush(self.dist)
+        self.state.train_time_s += read_s
         line |= self._rates()
         line["time_s"] = round(self.state.train_time_s, 3)
         self.monitor.train_line(line)

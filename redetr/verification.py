@@ -18,13 +18,20 @@ from redetr.bounds import require_all_in_bounds
 from redetr.choices import Compression
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
-from redetr.data.loader import Sample, Samples, canvas_of, to_batch
+from redetr.data.loader import Sample, canvas_of, to_batch
 from redetr.data.sampler import global_batch, slice_of
 from redetr.distributed import Dist, process_group, replicate
+from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, weights_dtype
-from redetr.preparation import custom_augmentation, images_to_leave_out, prepare, train_transform
+from redetr.preparation import (
+    custom_augmentation,
+    grouping,
+    images_to_leave_out,
+    prepare,
+    train_samples,
+)
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
@@ -120,10 +127,13 @@ def verify(config: TrainConfig) -> Verification:
     """Compares the gradients of one optimizer step of the run `config`, in fp64 and in its
     precision, with those of one process. Under torchrun, every process calls this. `data="random"`
     needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
-    Raises InputError as `train` does.
+    Raises InputError as `train` does, and for `compile`. A frozen detector may be random.
     """
     require_all_in_bounds(config)  # the group of processes needs some of them
-    with process_group(config.device, config.timeout_s) as dist:
+    if config.compile:  # it rounds in its own way, so that other queries win near ties
+        text = "--compile: the gradients of a compiled model are not compared"
+        raise InputError(text, remedy="leave it out: the split is the same")
+    with process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist:
         if config.batch_size == 0:
             two_each = 2 * dist.world_size * max(config.accumulate, 1)
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))
@@ -131,7 +141,7 @@ def verify(config: TrainConfig) -> Verification:
         use_threads(config.threads)
         data = _open(config)
         config = replace(config, channels=data.channels)
-        state, criterion = prepare(config, dist, data)
+        state, criterion = prepare(config, dist, data, is_training=False)
         samples = first_batch(data, state)
         settings = state.config
         return compare(
@@ -163,12 +173,12 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
     """The first global batch as training sees it; noise comes in order, so that the first half has
     no objects."""
     config = state.config
+    samples = train_samples(config, state.model, data, custom_augmentation(config))
     if isinstance(data, Noise):
         keys = [(0, i) for i in range(config.batch_size)]
     else:
-        keys = global_batch(0, config.batch_size, len(data), config.seed)
-    custom = custom_augmentation(config)
-    samples = Samples(data, train_transform(config, state.model), config.seed, custom=custom)
+        size_of = grouping(config, state.model, samples)
+        keys = global_batch(0, config.batch_size, len(data), config.seed, size_of)
     return [samples[key] for key in keys]
 
 

@@ -257,6 +257,9 @@ def test_a_setting_of_another_type_is_named(name, value):
 def test_paths_may_be_given_as_such(tmp_path):
     config = TrainConfig(data=tmp_path, output=tmp_path / "run")
     assert config.to_dict()["output"] == str(tmp_path / "run")
+    for name in ("data", "output", "weights", "custom_augment", "cache_dir", "model"):
+        assert getattr(TrainConfig(**{name: tmp_path}), name) == str(tmp_path)
+    assert TrainConfig(freeze=[Path("backbone")]).freeze == ("backbone",)
 
 
 def test_a_whole_number_of_python_stays_a_share():
@@ -290,6 +293,53 @@ def test_the_data_chooses_the_queries_of_fast_variants(recipe, hints, max_object
     config = get_recipe(recipe)
     assert config.with_queries(hints, max_objects).num_queries == queries
     assert replace(config, num_queries=7).with_queries(hints, max_objects).num_queries == 7
+
+
+CONTRADICTIONS = [
+    ("num_queries", 40, "num_queries=50", "--num-queries 40 and the model option num_queries=50"),
+    ("denoising", 2, "denoising=3", "--denoising 2 and the model option denoising=3"),
+    ("masks", True, "masks=false", "--masks and the model option masks=false"),
+    ("weights", "a.pt", "weights=imagenet", "--weights a.pt and the model option weights="),
+    ("weights", "none", "weights=imagenet", "--weights none and the model option weights="),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "option", "text"), CONTRADICTIONS)
+def test_a_model_option_must_not_contradict_a_setting(name, value, option, text):
+    config = TrainConfig("rtdetr_r18", model_options=(option,))
+    expected = config.model_kwargs()
+    assert list(expected) == [name]
+    agreeing = TrainConfig("rtdetr_r18", model_options=(option,), **{name: expected[name]})
+    assert agreeing.model_kwargs() == expected
+    assert TrainConfig.from_dict(agreeing.to_dict()) == agreeing
+    with pytest.raises(
+        redetr.InputError, match=f"{text}.* contradict each other; leave the option out"
+    ):
+        replace(config, **{name: value}).model_kwargs()
+
+
+@pytest.mark.parametrize(("name", "value", "option", "text"), CONTRADICTIONS)
+def test_an_earlier_run_with_a_contradiction_has_the_model_that_it_had(name, value, option, text):
+    """The option won, but for the weights of a detector, which were loaded after it."""
+    written = {"model": "rtdetr_r18", "model_options": [option, "nheads=4"], name: value}
+    config = TrainConfig.from_dict(written)
+    kwargs = config.model_kwargs()
+    if value == "a.pt":
+        assert config.weights == "a.pt"
+        assert kwargs == {"nheads": 4}
+    else:
+        assert kwargs == {**TrainConfig(model_options=(option,)).model_kwargs(), "nheads": 4}
+    assert TrainConfig.from_dict(config.to_dict()) == config
+
+
+def test_the_data_does_not_choose_the_queries_that_an_option_states():
+    """They were written beside it, and did not count."""
+    config = TrainConfig("redetr_n", model_options=("num_queries=50",))
+    chosen = config.with_queries(Hints(), 4)
+    assert chosen.num_queries is None
+    assert chosen.model_kwargs() == {"num_queries": 50}
+    earlier = TrainConfig.from_dict(config.to_dict() | {"num_queries": 25})
+    assert earlier == config
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,17 @@ import struct
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from command_line import SMALL
 
 import redetr
+from redetr import loggers
+from redetr.distributed import process_group
 from redetr.errors import InputError
 from redetr.loggers import TensorBoard, open_loggers
-from redetr.monitor import Monitor
+from redetr.monitor import Monitor, open_monitor
 
 SETTINGS = {
     "steps": 4, "batch_size": 2, "image_size": 64, "device": "cpu", "precision": "fp32",
@@ -187,6 +190,76 @@ def test_without_a_key_offline_is_offered(tmp_path, monkeypatch):
     wandb.teardown()  # it remembers the environment of its first run
     with pytest.raises(InputError, match=r"--log wandb: .*WANDB_MODE=offline"):
         open_loggers(("wandb",), tmp_path, {}, 0)
+
+
+class Opened:
+    """A logger that notes how it was closed."""
+
+    def __init__(self, *arguments):
+        self.closed: list[bool] = []
+        OPENED.append(self)
+
+    def log(self, numbers, step):
+        pass
+
+    def close(self, failed):
+        self.closed.append(failed)
+        raise ConnectionError("which is not the first error")
+
+
+OPENED: list[Opened] = []
+
+
+def not_opened(*arguments):
+    raise InputError("no such server")
+
+
+@pytest.fixture
+def fake_loggers(monkeypatch) -> list[Opened]:
+    OPENED.clear()
+    monkeypatch.setitem(loggers._LOGGERS, "mlflow", Opened)
+    monkeypatch.setitem(loggers._LOGGERS, "wandb", not_opened)
+    return OPENED
+
+
+def test_loggers_are_closed_if_a_later_one_cannot_be_opened(fake_loggers, tmp_path):
+    """Otherwise, a run would be shown as running for ever."""
+    with pytest.raises(InputError, match="no such server"):
+        open_loggers(("mlflow", "wandb"), tmp_path, {}, 0)
+    assert [logger.closed for logger in fake_loggers] == [[True]]
+
+
+def test_loggers_are_closed_if_the_log_cannot_be_opened(fake_loggers, tmp_path):
+    (tmp_path / "metrics.jsonl").mkdir()
+    config = redetr.TrainConfig(**SETTINGS, log=("mlflow",))
+    state = SimpleNamespace(config=config, step=0)
+    with process_group("cpu") as alone, pytest.raises(OSError):
+        open_monitor(tmp_path, state, None, alone, 1.0)
+    assert [logger.closed for logger in fake_loggers] == [[True]]
+
+
+def test_a_run_within_the_handling_of_an_error_has_not_failed(monkeypatch, shared_coco, tmp_path):
+    closed = []
+
+    def close(monitor, failed=False):
+        closed.append(failed)
+        before(monitor, failed)
+
+    before = Monitor.close
+    monkeypatch.setattr(Monitor, "close", close)
+    settings = SETTINGS | {"steps": 1, "eval_every": 1, "data": str(shared_coco)}
+    try:
+        raise ValueError("of the program around it")
+    except ValueError:
+        redetr.train(redetr.TrainConfig(**settings, output=str(tmp_path / "sound")))
+
+    def failing(line):
+        raise KeyError
+
+    with pytest.raises(KeyError):
+        config = redetr.TrainConfig(**settings, output=str(tmp_path / "failed"))
+        redetr.train(config, callback=failing)
+    assert closed == [False, True]
 
 
 def test_a_logger_that_fails_does_not_end_the_run(tmp_path):

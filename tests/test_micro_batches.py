@@ -245,3 +245,12 @@ def test_a_system_that_does_not_state_memory_is_named(monkeypatch, tmp_path):
 )
 def test_how_it_is_written(words, rewritten):
     assert with_micro_batches(words.split()) == rewritten.split()
+
+
+@pytest.mark.parametrize(
+    "words", ["--batch-size auto --accumulate 2", "--accumulate=2 --batch_size=auto"]
+)
+def test_a_number_of_micro_batches_beside_it_is_refused(words):
+    with pytest.raises(InputError, match="--batch-size auto and --accumulate 2 contradict"):
+        with_micro_batches(words.split())
+    assert with_micro_batches(["--accumulate", "0", "--batch-size=auto"])[-1] == "0"

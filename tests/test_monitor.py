@@ -8,8 +8,10 @@ import select
 import struct
 import sys
 import termios
+import time
 from functools import partial
 from io import StringIO
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +22,7 @@ from rich.text import Text
 
 from redetr.monitor import Monitor, SilentMonitor, StepLog
 from redetr.structures import Batch
+from redetr.training import _Run
 
 LINE = {
     "loss": 8.1234,
@@ -174,3 +177,38 @@ def test_the_padding_of_uneven_slices_by_hand():
         log.add(1, {"loss": torch.tensor(1.0)}, torch.tensor(1.0), [batch], 0.0, 1.0)
         rows.append(log.rows[0][1].item())
     assert sum(rows) / 2 == pytest.approx((0 + 8 + 12) / 48)
+
+
+class SlowDevice:
+    """The ranks of a run whose device has not ended its last step when its numbers are read."""
+
+    world_size = 1
+    seconds = 0.2
+
+    def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
+        time.sleep(self.seconds)
+        return tensor
+
+
+def test_the_rest_of_the_last_step_on_the_device_is_time_of_the_steps():
+    """Which reading the numbers waits for."""
+    images = torch.zeros(2, 3, 4, 4)
+    batch = Batch(images, images[:, 0] > 0, sizes=[(4, 4)] * 2, targets=[{"image_id": 0}] * 2)
+    log = StepLog(batch_size=2, world_size=1)
+    log.add(1, {"loss": torch.tensor(1.0)}, torch.tensor(1.0), [batch], 0.1, 0.1)
+    lines = []
+    run = SimpleNamespace(
+        step_log=log,
+        dist=SlowDevice(),
+        state=SimpleNamespace(train_time_s=5.0),
+        monitor=SimpleNamespace(train_line=lines.append),
+        _rates=dict,
+    )
+    _Run._write_log(run)
+    (line,) = lines
+    least_s = 0.1 + SlowDevice.seconds
+    assert 0 < line["images_per_s"] <= 2 / least_s
+    assert line["data_wait"] <= 0.34
+    assert line["time_s"] >= 5.0 + SlowDevice.seconds
+    assert run.state.train_time_s == pytest.approx(line["time_s"], abs=1e-3)
+    assert log.took == 0

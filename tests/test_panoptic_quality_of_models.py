@@ -12,9 +12,11 @@ from hotcoco.panoptic import pq_compute
 
 import redetr
 from redetr.cli import main
+from redetr.commands.train import Train
 from redetr.config import TrainConfig
-from redetr.data import open_dataset
+from redetr.data import Hints, open_dataset
 from redetr.evaluation import evaluate
+from redetr.state import State
 from tests.panoptic_scenes import CATEGORIES, write_scenes
 
 RECIPES = (Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
@@ -211,3 +213,20 @@ def test_a_short_training_reaches_a_panoptic_quality_of_60(tmp_path):
     expected = pq_compute(str(truth), str(file), pred_folder=str(output))
     measured = detector.evaluate(str(scenes)).panoptic
     assert measured.all.pq == pytest.approx(expected["All"]["pq"], abs=1e-9)
+
+
+def test_what_ends_and_chooses_a_panoptic_run_is_named(monkeypatch, capsys):
+    """AP stays as it is with a frozen detector: PQ decides."""
+    settings = replace(CONFIG, steps=100, eval_every=1, patience=0.1, schedule="constant")
+    with torch.device("meta"):
+        model = redetr.build(CONFIG.model, 4, **CONFIG.model_kwargs())
+    config = settings.resolved(model, Hints(), 4)
+    state = State(config, model, None, None, (), (), 4)
+    for step, pq in ((5, 0.4), (10, 0.3), (15, 0.2)):
+        state.step = step
+        state.record(0.5, None, pq)
+    assert "at step 15 of 100: no better PQ in 10 steps and 2 evaluations" in state.ending()
+    monkeypatch.setattr("redetr.commands.train.print_results", lambda results: None)
+    Train(config)._report({"step": 15, "best": state.best})
+    said = capsys.readouterr().out.splitlines()[0]
+    assert said == "final evaluation (step 15); best.pt is from step 5, PQ 40.0"

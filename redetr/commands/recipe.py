@@ -112,17 +112,36 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
 
 def with_micro_batches(arguments: list[str]) -> list[str]:
     """The arguments with `--accumulate 0` instead of `--batch-size auto`: the global batch stays
-    that of the recipe."""
+    that of the recipe. Raises InputError if they also say how many micro-batches."""
     rewritten: list[str] = []
+    is_auto = False
     for argument in arguments:
         flag = " ".join([*rewritten[-1:], argument]).replace("_", "-")
         if flag == "--batch-size auto":
             rewritten[-1:] = ["--accumulate", "0"]
+            is_auto = True
         elif argument.replace("_", "-") == "--batch-size=auto":
             rewritten += ["--accumulate", "0"]
+            is_auto = True
         else:
             rewritten.append(argument)
+    if is_auto:
+        _require_open_accumulation(arguments)
     return rewritten
+
+
+def _require_open_accumulation(arguments: list[str]) -> None:
+    """Raises InputError if the arguments say how many micro-batches there are."""
+    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        flag, equals, value = argument.partition("=")
+        if flag != "--accumulate":
+            continue
+        number = value if equals else following
+        if number != "0":
+            raise InputError(
+                f"--batch-size auto and --accumulate {number} contradict each other",
+                remedy="give one of them",
+            )
 
 
 def _list_recipes(command: str) -> None:

@@ -35,7 +35,8 @@ class Train:
         step, best = result["step"], result["best"]
         line = f"final evaluation (step {step})"
         if best["step"] != step:
-            line += f"; best.pt is from step {best['step']}, AP {percent(best['AP'])}"
+            judge = "PQ" if "PQ" in best else "AP"  # by which it is the best
+            line += f"; best.pt is from step {best['step']}, {judge} {percent(best[judge])}"
         OUT.print(line, soft_wrap=True)
         print_results([result])
         written = "best.pt, best.safetensors, last.pt, metrics.jsonl"

@@ -69,11 +69,12 @@ def parse(args: list[str]) -> Verify:
     recipe, flags, program = split_recipe("verify", args)
     # Proves something without data and downloads; the flags of a training command make it prove
     # that run.
-    default = replace(recipe, data="random", batch_size=0, weights=None)
+    default = replace(recipe, data="random", batch_size=0, weights=None, compile=False)
     about = (
         "Proves that the gradients of this layout of ranks and micro-batches are those of one "
         "process. By default, on images of noise, two per rank and micro-batch but at least 12, "
-        "with random weights; --data, --batch-size and --weights prove it for your own step."
+        "with random weights; --data, --batch-size and --weights prove it for your own step. The "
+        "model is not compiled: --compile is refused, and that of a run left out."
     )
     parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[_Flags],

@@ -60,25 +60,29 @@ _FITTING_NORMS = {
 
 
 def starting_point(
-    model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
+    model: DetectionModel,
+    config: TrainConfig,
+    class_names: Sequence[str],
+    is_training: bool = True,
 ) -> list[str]:
     """Initialises `model`, which was just built for a new run, from `config.weights`; returns notes
     for the user.
 
-    Raises InputError if the weights do not fit, or if they leave a detector random that the run is
-    to freeze.
+    Raises InputError if the weights do not fit, or, for training, if they leave a detector random
+    that the run is to freeze.
     """
     if config.weights not in (None, "none", "imagenet"):
         weights = read_weights(config.weights)
         is_backbone = weights.origin is None
-        if is_backbone:
+        if is_backbone and is_training:
             _require_detector_in_training(config)
         model.weights_from = weights.weights_from
         notes = [start_from(weights, model, config, class_names)]
         if is_backbone:
             notes += _random_norms_outside_backbone(model)
         return notes
-    _require_detector_in_training(config)
+    if is_training:
+        _require_detector_in_training(config)
     if config.weights == "imagenet":
         model.weights_from = _imagenet_origin(
             model, options_of(config.model) | config.model_kwargs()

@@ -3,6 +3,7 @@
 import gc
 import multiprocessing
 import os
+import socket
 import sys
 import weakref
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as torch_dist
+from forked import spawn_ranks
 from torch import nn
 
 import redetr
@@ -154,6 +156,32 @@ def test_compressed_gradients_are_rounded_to_bf16():
         exact, rounded = gradient("none"), gradient("bf16")
     assert torch.equal(rounded, exact.bfloat16().float())
     assert not torch.equal(rounded, exact)
+
+
+def _compressing_rank(rank: int, port: int, folder: Path) -> None:
+    """One of two ranks, with a PyTorch that is built without CUDA."""
+    torch.version.cuda = None
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    os.environ |= {name: str(value) for name, value in launch.items()}
+    with process_group("cpu", timeout_s=300) as dist:
+        torch.manual_seed(0)
+        model = nn.Linear(50, 40)
+        replica = replicate(model, dist, compression="bf16")
+        replica(torch.full((1, 50), rank + 0.3)).sum().backward()
+    torch.save(model.weight.grad, folder / f"{rank}.pt")
+
+
+def test_two_ranks_compress_without_cuda(tmp_path):
+    """Which DDP refuses a hook of PyTorch's own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn_ranks(_compressing_rank, (port, tmp_path), 2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert torch.equal(first, second)
+    halves = torch.tensor([0.3, 1.3]).bfloat16() / 2
+    assert torch.equal(first, torch.full_like(first, (halves[0] + halves[1]).item()))
 
 
 def test_a_closed_group_is_freed_only_when_the_next_one_is_closed():

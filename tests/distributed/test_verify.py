@@ -1,13 +1,24 @@
 """`redetr verify`: alone and on several ranks, and that it can fail."""
 
 import json
+from itertools import islice
+from pathlib import Path
 
 import pytest
+import torch
 from forked import run_ranks
 
 import redetr
+from redetr import verification
 from redetr.cli import main
+from redetr.commands import verify as verify_command
+from redetr.data import open_dataset
+from redetr.distributed import process_group
+from redetr.monitor import SilentMonitor
+from redetr.preparation import prepare
 from redetr.recipes import get_recipe
+from redetr.training import _Run
+from redetr.verification import first_batch
 
 TINY = (
     "backbone=[16,32,64]",
@@ -107,6 +118,70 @@ def test_noise_of_five_channels(capsys):
     arguments = [word for word in flags(accumulate=2, channels=5) if "enc_layers" not in word]
     main(["verify", "redetr_n", *arguments, "--json"])
     assert json.loads(capsys.readouterr().out)["failed"] == []
+
+
+@pytest.mark.parametrize(("grouped", "mosaic_until"), [(True, 0.0), (True, 1.0), (False, 0.0)])
+def test_the_first_batch_is_that_of_training(grouped, mosaic_until, shared_coco):
+    """Images of similar size, and mosaics."""
+    config = redetr.TrainConfig(
+        model="detr_r50",
+        data=str(shared_coco),
+        steps=50,
+        batch_size=3,
+        image_size=64,
+        device="cpu",
+        precision="fp32",
+        num_workers=0,
+        model_options=TINY,
+        group_by_size=grouped,
+        mosaic_until=mosaic_until,
+    )
+    data = open_dataset(config.data, "train")
+    with process_group("cpu") as dist:
+        state, criterion = prepare(config, dist, data)
+        run = _Run(state, criterion, dist, data, data, Path(), None, SilentMonitor(), None, "")
+        ((trained,),) = islice(run._windows(), 1)
+        verified = first_batch(data, state)
+    for (image, target), (expected, of_training) in zip(verified, trained, strict=True):
+        assert target["image_id"] == of_training["image_id"]
+        assert torch.equal(image, expected)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "freezing", "options"),
+    [
+        ("redetr_n", ["--masks", "--freeze", "detector"], [*TINY[:3], *TINY[4:]]),
+        ("detr_r50_panoptic", [], ["backbone=[16,32,64]", "hidden_dim=64", *TINY[3:]]),
+    ],
+)
+def test_a_frozen_detector_may_be_random(recipe, freezing, options, capsys):
+    """To train it would be of no use, and is refused."""
+    usual = ["--accumulate=2", "--precision=fp64", "--device=cpu", "--image-size=64", "--json"]
+    main(["verify", recipe, *freezing, *usual, "--model-options", *options])
+    result = json.loads(capsys.readouterr().out)
+    assert result["failed"] == []
+    assert not {"backbone", "detr"} & result["parameters"].keys()
+
+
+def test_the_set_up_has_its_own_time_limit(monkeypatch):
+    class Met(Exception):
+        pass
+
+    def noted(device, timeout_s, setup_timeout_s):
+        raise Met(device, timeout_s, setup_timeout_s)
+
+    monkeypatch.setattr(verification, "process_group", noted)
+    with pytest.raises(Met) as met:
+        redetr.verify(redetr.TrainConfig(device="cpu", timeout_s=7.0, setup_timeout_s=77.0))
+    assert met.value.args == ("cpu", 7.0, 77.0)
+
+
+def test_a_compiled_model_is_refused(tmp_path):
+    with pytest.raises(redetr.InputError, match=r"--compile: .* are not compared; leave it out"):
+        redetr.verify(verify_command.parse(["redetr_n", "--compile"]).config)
+    settings = redetr.TrainConfig(compile=True).to_dict()
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    assert not verify_command.parse([str(tmp_path)]).config.compile
 
 
 def test_on_two_ranks():
