@@ -23,6 +23,9 @@ _EARLIER_MODELS = {
     ),
 }
 
+# An option that backbones of three widths took and ignored.
+_IGNORED_NORM = "norm=sync_batch"
+
 # A layer of the small backbone of earlier versions, which this version does not have.
 _EARLIER_LAYER = "backbone.0.stem.0.weight"
 
@@ -58,7 +61,10 @@ def require_present_network(tensor_names: Collection[str], path: Path) -> None:
 
 def as_of_today(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by name, with the names, defaults and units of this version."""
-    return _present_patience(_without_overridden(_present_model(values)))
+    values = _present_model(values)
+    values = _present_norm(values)
+    values = _without_overridden(values)
+    return _present_patience(values)
 
 
 def _present_model(values: dict[str, Any]) -> dict[str, Any]:
@@ -76,6 +82,20 @@ def _present_model(values: dict[str, Any]) -> dict[str, Any]:
     return {**values, "model": "redetr_n", "model_options": (*options, *given)}
 
 
+def _present_norm(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run whose norm an earlier version ignored: a backbone of three widths, the
+    default of redetr_n, always has GroupNorm."""
+    options = _options_in(values)
+    if _IGNORED_NORM not in options:
+        return values
+    default = (32, 64, 128) if values.get("model") == "redetr_n" else ""
+    backbone = parsed_options(options).get("backbone", default)
+    if isinstance(backbone, str):
+        return values
+    kept = [option for option in options if option != _IGNORED_NORM]
+    return {**values, "model_options": kept}
+
+
 def _present_patience(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run whose patience may be a number of evaluations, as in earlier
     versions."""
@@ -89,9 +109,7 @@ def _without_overridden(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run without those that a model option of the same name overrode in earlier
     versions, as it did the number of queries that the data suggests. Weights of a whole detector
     replaced what the option had loaded."""
-    options = values.get("model_options")
-    if not isinstance(options, list | tuple) or not all(isinstance(o, str) for o in options):
-        return values
+    options = _options_in(values)
     kept = dict(values)
     of_weights = values.get("weights")
     if of_weights not in (None, "none", "imagenet"):
@@ -102,3 +120,11 @@ def _without_overridden(values: dict[str, Any]) -> dict[str, Any]:
         if name in ALSO_SETTINGS and equals and parsed_options([option])[name] != kept.get(name):
             kept.pop(name, None)
     return kept
+
+
+def _options_in(values: dict[str, Any]) -> list[str]:
+    """The model options in settings; none where they are malformed, which is said later."""
+    options = values.get("model_options")
+    if not isinstance(options, list | tuple) or not all(isinstance(o, str) for o in options):
+        return []
+    return list(options)

@@ -61,7 +61,8 @@ def _published_weights(config: Settings) -> str:
         if name not in _SAME_NETWORK:
             return ""
     published = PUBLISHED.get(config.model)
-    return published.origin if published else ""
+    origin = published.origin if published else None
+    return origin or ""
 
 
 def _too_short(config: Settings, num_images: int) -> list[str]:

@@ -202,6 +202,23 @@ def test_what_is_resolved_stays_as_it_is():
     assert settings.resolved(build("redetr_n", 1), Hints(image_size=64), 7) == settings
 
 
+@pytest.mark.parametrize(
+    ("model", "options", "kept"),
+    [
+        ("redetr_n", ["norm=sync_batch", "nheads=4"], ("nheads=4",)),
+        ("detr_r50", ["backbone=[32, 64, 128]", "norm=sync_batch"], ("backbone=[32, 64, 128]",)),
+        ("redetr_n", ["norm=sync_batch", "backbone=resnet18"], None),
+        ("detr_r50", ["norm=sync_batch"], None),
+    ],
+)
+def test_a_norm_that_earlier_runs_ignored(model, options, kept):
+    """Three widths have GroupNorm, whatever the option said; it is refused today."""
+    config = TrainConfig.from_dict({"model": model, "model_options": options})
+    assert config.model_options == (tuple(options) if kept is None else kept)
+    if kept is not None:
+        build(config.model, 3, **config.model_kwargs())
+
+
 def test_the_settings_of_earlier_runs_are_read():
     config = TrainConfig.from_dict(WRITTEN)
     assert config.to_dict() == WRITTEN | LATER
