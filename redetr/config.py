@@ -312,6 +312,9 @@ class TrainConfig(
                 f"--batch-size {self.batch_size} is too small for {ranks} with {micro_batches} "
                 f"each: use at least {world_size * per_rank}"
             )
+        if parsed_options(self.model_options).get("masks") and not self.masks:
+            text = "the model option masks=true adds a mask head, which would not be trained"
+            raise InputError(text, remedy="give --masks instead")
         if self.steps and self.epochs:
             raise InputError("--epochs and --steps both set the length of the run: give only one")
         if self.cache_dir and not Path(self.cache_dir).is_dir():

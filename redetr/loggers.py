@@ -73,8 +73,17 @@ def close_after_failure(loggers: dict[str, Logger]) -> None:
 
 
 def numbers_of(line: Line) -> dict[str, float]:
-    """The numbers of a line by name, without its step."""
-    return {name: value for name, value in line.items() if isinstance(value, float)}
+    """The numbers of a line by name, without its step: those of masks as "masks/AP", panoptic ones
+    as "panoptic/PQ"."""
+    numbers = {}
+    for name, value in line.items():
+        if isinstance(value, float):
+            numbers[name] = value
+    for group in ("masks", "panoptic"):
+        for name, value in line.get(group, {}).items():
+            if isinstance(value, float):
+                numbers[f"{group}/{name}"] = value
+    return numbers
 
 
 class TensorBoard:

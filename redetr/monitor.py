@@ -135,8 +135,12 @@ class Monitor:
         )
 
     def eval_line(self, line: dict[str, Any]) -> None:
-        """Records an evaluation and shows AP."""
+        """Records an evaluation and shows AP, and AP of masks and PQ where they were measured."""
         numbers = f"AP {in_percent(line['AP'])}  AP50 {in_percent(line['AP50'])}"
+        if "masks" in line:
+            numbers += f"  mask AP {in_percent(line['masks']['AP'])}"
+        if "panoptic" in line:
+            numbers += f"  PQ {in_percent(line['panoptic']['PQ'])}"
         self.say(f"step {line['step']}: {numbers}")
         self._record(line)
 

@@ -105,6 +105,9 @@ def test_what_the_user_says_wins():
     assert resolved(5_000, steps=200).ema_decay == 0.99  # never shorter than a hundred steps
     with pytest.raises(redetr.InputError, match="--epochs and --steps both set"):
         TrainConfig(steps=10, epochs=1.0).check(world_size=1)
+    with pytest.raises(redetr.InputError, match="would not be trained; give --masks instead"):
+        TrainConfig(model_options=("masks=true",)).check(world_size=1)
+    TrainConfig(model_options=("masks=true",), masks=True).check(world_size=1)
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,20 @@ def test_a_run_without_a_terminal_says_lines(shared_coco, tmp_path):
     assert re.findall(r"^step (\d): AP ", errors, re.MULTILINE) == ["3", "6"]
 
 
+def test_masks_and_panoptic_quality_are_shown_and_logged(tmp_path):
+    logged = []
+    logger = SimpleNamespace(log=lambda numbers, step: logged.append(numbers), close=lambda _: None)
+    shown = StringIO()
+    monitor = Monitor(tmp_path, 10, 0, Console(file=shown, width=200), loggers={"mine": logger})
+    line = {"step": 2, "AP": 0.5, "AP50": 0.6, "per_class": {"cup": 0.5}}
+    line["masks"] = {"AP": 0.4, "APs": None, "per_class": {"cup": 0.4}}
+    line["panoptic"] = {"PQ": 0.3, "things": {"PQ": 0.2}}
+    monitor.eval_line(line)
+    monitor.close()
+    assert "step 2: AP 50.0  AP50 60.0  mask AP 40.0  PQ 30.0\n" in shown.getvalue()
+    assert logged == [{"AP": 0.5, "AP50": 0.6, "masks/AP": 0.4, "panoptic/PQ": 0.3}]
+
+
 def test_waiting_for_data_is_said_once_with_what_to_do(tmp_path):
     shown = StringIO()
     monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))
