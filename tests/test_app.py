@@ -514,6 +514,23 @@ def test_a_camera_that_is_opened_twice_is_closed_twice(page):
     assert page.execute_script(states) == ["ended", "ended"]
 
 
+@pytest.mark.parametrize("closes", [True, False])
+def test_a_camera_whose_video_does_not_start(closes, page):
+    """Closing it interrupts the start, which is no error."""
+    page.execute_script("""
+        HTMLMediaElement.prototype.play = () => new Promise((_, reject) => {
+          window.interrupt = () => reject(new DOMException("Interrupted"));
+        });""")
+    one(page, "#camera").click()
+    wait(page, lambda: page.execute_script("return Boolean(window.interrupt)"))
+    if closes:
+        one(page, "#close-camera").click()
+    page.execute_script("window.interrupt()")
+    expected = "" if closes else "The camera cannot be used: Interrupted"
+    wait(page, lambda: told(page) == expected)
+    assert not one(page, "#close-camera").is_displayed()
+
+
 def test_a_class_whose_name_has_blanks_at_its_end(page, image):
     page.execute_script("""
         const ask = window.fetch;

@@ -121,6 +121,7 @@ def test_files_give_the_masks_of_pytorch(format, processing, tmp_path, capsys):
         assert differs.float().mean() < 0.002
         # The example prints boxes only, and takes the masks for no error.
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "image.png")
+        capsys.readouterr()  # what an exporter printed
         example = runpy.run_path(str(ROOT / f"examples/export/run_{format}.py"))
         example["main"](str(path), str(tmp_path / "image.png"), 0.5)
         (line,) = capsys.readouterr().out.splitlines()

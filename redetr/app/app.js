@@ -494,7 +494,13 @@ async function openCamera() {
   byId("video").srcObject = stream;
   for (const id of ["picture", "controls", "remove", "welcome"]) byId(id).hidden = true;
   byId("viewfinder").hidden = false;
-  await byId("video").play();
+  try {
+    await byId("video").play();
+  } catch (problem) {
+    if (request !== cameraRequests) return undefined; // which interrupts the start of the video
+    closeCamera();
+    return fail(`The camera cannot be used: ${problem.message}`);
+  }
   return byId("capture").focus();
 }
 
