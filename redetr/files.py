@@ -25,7 +25,8 @@ def user_path(text: str | os.PathLike) -> Path:
 def without_folders(source: str) -> str:
     """What may be published of a source of data or weights: the last part of a path, and of `hf:`
     before a folder. Other names, such as those on a hub, are returned unchanged."""
-    prefix, name = ("hf:", source[3:]) if source.startswith("hf:") else ("", source)
+    prefix = "hf:" if source.startswith("hf:") else ""
+    name = source.removeprefix(prefix)
     is_path = name.startswith((".", "/", "~")) or name.endswith(_ENDINGS) or Path(name).exists()
     is_on_hub = name.count("/") == 1 or bool(prefix)
     if is_on_hub and not is_path:

@@ -497,7 +497,8 @@ async function openCamera() {
   try {
     await byId("video").play();
   } catch (problem) {
-    if (request !== cameraRequests) return undefined; // which interrupts the start of the video
+    // Closing the camera, or opening it again, interrupts the start of the video.
+    if (request !== cameraRequests) return undefined;
     closeCamera();
     return fail(`The camera cannot be used: ${problem.message}`);
   }

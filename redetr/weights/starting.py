@@ -450,13 +450,15 @@ def _of_another_net(body: nn.Module, given: dict[str, Tensor]) -> list[str]:
 
     A file may have more than a body: a classifier, and the stages after the last one that is used.
     """
-    own = body.state_dict()
+    names_in_body = body.state_dict().keys()
     modules = dict(body.named_modules())
-    known_parts = {name.partition(".")[0] for name in own}
+    known_parts = {name.partition(".")[0] for name in names_in_body}
     unknown = []
     for name in given:
         part, _, rest = name.partition(".")
-        if name in own or _is_counter(name) or part not in known_parts or part in _CLASSIFIERS:
+        if name in names_in_body or _is_counter(name):
+            continue
+        if part not in known_parts or part in _CLASSIFIERS:
             continue
         # A part without a number is the list of all stages; layer3 is one stage, and its first
         # unknown member a block too many.

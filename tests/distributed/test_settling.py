@@ -57,14 +57,14 @@ def gradients(dist: Dist, name: str, config: Settings, settling: bool) -> list[T
     for micro in range(config.accumulate):
         part = slice_of(12, micro, config.accumulate, dist.rank, dist.world_size)
         micro_batches.append(global_samples()[part])
-    found = []
+    gradients_of_steps = []
     for _ in range(STEPS):
         window = announce(micro_batches, criterion, dist)
         batches, denominators, _ = receive(window, criterion, dist)
         train_step(replica, criterion, batches, denominators, optimizer, torch.float32, 0.0)
         trained = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
-        found.append(flat(trained))
-    return found
+        gradients_of_steps.append(flat(trained))
+    return gradients_of_steps
 
 
 def measure(dist: Dist) -> dict[str, list[int]]:
