@@ -49,6 +49,16 @@ def box_area(boxes: Tensor) -> Tensor:
     return width * height
 
 
+def coordinates(boxes: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Returns the four numbers of boxes `[..., 4]`, each `[...]` and contiguous.
+
+    Computing with all pairs of boxes takes half as long as with the result of `unbind(-1)`, whose
+    numbers are four apart in memory: the CPU then computes one at a time.
+    """
+    first, second, third, fourth = boxes.movedim(-1, 0).contiguous()
+    return first, second, third, fourth
+
+
 def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     """Returns IoU and generalized IoU, each `[...]`, of `xyxy` boxes `[..., 4]`, which broadcast.
 
@@ -62,8 +72,8 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     boxes2 = _bounded(boxes2)
 
     # One coordinate at a time, [...]: several times faster on a CPU than intermediates [..., 2].
-    left1, top1, right1, bottom1 = boxes1.unbind(-1)
-    left2, top2, right2, bottom2 = boxes2.unbind(-1)
+    left1, top1, right1, bottom1 = coordinates(boxes1)
+    left2, top2, right2, bottom2 = coordinates(boxes2)
 
     inter_width = _common_length(left1, right1, left2, right2)
     inter = inter_width * _common_length(top1, bottom1, top2, bottom2)

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
+from redetr.boxes import box_cxcywh_to_xyxy, coordinates, iou_and_giou
 from redetr.structures import LossConfig
 
 # Replaces NaN and infinite costs, so that such a pair is chosen last. The loss itself stays NaN and
@@ -41,10 +41,9 @@ def cost_matrix(
     target = target_boxes.unsqueeze(-3)  # [B, 1, T, 4]
 
     # One coordinate at a time: differences `[L, B, Q, T, 4]` would take four times the memory.
-    l1 = (predicted[..., 0] - target[..., 0]).abs()
-    for coordinate in (1, 2, 3):
-        difference = predicted[..., coordinate] - target[..., coordinate]
-        l1 = l1 + difference.abs()
+    l1 = torch.zeros_like(class_cost)
+    for of_query, of_object in zip(coordinates(predicted), coordinates(target), strict=True):
+        l1 += (of_query - of_object).abs()
 
     predicted_xyxy = box_cxcywh_to_xyxy(predicted)
     target_xyxy = box_cxcywh_to_xyxy(target)

@@ -13,6 +13,7 @@ from redetr.boxes import (
     box_cxcywh_to_xyxy,
     box_iou,
     box_xyxy_to_cxcywh,
+    coordinates,
     generalized_box_iou,
     intersection_areas,
     iou_and_giou,
@@ -50,6 +51,13 @@ def test_intersection_areas_by_hand():
     boxes2 = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 6.0]])
     areas = intersection_areas(boxes1, boxes2, box_iou(boxes1, boxes2))
     assert areas[0].tolist() == pytest.approx([1, 2, 0])
+
+
+def test_coordinates_are_contiguous():
+    boxes = torch.arange(24.0).reshape(2, 3, 4)
+    for number, coordinate in enumerate(coordinates(boxes)):
+        assert coordinate.is_contiguous()
+        assert coordinate.equal(boxes[..., number])
 
 
 def test_area_of_an_inverted_box_is_zero():
