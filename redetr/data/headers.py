@@ -11,6 +11,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
@@ -148,8 +149,10 @@ def _channels_last(pixels: Tensor) -> NDArray[np.uint8]:
 def _looks(thumbnail: Tensor) -> str:
     """The directions in which the brightness changes over 8x8 parts, which are nearly equal for
     copies with another size or quality."""
-    red, green, blue = thumbnail.float()
-    grey = (red + green + blue) / 3  # `mean(0)` takes three times as long
+    total = torch.zeros(thumbnail.shape[1:])
+    for channel in thumbnail.float():  # `mean(0)` takes three times as long
+        total += channel
+    grey = total / len(thumbnail)
     small = adaptive_avg_pool2d(grey[None], (8, 9))[0]
     steps = small[:, 1:] - small[:, :-1]  # [8, 8]
     if steps.abs().max() <= _CONTRAST:
