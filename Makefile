@@ -42,16 +42,24 @@ LINT_tested := lint
 LINT_newest := no-lint
 LINT_oldest := no-lint
 
+# Which tests run: `default`, or `long`, those and the long ones: make test TIER=long
+TIER ?= default
+MARKERS_default :=
+MARKERS_long := -m 'not slow and not gpu and not exits'
+ifeq ($(filter $(TIER),default long),)
+$(error TIER=$(TIER): choose default or long)
+endif
+
 # PYTEST_FLAGS=--strict-skips, of continuous integration, takes a skipped test for a failure. Without the limit on restarts,
 # a process that crashes leaves pytest-xdist waiting forever; with it, the test is a failure like any other.
 test: $(VENV)/installed-dev system-packages $(LINT_$(DEPS))
 	$(BIN)/python -m pip check || { echo "A package that redetr no longer needs can do that: rm -r $(VENV), then again"; exit 1; }
 	$(BIN)/python tests/versions.py
-	$(PYTEST) -n auto --dist loadfile --max-worker-restart=0 $(PYTEST_FLAGS)
+	$(PYTEST) -n auto --dist loadfile --max-worker-restart=0 $(MARKERS_$(TIER)) $(PYTEST_FLAGS)
 
 slow: $(VENV)/installed-dev
 	$(BIN)/python tests/system_packages.py slow
-	$(PYTEST) -m slow
+	$(PYTEST) -m 'long or slow'
 
 # With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
 # PYTHON=.venv/bin/python` for one's own.

@@ -110,6 +110,7 @@ def address(detector, shared_coco):
         thread.join()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", PAGES)
 def test_nobody_is_kept_out(name, files, address, browser, tmp_path):
     url = address if name == "app" else files[name].as_uri()

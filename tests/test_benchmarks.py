@@ -70,6 +70,7 @@ def timed(output: str) -> list[str]:
     )
 
 
+@pytest.mark.long
 def test_the_criterion_is_measured_and_the_others_start(bare: Path) -> None:
     start = "import inference, training_step, criterion; criterion.main()"
     assert timed(run(bare, "-c", start, "--rounds", "1")) == ["redetr", "2020"]

@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", VARIANTS)
 def test_no_graph_breaks_and_one_graph_for_all_sizes(name):
     """Dynamo traces as for any compiler; its graphs are counted and run as they are."""

@@ -63,6 +63,7 @@ def test_few_images_of_many_objects_are_no_reason_for_doubt(shared_coco, tmp_pat
     assert "the val split has only 8 images with 9 objects, so AP" in chance
 
 
+@pytest.mark.long
 def test_demo_on_photographs_from_imagenet_weights(tmp_path):
     """`redetr demo --data crowns --recipe redetr_mobile`"""
     console = Console(record=True, width=120)

@@ -285,6 +285,7 @@ def test_a_model_without_noise_is_told_apart():
         redetr.build("rtdetr_r18", 2, denoising=-1)
 
 
+@pytest.mark.long
 def test_compiled_for_any_number_of_objects():
     """After the first two, more objects need no more graphs."""
     torch._dynamo.reset()

@@ -4,6 +4,7 @@ them."""
 import importlib.metadata
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -273,8 +274,21 @@ def test_continuous_integration_is_strict_about_skips(tmp_path):
         ["bash", ROOT / ".ci/run"], env=environment, capture_output=True, text=True, timeout=60
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout == "test PYTEST_FLAGS=--strict-skips\n"
+    assert done.stdout == "test TIER=long PYTEST_FLAGS=--strict-skips\n"
     assert steps(ROOT, *done.stdout.split())[-1].endswith(" --strict-skips")
+
+
+def test_long_tests_are_run_where_they_are_asked_for():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["pytest"]
+    by_default = shlex.split(settings["ini_options"]["addopts"])[1]
+    assert by_default.split(" and ")[0] == "not long"
+    without_long = by_default.removeprefix("not long and ")
+    assert " -m " not in steps(ROOT, "test")[-1]
+    assert f" -m '{without_long}'" in steps(ROOT, "test", "TIER=long")[-1]
+    assert steps(ROOT, "slow")[-1].endswith(" -m 'long or slow'")
+    done = make(ROOT, "test", "TIER=all")
+    assert done.returncode != 0
+    assert "TIER=all: choose default or long" in done.stderr
 
 
 # -------------------------------------------------------------------------------- pytest's settings

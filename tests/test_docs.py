@@ -140,6 +140,7 @@ def test_commands_parse(command, workplace, monkeypatch):
         assert shown.code == 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("command", [command for command in ALL if not kept_from_running(command)])
 def test_commands_run(command, workplace, tmp_path, monkeypatch):
     monkeypatch.chdir(workplace)

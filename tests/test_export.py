@@ -169,6 +169,7 @@ def assert_same(of: Detector, path: Path, *arrays: np.ndarray) -> None:
         np.testing.assert_allclose(output, wanted.numpy(), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_fast_form_at_any_batch_and_size(form, shape, fast, plain):
@@ -176,6 +177,7 @@ def test_the_fast_form_at_any_batch_and_size(form, shape, fast, plain):
     assert_same(fast, plain[form], noise(batch, 3, height, width))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_fewer_positions_than_queries(form, fast, plain):
     logits, _ = opened(plain[form])([noise(1, 3, 40, 40)])
@@ -183,6 +185,7 @@ def test_fewer_positions_than_queries(form, fast, plain):
     assert_same(fast, plain[form], noise(1, 3, 40, 40))
 
 
+@pytest.mark.long
 def test_the_faithful_form_and_padding(tmp_path):
     faithful = detector("detr_r50", **FAST, enc_layers=1, num_queries=10)
     paths = write_all(faithful, tmp_path, forms=("onnx", "openvino"), mask=True)
@@ -245,6 +248,7 @@ def test_queries_from_the_encoder(name, options, tmp_path):
         assert distances.amin(1).max() < 1e-4 and distances.amin(2).max() < 1e-4
 
 
+@pytest.mark.long
 def test_onnx_holds_standard_operators_and_names_its_axes(plain):
     model = onnx.load(plain["onnx"])
     onnx.checker.check_model(model, full_check=True)
@@ -272,6 +276,7 @@ def metadata(path: Path) -> dict:
         return json.loads(archive.read(name))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_metadata(form, plain):
     about = metadata(plain[form])
@@ -331,12 +336,14 @@ def test_processing_gives_what_predict_does(name, tmp_path):
         assert_detects(of, path, **shapes)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_processing_in_every_format(form, processed):
     """Sharp edges, shrunk and enlarged: each runtime resizes by code of its own."""
     assert_detects(averages(resize="aspect", max_size=70), processed[form])
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("form", FORMS)
 def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
     blocked = ["redetr"] if form == "torch" else ["redetr", "torch"]
@@ -453,6 +460,7 @@ def test_measured_ap_is_that_of_pytorch():
             assert f"| {data}, {what} {width}x{height} | {row['AP_pytorch']:.1f} |" in page
 
 
+@pytest.mark.long
 def test_a_trial_of_a_file_with_processing(middle, processed):
     """Images of two sizes go in by size, and come out in their places."""
     of, dataset = averages(resize="aspect", max_size=70), open_dataset(middle, "val")
@@ -553,6 +561,7 @@ def test_a_file_that_moves_ap_is_not_written(middle, tmp_path, monkeypatch):
     assert (tmp_path / "d.pt2").exists()
 
 
+@pytest.mark.long
 def test_resized_pixels_are_those_of_training(tmp_path):
     """In every format: PyTorch rounds bytes after each of its two passes, and so does the file."""
 
@@ -637,6 +646,7 @@ def test_near_ties_that_change_places_are_paired():
     assert (apart.paired, apart.unpaired) == (2, 1), "another class"
 
 
+@pytest.mark.long
 def test_int8_and_fp16(of_the_page, middle, tmp_path, monkeypatch, capsys):
     files = {
         "int8": of_the_page / "int8.onnx",

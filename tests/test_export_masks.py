@@ -100,6 +100,7 @@ def bright(offset=1.0) -> Detector:
     return Detector(Bright(offset), Squares.class_names, Squares.category_ids, 64, "cpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("format", "processing"), [("torch", False), ("onnx", False), ("openvino", True)]
 )

@@ -291,6 +291,7 @@ def test_a_file_for_a_single_image_may_have_processing(middle, tmp_path, monkeyp
     assert input_shape(path) == [1, 3, "height", "width"]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["redetr_n", "detr_r50"])
 def test_a_file_for_a_single_image_computes_the_same(name, tmp_path):
     of = spread(name, **(FAST | {"enc_layers": 1} if name == "detr_r50" else FAST))

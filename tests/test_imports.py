@@ -138,6 +138,7 @@ assert all(public()[name] is value for name, value in before.items())
 """
 
 
+@pytest.mark.long
 def test_a_public_name_is_imported_when_it_is_used():
     command = [sys.executable, "-c", NAMES_THEN_MODULES]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)

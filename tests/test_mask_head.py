@@ -297,6 +297,7 @@ def pixels_by_hand(tensors: dict[str, Tensor], levels: list[Tensor]) -> Tensor:
     return norm(mixed, "bn1").relu()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["dfine_n", "dfine_s"])
 def test_files_of_dfine_seg_load(name, tmp_path):
     """Under its names, the same masks as it computes. That of size n has features of stride 8 of

@@ -23,6 +23,7 @@ from redetr.models.position import PositionEmbeddingLearned, PositionEmbeddingSi
 from redetr.models.recompute import recompute_blocks
 from redetr.models.resnet_vd import SmallResNet
 from redetr.models.transformer import Transformer, attention, dropout
+from tests.tiers import cases
 
 SMALL_DETR = {
     "backbone": (16, 32, 64),
@@ -88,11 +89,15 @@ def targets(*counts: int) -> list[dict[str, Tensor]]:
     return objects
 
 
+# One of each family.
+QUICK = ("detr_r50", "detr_r50_panoptic", "redetr_n", "rtdetr_r18", "rtdetrv2_r18", "dfine_n")
+
+
 def num_parameters(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-@pytest.mark.parametrize("name", redetr.MODELS)
+@pytest.mark.parametrize("name", cases(redetr.MODELS, QUICK))
 def test_every_model_returns_what_it_promises(name):
     with torch.device("meta"):
         model = redetr.build(name, NUM_CLASSES)

@@ -44,6 +44,7 @@ def saved(model: nn.Module, config: TrainConfig, path: Path) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", CONFIGS)
 def test_statistics_move_from_where_frozen_ones_were(name, tmp_path):
     frozen_config = CONFIGS[name]

@@ -58,6 +58,7 @@ def test_better_on_every_image_is_better_on_every_resample():
         assert list(change.values()) == pytest.approx([1.0, 1.0, 1.0])
 
 
+@pytest.mark.long
 @pytest.mark.parity
 def test_the_interval_is_that_of_a_bootstrap():
     """Images are drawn with replacement; one that is drawn twice counts twice."""

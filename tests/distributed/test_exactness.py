@@ -330,6 +330,9 @@ def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: Path
     torch.save(result, folder / f"{rank}.pt")
 
 
+WORLDS = [2, 3, pytest.param(4, marks=pytest.mark.long)]
+
+
 def free_ports(count: int) -> list[int]:
     """Ports that nothing listens on; all are open at once, so that they differ."""
     listeners = [socket.socket() for _ in range(count)]
@@ -356,7 +359,7 @@ def alone(tmp_path_factory, shared_coco) -> dict[str, Any]:
     return result
 
 
-@pytest.fixture(scope="module", params=[2, 3, 4], ids=["2 ranks", "3 ranks", "4 ranks"])
+@pytest.fixture(scope="module", params=WORLDS, ids="{} ranks".format)
 def ranks(request, tmp_path_factory, shared_coco) -> list[dict[str, Any]]:
     """What each process of a world measured."""
     world_size = request.param

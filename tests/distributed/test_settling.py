@@ -24,6 +24,8 @@ from redetr.settling import settle_buckets
 from redetr.step import announce, receive, train_step
 from tests.distributed.test_exactness import SMALL, build, flat, free_ports, global_samples
 
+pytestmark = pytest.mark.long
+
 RANKS = 3
 STEPS = 3
 # What DDP treats in ways of its own: a static graph, accumulation, masks that are computed after

@@ -146,6 +146,7 @@ def test_names_and_shapes_are_the_official_ones(name, backbone):
     assert shapes(model.state_dict()) == shapes(expected)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("file", "backbone", "name"),
     [

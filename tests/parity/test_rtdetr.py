@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import redetr
 from redetr.detector.inference import for_inference
 from redetr.weights.official import coco_class_names
+from tests.tiers import cases
 from tests.transformers_peer import no_init_weights
 
 transformers = pytest.importorskip("transformers")
@@ -181,6 +182,7 @@ SMALL_IMAGES = ((128, 128), (128, 192), (64, 416))
 LARGE_IMAGES = ((640, 640), (512, 512), (512, 768))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("version", VERSIONS)
 def test_same_outputs_of_r18(version):
     peer = random_peer(version, "r18")
@@ -194,7 +196,7 @@ def test_same_outputs_of_r18(version):
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", cases(SIZES, ["r18", "r50m"]))
 def test_same_outputs_of_all_sizes_scaled_down(version, size):
     tiny = dict(TINY)
     if size == "r101":

@@ -17,6 +17,7 @@ import torch
 import redetr
 from redetr.models.transformer import ACTIVATIONS
 from redetr.weights import detr_config
+from tests.tiers import cases
 from tests.transformers_peer import (
     NUM_CLASSES,
     assert_same_losses_and_gradients,
@@ -138,14 +139,14 @@ VARIATIONS = {
 }
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
-def test_same_outputs(options):
-    assert_same_outputs(random_peer(**options), padded_batch(torch.float32), 1e-5)
+@pytest.mark.parametrize("name", cases(VARIANTS, ["own resnet", "other sizes"]))
+def test_same_outputs(name):
+    assert_same_outputs(random_peer(**VARIANTS[name]), padded_batch(torch.float32), 1e-5)
 
 
-@pytest.mark.parametrize("options", VARIATIONS.values(), ids=VARIATIONS.keys())
-def test_same_outputs_of_variations(options):
-    peer = random_peer(**TINY | options)
+@pytest.mark.parametrize("name", cases(VARIATIONS, ["resnet18", "gelu", "learned positions"]))
+def test_same_outputs_of_variations(name):
+    peer = random_peer(**TINY | VARIATIONS[name])
     assert_same_outputs(peer, padded_batch(torch.float32), 1e-5)
 
 
