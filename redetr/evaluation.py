@@ -20,7 +20,7 @@ from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.losses import DIVISORS, SetCriterion
+from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
 from redetr.panoptic import panoptic_of_batch
@@ -281,7 +281,7 @@ class _LossSums:
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
         if self._criterion is None:
             return
-        undivided = torch.ones(len(DIVISORS), dtype=torch.float64)
+        undivided = torch.ones(NUM_DIVISORS, dtype=torch.float64)
         losses = self._criterion(outputs, targets, undivided)
         del losses["loss"]  # its parts have different counts
         values = torch.stack(list(losses.values())).tolist()

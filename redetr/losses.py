@@ -52,6 +52,7 @@ DIVISORS = {
     "loss_mask": 0,
     "loss_dice": 0,
 }
+NUM_DIVISORS = 1 + max(DIVISORS.values())  # of `SetCriterion.denominators`
 
 
 class Predictions(NamedTuple):

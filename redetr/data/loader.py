@@ -29,7 +29,7 @@ from redetr.data.sampler import Key, TrainSampler
 from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
 from redetr.data.views import Random
 from redetr.distributed import rank_cores
-from redetr.errors import InputError, LostError, RedetrError
+from redetr.errors import InputError, LostError, RedetrError, first_line
 from redetr.structures import Batch, Size, collate
 
 ANSWER_S = 120.0  # how long a batch may take to arrive, by default
@@ -408,10 +408,9 @@ def _silence(timeout_s: float) -> str:
 
 
 def _death(error: BaseException) -> str:
-    message = str(error).strip() or type(error).__name__
     return (
         "a loader process died, most often because memory ran out: lower --num-workers "
-        f"({message[:160]})"
+        f"({first_line(error)[:160]})"
     )
 
 

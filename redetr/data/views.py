@@ -403,8 +403,9 @@ class NativeCrop:
         scale = 1 / random.uniform(least_zoom, largest_zoom)
         final_height, final_width = self.final.size
         scale = min(scale, height / final_height, width / final_width)
-        seen_height = min(round(final_height * scale), height)
-        seen_width = min(round(final_width * scale), width)
+        # At least one pixel: a wide shape in a narrow image would round to no height.
+        seen_height = min(max(1, round(final_height * scale)), height)
+        seen_width = min(max(1, round(final_width * scale)), width)
         left = random.randint(0, width - seen_width)
         top = random.randint(0, height - seen_height)
         if len(boxes) > 0 and random.random() < self.object_share:

@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.download import fetch
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.models.group_norm import GroupNorm
 from redetr.models.recompute import runner
 
@@ -370,9 +370,9 @@ def _timm_features(
         indices = [last_index[stride] for stride in strides if stride in last_index]
         net = create_model(name, pretrained=pretrained, out_indices=indices, **options)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)[:160]
         raise InputError(
-            f"timm:{name}: timm cannot provide it ({reason[:160]}); `timm.list_models()` has the "
+            f"timm:{name}: timm cannot provide it ({reason}); `timm.list_models()` has the "
             "names; without a network, download its weights on another machine and train with "
             "--weights FILE"
         ) from error
