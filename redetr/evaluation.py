@@ -144,10 +144,12 @@ def detect_share(
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
-    Each image is processed once, over all ranks. `on_batch` gets the number of images after each
-    batch. To the list of `segments` those of each batch are added, if the quality of them can be
-    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections
-    have masks if the model and the targets have them. Communicates at the end.
+    Each image is processed once, over all ranks. `on_batch` is called with the number of images
+    after each batch. If panoptic quality can be measured, the segments of each batch are appended
+    to `segments`; `is_thing` `[C]` says which classes of the model are things, by default all.
+    Detections have masks if both the model and the targets have them. Leaves the model in
+    evaluation mode. Raises RuntimeError unless each image was seen exactly once. Communicates at
+    the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -186,7 +188,7 @@ def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
 
 
 def _alone(model: DetectionModel) -> Dist:
-    """A process group of this process alone."""
+    """A `Dist` of this process alone; it needs no process group."""
     return Dist(0, 1, next(model.parameters()).device)
 
 
@@ -307,7 +309,8 @@ class _LossSums:
 
 
 def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
-    """The detections whose label has a new one in `label_of`, with that; -1 is none."""
+    """The detections with label `label_of[label]` instead of `label`; those that this makes -1 are
+    dropped."""
     labels = label_of[detections.labels]
     return replace(detections, labels=labels).keep(labels >= 0)
 
@@ -315,7 +318,8 @@ def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetD
 def labels_in(
     dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
 ) -> np.ndarray:
-    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none.
+    """For each label of a model, the label of the same class in `dataset`, int `[num_classes]`; -1
+    if the data set lacks the class.
 
     `classes` and errors are described at `detect_classes`.
     """

@@ -44,9 +44,9 @@ _LONG_WAIT = 0.25  # for the data, as a share of the time of a step
 class Monitor:
     """Records lines of numbers in `folder`; shows them on `console` if there is one.
 
-    `class_weight` is that of the class losses in the total. `close` must be called at the end. A
-    metrics.jsonl that is there already is cut off where a run
-    resumed at `step` begins: the run repeats the steps after it, and its evaluation.
+    `class_weight` is the weight of the class losses in the total. `close` must be called at the
+    end. An existing metrics.jsonl is cut off at `step`, where a resumed run begins: the run repeats
+    the steps after it, and its evaluation.
     """
 
     def __init__(

@@ -90,10 +90,12 @@ def train_step(
     dtype: torch.dtype,
     clip_norm: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over a window of micro-batches.
+    """One optimizer step over the micro-batches of a window.
 
-    Returns this rank's losses and the norm of the gradient. The only synchronisation with the
-    device is the matcher's copy of the costs.
+    Returns the losses by name, summed over this rank's micro-batches and already divided: their
+    mean over ranks is the loss of the global batch. Also returns the norm of the averaged gradient
+    before clipping. Communicates: gradients are averaged in the last backward pass. The only
+    synchronisation with the device is the matcher's copy of the costs.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)

@@ -343,8 +343,8 @@ def _region_with_objects(random: Random, whole: Region, boxes: np.ndarray) -> Re
     """Draws a part of the region `whole` that overlaps one of `boxes` `[T, 4]` (stored px).
 
     As in SSD: its IoU with a box is at least a drawn one, its sides are 0.3 to 1 of the whole, its
-    aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if there is no box,
-    or 40 draws miss.
+    aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if the drawn IoU is
+    1 (one draw in seven), if there is no box, or if 40 regions miss.
     """
     least_iou = random.choice(_LEAST_IOUS)
     if least_iou == 1.0 or len(boxes) == 0:

@@ -184,10 +184,8 @@ class Backbone(nn.Module):
         return stages
 
     def _cut(self, last_stage: int) -> None:
-        """Removes the layers after stage `last_stage` (an index of `_STRIDES`).
-
-        It would be computed for nothing, and get no gradient.
-        """
+        """Removes the layers after stage `last_stage` (an index of `_STRIDES`): they would be
+        computed for nothing, and get no gradient."""
         unused = ["fc", "avgpool", "classifier"]
         unused += [f"layer{i}" for i in range(last_stage + 1, 5)]
         for name in unused:

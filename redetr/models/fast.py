@@ -48,7 +48,10 @@ _PADDING_SCORE = -1e4  # finite, so that losses and their gradients stay finite;
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """Returns the logit of `x`, which is clamped to [eps, 1 - eps]."""
+    """Returns the logit of `x`, which is clamped to [eps, 1 - eps].
+
+    Not that of `two_stage.py`: this one clamps `x` on both sides.
+    """
     x = x.clamp(eps, 1 - eps)
     odds = x / (1 - x)
     return odds.log()

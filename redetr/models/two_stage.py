@@ -32,7 +32,8 @@ EncoderOutput = tuple[Tensor, list[tuple[int, int]], Tensor]
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
+    """Returns the logit of `x` in [0, 1]; `x` and `1 - x` are each taken as at least `eps`, as in
+    RT-DETR."""
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 
