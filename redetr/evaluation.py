@@ -335,22 +335,34 @@ def labels_in(
     if len(of_model) != num_classes or len(model_labels) < len(of_dataset):
         if model_labels:
             unknown = [wanted for i, wanted in enumerate(of_dataset) if i not in model_labels]
-        of_these = f", such as {_first(of_model)}" if classes else ""
-        theirs = (
-            f"of which the model does not know {_first(unknown)}"
-            if unknown
-            else f"such as {_first(of_dataset)}"
-        )
-        known = counted(num_classes, "class", "classes")
-        raise InputError(
-            f"the model knows {known}{of_these}; "
-            f"{dataset.name} has {len(of_dataset)}, {theirs}: "
-            "give data with the categories it was trained on"
-        )
+        raise _other_classes(dataset.name, of_dataset, unknown, num_classes, classes)
     labels = np.full(num_classes, -1)
     for label, model_label in model_labels.items():
         labels[model_label] = label
     return labels
+
+
+def _other_classes(
+    name: str,
+    of_dataset: Sequence[tuple[int, str]],
+    unknown: Sequence[tuple[int, str]],
+    num_classes: int,
+    classes: Sequence[tuple[int, str]] | None,
+) -> InputError:
+    """The error of a data set, called `name`, whose classes are not those of the model.
+
+    `unknown` are those that the model lacks, and `classes` those that it has, if they are known.
+    """
+    known = counted(num_classes, "class", "classes")
+    if classes:
+        known += f", such as {_first(classes)}"
+    theirs = f"such as {_first(of_dataset)}"
+    if unknown:
+        theirs = f"of which the model does not know {_first(unknown)}"
+    return InputError(
+        f"the model knows {known}; {name} has {len(of_dataset)}, {theirs}: "
+        "give data with the categories it was trained on"
+    )
 
 
 def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:

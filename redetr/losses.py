@@ -309,9 +309,11 @@ class SetCriterion(nn.Module):
         for term, sum_per_layer in sums.items():
             per_layer = sum_per_layer / denominators[DIVISORS[term]]
             total = total + getattr(self.config, term) * per_layer.sum()
-            of_term = names[:-1] if term in ("loss_ddf", "loss_ddn") else names
-            suffixes = of_term[len(of_term) - len(per_layer) :]
-            for suffix, loss in zip(suffixes, per_layer.unbind(), strict=True):
+            layer_names = names
+            if term in ("loss_ddf", "loss_ddn"):
+                layer_names = names[:-1]  # the last layer is the teacher
+            first = len(layer_names) - len(per_layer)  # earlier layers do not have this term
+            for suffix, loss in zip(layer_names[first:], per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
         return total
 
@@ -346,13 +348,14 @@ class SetCriterion(nn.Module):
 
         edges = predictions.edges
         if edges is not None and self.config.has_edges:
-            weights = (iou.detach() * matched)[-len(edges.logits) :]
-            of_edges = queries[-len(edges.logits) :]
+            num_layers = len(edges.logits)  # the last ones: D-FINE's first boxes have no edges
+            edge_queries = queries[-num_layers:]
+            weights = (iou.detach() * matched)[-num_layers:]
             sums["loss_fgl"] = localization_sums(
-                edges, of_edges, boxes, weights, self.config.reg_scale
+                edges, edge_queries, boxes, weights, self.config.reg_scale
             )
             last_logits = predictions.logits[-1]
-            ddf, ddn = distillation_sums(edges, last_logits, of_edges, weights)
+            ddf, ddn = distillation_sums(edges, last_logits, edge_queries, weights)
             sums |= {"loss_ddf": ddf, "loss_ddn": ddn}
         return sums
 

@@ -431,7 +431,7 @@ def test_a_path_of_own_data_has_no_meaning(path):
 
 
 def test_evaluation_decodes_whole_images():
-    assert resizer(Fit(80, 133)).closest is None
+    assert resizer(Fit(80, 133)).least_decoded is None
     assert isinstance(resizer(Stretch(80)).draw, Whole)
 
 

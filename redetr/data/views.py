@@ -26,7 +26,7 @@ from redetr.structures import Size
 Region = tuple[int, int, int, int]  # left, top, right, bottom in stored px
 Random = random.Random  # its streams are the same in every version of Python
 
-_GREY = 127  # beyond the border of an image
+_PADDING_GREY = 127  # beyond the border of an image
 
 # How SSD draws a region with objects.
 _LEAST_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -94,7 +94,8 @@ class View:
         part = F.resize(interleaved(part), [bottom - top, right - left], antialias=True)
         if part.shape[1:] == self.size:
             return part
-        canvas = torch.full((*self.size, len(image)), _GREY, dtype=torch.uint8).permute(2, 0, 1)
+        bands_last = (*self.size, len(image))
+        canvas = torch.full(bands_last, _PADDING_GREY, dtype=torch.uint8).permute(2, 0, 1)
         canvas[:, top:bottom, left:right] = part
         return canvas
 
