@@ -405,6 +405,11 @@ class Settings(TrainConfig):
     eval_every: int = field()
     save_every: int = field()
 
+    @property
+    def warmup_steps(self) -> int:
+        """The number of steps in which the learning rate rises."""
+        return round(self.warmup * self.steps)
+
 
 def augmentation_text(source: str | None) -> str:
     """A `custom_augment` in words."""

@@ -25,7 +25,7 @@ from redetr.earlier import require_present_network, with_present_names
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
-from redetr.optim import lr_factor
+from redetr.optim import learning_rate_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
@@ -158,15 +158,11 @@ class State:
         """Whether the learning rate has fallen far enough for an early end: AP rises most after it
         does. A constant rate never falls, so it counts as fallen after warm-up."""
         config = self.config
-        warmup_steps = round(config.warmup * config.steps)
-        if self.evaluated < warmup_steps:
+        if self.evaluated < config.warmup_steps:
             return False
         if config.schedule == "constant":
             return True
-        factor = lr_factor(
-            self.evaluated, config.steps, config.schedule, warmup_steps, config.drop_at
-        )
-        return factor < _FALLEN_RATE
+        return learning_rate_factor(config, self.evaluated) < _FALLEN_RATE
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the previous checkpoint is kept as `previous.pt`."""

@@ -61,10 +61,11 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the single convolution that equals `conv`, without bias, followed by
-    `norm`."""
+    """Weight and bias of the single convolution that equals `conv` followed by `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
     bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
     weight = conv.weight * scale[:, None, None, None]
     return weight, bias
 
