@@ -14,7 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.files import write_whole
 
 REQUIRED = ("model", "optimizer", "step", "config", "class_names", "category_ids")
@@ -107,8 +107,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         reason = "torch.save did not write it, or it holds more than tensors and plain values"
         text = f"not a checkpoint that can be read safely ({reason})"
         return InputError(text, where=path, remedy=_REMEDY)
-    message = str(error).strip() or type(error).__name__
-    first_sentence = message.splitlines()[0].split(". ")[0]
+    first_sentence = first_line(error).split(". ")[0]
     text = f"not a checkpoint that can be read safely ({first_sentence[:160]})"
     return InputError(text, where=path)
 

@@ -356,7 +356,10 @@ class TrainConfig(
         return replace(self, num_queries=min(MOST_QUERIES, twice))
 
     def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "Settings":
-        """The run with every choice made that depends on the data or the model."""
+        """The run with every choice made that depends on the data or the model.
+
+        Raises InputError for an image size that the model cannot take.
+        """
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
@@ -402,6 +405,11 @@ class Settings(TrainConfig):
     eval_every: int = field()
     save_every: int = field()
 
+    @property
+    def warmup_steps(self) -> int:
+        """The number of steps in which the learning rate rises."""
+        return round(self.warmup * self.steps)
+
 
 def augmentation_text(source: str | None) -> str:
     """A `custom_augment` in words."""
@@ -443,7 +451,8 @@ def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
 
 
 def suitable_decay(steps: int) -> float:
-    """A moving average that reaches back an eighth of the run, but never less than 100 steps."""
+    """The decay of a moving average over about the last eighth of the run, but over at least 100
+    and at most 5,000 steps."""
     return min(0.9998, max(0.99, 1 - 8 / steps))
 
 

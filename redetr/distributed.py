@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
-from redetr.errors import InputError, LostError, LostRankError
+from redetr.errors import InputError, LostError, LostRankError, first_line
 from redetr.threads import cores
 
 _WAITING = "waiting"
@@ -379,9 +379,7 @@ def _reason(error: BaseException) -> str:
     """The message of an error in one line, without gloo's source lines and general advice."""
     if isinstance(error, KeyboardInterrupt):
         return "a signal"
-    text = str(error) or type(error).__name__
-    first_line = text.splitlines()[0]
-    *_, reason = _GLOO_LOCATION.split(first_line)
+    *_, reason = _GLOO_LOCATION.split(first_line(error))
     reason, _, _ = reason.partition(" This is typically caused by")
     return reason.strip(" .")[-160:]
 

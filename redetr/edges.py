@@ -76,17 +76,17 @@ def moves_between(boxes: Tensor, others: Tensor, reg_scale: float) -> Tensor:
 def between_values(moves: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """Returns where `moves` `[...]` lie between `values` `[N]`, which ascend.
 
-    These are the index of the value to the left, at most N - 2, and the share `[...]` of the one to
-    the right. Moves beyond the ends are those of the ends.
+    These are the index of the value below, at most N - 2, and the share `[...]` of the value above,
+    from 0 to 1. Moves beyond the ends are those of the ends.
     """
     moves = torch.minimum(moves, values[-1])
     moves = torch.maximum(moves, values[0])
-    left = torch.searchsorted(values, moves.contiguous(), right=True) - 1
-    left = left.clamp(0, len(values) - 2)
-    left_value = values[left]
-    width = values[left + 1] - left_value
-    right_share = (moves - left_value) / width
-    return left, right_share
+    lower = torch.searchsorted(values, moves.contiguous(), right=True) - 1
+    lower = lower.clamp(0, len(values) - 2)
+    lower_value = values[lower]
+    width = values[lower + 1] - lower_value
+    upper_share = (moves - lower_value) / width
+    return lower, upper_share
 
 
 def localization_sums(
@@ -110,13 +110,13 @@ def localization_sums(
     bound = boxes.new_full((1,), UP * reg_scale)
     values = bin_values(bound, num_values - 1)
     moves = moves_between(first_boxes, boxes, reg_scale)
-    left, right_share = between_values(moves, values)
-    left_share = 1 - right_share
-    left = left[..., None]
-    log_shares = matched_logits.log_softmax(-1)
-    log_left = log_shares.gather(-1, left)[..., 0]  # [L, B, T, 4]
-    log_right = log_shares.gather(-1, left + 1)[..., 0]
-    cross_entropy = -left_share * log_left - right_share * log_right
+    lower, upper_share = between_values(moves, values)
+    lower_share = 1 - upper_share
+    lower = lower[..., None]
+    log_probabilities = matched_logits.log_softmax(-1)
+    log_lower = log_probabilities.gather(-1, lower)[..., 0]  # [L, B, T, 4]
+    log_upper = log_probabilities.gather(-1, lower + 1)[..., 0]
+    cross_entropy = -lower_share * log_lower - upper_share * log_upper
     of_boxes = cross_entropy.sum(-1) * iou  # [L, B, T]
     return of_boxes.sum((1, 2))
 
@@ -131,9 +131,9 @@ def distillation_sums(
     score in the last layer, whose class `logits` are `[B, Q, C]`. `queries` are those of
     `localization_sums`.
     """
-    log_shares = (edges.logits / _TEMPERATURE).log_softmax(-1)  # [L, B, Q, 4, N]
-    log_teacher = log_shares[-1].detach()
-    gaps = log_teacher - log_shares[:-1]
+    log_probabilities = (edges.logits / _TEMPERATURE).log_softmax(-1)  # [L, B, Q, 4, N]
+    log_teacher = log_probabilities[-1].detach()
+    gaps = log_teacher - log_probabilities[:-1]
     divergence = (log_teacher.exp() * gaps).sum((-1, -2))  # [L - 1, B, Q]
     divergence = _TEMPERATURE**2 * divergence
 

@@ -71,6 +71,12 @@ class StoppedError(RedetrError):
     exit_code = 75
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of the message of an error, or the name of its class if it has none."""
+    message = str(error).strip() or type(error).__name__
+    return message.splitlines()[0]
+
+
 def exhausted_memory(error: Exception) -> str | None:
     """Says which memory could not be allocated; None if that is not what happened.
 

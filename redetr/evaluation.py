@@ -20,7 +20,7 @@ from redetr.data.sampler import EvalSampler
 from redetr.data.transforms import final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.losses import DIVISORS, SetCriterion
+from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult, TruthObjects, holds_masks
 from redetr.panoptic import panoptic_of_batch
@@ -144,10 +144,12 @@ def detect_share(
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
-    Each image is processed once, over all ranks. `on_batch` gets the number of images after each
-    batch. To the list of `segments` those of each batch are added, if the quality of them can be
-    measured; `is_thing` says which classes of the model are not stuff, by default all. Detections
-    have masks if the model and the targets have them. Communicates at the end.
+    Each image is processed once, over all ranks. `on_batch` is called with the number of images
+    after each batch. If panoptic quality can be measured, the segments of each batch are appended
+    to `segments`; `is_thing` `[C]` says which classes of the model are things, by default all.
+    Detections have masks if both the model and the targets have them. Leaves the model in
+    evaluation mode. Raises RuntimeError unless each image was seen exactly once. Communicates at
+    the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -186,7 +188,7 @@ def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:
 
 
 def _alone(model: DetectionModel) -> Dist:
-    """A process group of this process alone."""
+    """A `Dist` of this process alone; it needs no process group."""
     return Dist(0, 1, next(model.parameters()).device)
 
 
@@ -281,7 +283,7 @@ class _LossSums:
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
         if self._criterion is None:
             return
-        undivided = torch.ones(len(DIVISORS), dtype=torch.float64)
+        undivided = torch.ones(NUM_DIVISORS, dtype=torch.float64)
         losses = self._criterion(outputs, targets, undivided)
         del losses["loss"]  # its parts have different counts
         values = torch.stack(list(losses.values())).tolist()
@@ -307,7 +309,8 @@ class _LossSums:
 
 
 def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
-    """The detections whose label has a new one in `label_of`, with that; -1 is none."""
+    """The detections with label `label_of[label]` instead of `label`; those that this makes -1 are
+    dropped."""
     labels = label_of[detections.labels]
     return replace(detections, labels=labels).keep(labels >= 0)
 
@@ -315,7 +318,8 @@ def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetD
 def labels_in(
     dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
 ) -> np.ndarray:
-    """The label in `dataset` of each of a model's `[num_classes]`, -1 where it has none.
+    """For each label of a model, the label of the same class in `dataset`, int `[num_classes]`; -1
+    if the data set lacks the class.
 
     `classes` and errors are described at `detect_classes`.
     """
@@ -331,22 +335,34 @@ def labels_in(
     if len(of_model) != num_classes or len(model_labels) < len(of_dataset):
         if model_labels:
             unknown = [wanted for i, wanted in enumerate(of_dataset) if i not in model_labels]
-        of_these = f", such as {_first(of_model)}" if classes else ""
-        theirs = (
-            f"of which the model does not know {_first(unknown)}"
-            if unknown
-            else f"such as {_first(of_dataset)}"
-        )
-        known = counted(num_classes, "class", "classes")
-        raise InputError(
-            f"the model knows {known}{of_these}; "
-            f"{dataset.name} has {len(of_dataset)}, {theirs}: "
-            "give data with the categories it was trained on"
-        )
+        raise _other_classes(dataset.name, of_dataset, unknown, num_classes, classes)
     labels = np.full(num_classes, -1)
     for label, model_label in model_labels.items():
         labels[model_label] = label
     return labels
+
+
+def _other_classes(
+    name: str,
+    of_dataset: Sequence[tuple[int, str]],
+    unknown: Sequence[tuple[int, str]],
+    num_classes: int,
+    classes: Sequence[tuple[int, str]] | None,
+) -> InputError:
+    """The error of a data set, called `name`, whose classes are not those of the model.
+
+    `unknown` are those that the model lacks, and `classes` those that it has, if they are known.
+    """
+    known = counted(num_classes, "class", "classes")
+    if classes:
+        known += f", such as {_first(classes)}"
+    theirs = f"such as {_first(of_dataset)}"
+    if unknown:
+        theirs = f"of which the model does not know {_first(unknown)}"
+    return InputError(
+        f"the model knows {known}; {name} has {len(of_dataset)}, {theirs}: "
+        "give data with the categories it was trained on"
+    )
 
 
 def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from redetr.choices import LoggerName
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.files import write_json
 
 Line = dict[str, Any]  # as in metrics.jsonl: "step", and numbers by name
@@ -120,7 +120,7 @@ class MLflow:
             self._run = _id_of_run(folder, "mlflow", step) or self._begin(folder, settings)
             self._client.update_run(self._run, status="RUNNING")
         except mlflow.exceptions.MlflowException as error:
-            raise InputError(f"--log mlflow: {_first_line(error)}", where=address) from error
+            raise InputError(f"--log mlflow: {first_line(error)}", where=address) from error
         _keep_id(folder, "mlflow", self._run)
 
     def _begin(self, folder: Path, settings: dict[str, Any]) -> str:
@@ -164,7 +164,7 @@ class WeightsAndBiases:
             )
         except wandb.Error as error:
             remedy = "or keep it here with WANDB_MODE=offline"
-            raise InputError(f"--log wandb: {_first_line(error)}", remedy=remedy) from error
+            raise InputError(f"--log wandb: {first_line(error)}", remedy=remedy) from error
         _keep_id(folder, "wandb", self._run.id)
 
     def log(self, numbers: dict[str, float], step: int) -> None:
@@ -179,10 +179,6 @@ _LOGGERS: dict[LoggerName, Callable[[Path, dict[str, Any], int], Logger]] = {
     "mlflow": MLflow,
     "wandb": WeightsAndBiases,
 }
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def _ids(folder: Path) -> dict[str, str]:

@@ -52,6 +52,7 @@ DIVISORS = {
     "loss_mask": 0,
     "loss_dice": 0,
 }
+NUM_DIVISORS = 1 + max(DIVISORS.values())  # of `SetCriterion.denominators`
 
 
 class Predictions(NamedTuple):
@@ -82,11 +83,11 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
 def noisy_predictions(
     outputs: Outputs, num_objects: list[int], groups: int
 ) -> tuple[Predictions, Tensor]:
-    """Returns the predictions of the denoising queries, and which object each is to detect.
+    """Returns the predictions of the noisy queries, and the query that is to detect each object.
 
-    `outputs` are those under "denoising". The query of every object in every group is
-    `[L, B, groups * T]`, the number of noisy queries for none. Padding gets scores of 0 that learn
-    nothing.
+    `outputs` are those under "denoising", with M noisy queries. The queries are
+    `[L, B, groups * T]`: those of every object in every group, M where there is none. The logits of
+    padding are replaced by a constant whose score, loss and gradient are 0.
     """
     predictions = decoder_predictions(outputs)
     logits = predictions.logits  # [L, B, M, K]
@@ -151,7 +152,10 @@ class SetCriterion(nn.Module):
     def denominators(
         self, counts: Tensor, window: Tensor, world_size: int = 1, accumulate: int = 1
     ) -> Tensor:
-        """Returns the divisors of the sums of one micro-batch, `[4]`; see `DIVISORS`.
+        """Returns the divisors of the sums of one micro-batch, `[4]`.
+
+        They are those of boxes, classes, edges of matched queries and edges of other queries;
+        `DIVISORS` has the index for each term.
 
         `counts` `[3]` are those of this micro-batch. `window` `[3]` is their sum over the window,
         which is all micro-batches of this optimizer step on all ranks. Gradients are averaged over
@@ -191,10 +195,9 @@ class SetCriterion(nn.Module):
         and `loss_ddn`: see `edges.py`. The last layer of a model with masks has `loss_mask` and
         `loss_dice`: see `mask_losses.py`. `targets` hold `labels` `[T]`, `boxes` `[T, 4]`, cxcywh
         as fractions of the image, and `masks` `[T, h, w]` where these are known. `denominators`
-        `[4]` are those of the method of that name; by default the batch stands alone. Losses of
-        noisy queries are divided by as many times that as there are groups, and those of their
-        distillation as if there were no other queries. Images without objects are fine: every loss
-        stays connected to the graph. Computed in fp32 or fp64.
+        `[4]` are those of the method of that name; by default the batch stands alone. The losses of
+        noisy queries are divided by the number of groups times `noisy_denominators`. Images without
+        objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images, and for labels or boxes of
         another shape. Where targets are on the host, it also does for labels that are no class of
@@ -306,9 +309,11 @@ class SetCriterion(nn.Module):
         for term, sum_per_layer in sums.items():
             per_layer = sum_per_layer / denominators[DIVISORS[term]]
             total = total + getattr(self.config, term) * per_layer.sum()
-            of_term = names[:-1] if term in ("loss_ddf", "loss_ddn") else names
-            suffixes = of_term[len(of_term) - len(per_layer) :]
-            for suffix, loss in zip(suffixes, per_layer.unbind(), strict=True):
+            layer_names = names
+            if term in ("loss_ddf", "loss_ddn"):
+                layer_names = names[:-1]  # the last layer is the teacher
+            first = len(layer_names) - len(per_layer)  # earlier layers do not have this term
+            for suffix, loss in zip(layer_names[first:], per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
         return total
 
@@ -343,13 +348,14 @@ class SetCriterion(nn.Module):
 
         edges = predictions.edges
         if edges is not None and self.config.has_edges:
-            weights = (iou.detach() * matched)[-len(edges.logits) :]
-            of_edges = queries[-len(edges.logits) :]
+            num_layers = len(edges.logits)  # the last ones: D-FINE's first boxes have no edges
+            edge_queries = queries[-num_layers:]
+            weights = (iou.detach() * matched)[-num_layers:]
             sums["loss_fgl"] = localization_sums(
-                edges, of_edges, boxes, weights, self.config.reg_scale
+                edges, edge_queries, boxes, weights, self.config.reg_scale
             )
             last_logits = predictions.logits[-1]
-            ddf, ddn = distillation_sums(edges, last_logits, of_edges, weights)
+            ddf, ddn = distillation_sums(edges, last_logits, edge_queries, weights)
             sums |= {"loss_ddf": ddf, "loss_ddn": ddn}
         return sums
 

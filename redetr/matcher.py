@@ -16,8 +16,8 @@ from torch import Tensor
 from redetr.boxes import box_cxcywh_to_xyxy, coordinates, iou_and_giou
 from redetr.structures import LossConfig
 
-# Replaces NaN and infinite costs, so that such a pair is chosen last. The loss itself stays NaN and
-# is reported there.
+# Replaces NaN and infinite costs: NaN and +inf are chosen last, -inf first. The loss itself stays
+# NaN or infinite and is reported there.
 _WORST_COST = 1e6
 # Weights of the focal cost, as in Deformable DETR: alpha 0.25, gamma 2.
 _FOCAL_POSITIVE = 0.25

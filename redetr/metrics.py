@@ -223,11 +223,11 @@ class CocoResult:
         their twelve numbers, `per_class` and `per_class_AP50`; and where it was measured,
         `panoptic`, as `PanopticResult.to_dict` gives it.
         """
-        of_masks: dict[str, Any] = {}
+        further: dict[str, Any] = {}
         if self.panoptic is not None:
-            of_masks["panoptic"] = self.panoptic.to_dict()
+            further["panoptic"] = self.panoptic.to_dict()
         if self.masks is not None:
-            of_masks["masks"] = {
+            further["masks"] = {
                 **_without_nan(self.masks.metrics),
                 "per_class": _without_nan(self.masks.per_class),
                 "per_class_AP50": _without_nan(self.masks.per_class_ap50),
@@ -240,7 +240,7 @@ class CocoResult:
             "per_class": _without_nan(self.per_class),
             "per_class_AP50": _without_nan(self.per_class_ap50),
             "objects": self.objects,
-            **of_masks,
+            **further,
         }
 
 
@@ -353,7 +353,7 @@ def result_of_tables(
     precision = all_precisions[:, :, :, 0]
     has_no_truth = precision[0, 0] < 0  # COCO leaves such a class at -1 everywhere
     ap = np.where(has_no_truth, math.nan, precision.mean((0, 1)))
-    ap50 = np.where(has_no_truth, math.nan, precision[:1].mean((0, 1)))
+    ap50 = np.where(has_no_truth, math.nan, at_0_50[:, :, 0].mean(0))
     names = distinct_names(class_names)
     return CocoResult(
         metrics=metrics,

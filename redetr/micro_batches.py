@@ -9,6 +9,7 @@ gradients of the first are kept during the second, and includes the optimizer.
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -18,7 +19,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from redetr.config import Settings
 from redetr.data.cache import available_memory
 from redetr.data.loader import Samples
-from redetr.data.transforms import Transform
 from redetr.data.views import Stretch
 from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
@@ -151,14 +151,18 @@ def choose_accumulation(
     if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
         text = "--batch-size auto: the model trains BatchNorm, which depends on micro-batches"
         raise InputError(text, remedy="give --batch-size and --accumulate")
-    canvas = largest_canvas(samples, samples.transform)
+    canvas = largest_canvas(samples)
     meter = meter_of(dist.device)
     limit = meter.limit()
     share = math.ceil(config.batch_size / dist.world_size)
     trial = _Trial(config, model, criterion, samples, canvas)
+
+    def peak_of(number: int) -> float:
+        return meter.peak(partial(trial.run, number))
+
     devices = [dist.device] if dist.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
-        fits = largest_fitting(share, lambda number: meter.peak(lambda: trial.run(number)), limit)
+        fits = largest_fitting(share, peak_of, limit)
     fits = min(dist.gather([fits]))
     height, width = canvas
     gigabytes = f"{limit / 1e9:.1f} GB of {dist.device.type} memory"
@@ -176,9 +180,9 @@ def choose_accumulation(
     )
 
 
-def largest_canvas(samples: Samples, transform: Transform) -> Size:
+def largest_canvas(samples: Samples) -> Size:
     """The largest height and the largest width of samples, by those of a first epoch."""
-    final = transform.draw.final
+    final = samples.transform.draw.final
     if isinstance(final, Stretch):
         return final.size
     stride = math.ceil(len(samples) / _SAMPLED)

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from redetr.data.loader import padded_share
 from redetr.distributed import Dist
-from redetr.errors import DivergedError, InputError
+from redetr.errors import DivergedError, InputError, first_line
 from redetr.files import write_whole
 from redetr.loggers import Logger, close_after_failure, numbers_of, open_loggers
 from redetr.structures import Batch
@@ -44,9 +44,9 @@ _LONG_WAIT = 0.25  # for the data, as a share of the time of a step
 class Monitor:
     """Records lines of numbers in `folder`; shows them on `console` if there is one.
 
-    `class_weight` is that of the class losses in the total. `close` must be called at the end. A
-    metrics.jsonl that is there already is cut off where a run
-    resumed at `step` begins: the run repeats the steps after it, and its evaluation.
+    `class_weight` is the weight of the class losses in the total. `close` must be called at the
+    end. An existing metrics.jsonl is cut off at `step`, where a resumed run begins: the run repeats
+    the steps after it, and its evaluation.
     """
 
     def __init__(
@@ -111,16 +111,18 @@ class Monitor:
     def _numbers(self, line: dict[str, Any]) -> str:
         """Speed and loss in a few words.
 
-        The parts of the loss add up to it: those of the classes and those of the boxes, weighted
-        and summed over all layers.
+        The parts of the loss add up to it: that of the classes, and that of the boxes and, where
+        they are trained, of the masks; weighted and summed over all layers.
         """
         of_classes = 0.0
         for name, value in line.items():
             if name.startswith("loss_ce"):
                 of_classes += self._class_weight * value
-        of_boxes = line["loss"] - of_classes
+        rest = line["loss"] - of_classes
+        name_of_rest = "box and mask" if "loss_mask" in line else "box"
+        parts = f"class {of_classes:.1f}, {name_of_rest} {rest:.1f}"
         speed = f"{line['images_per_s']:.1f} images/s"
-        return f"{speed}  loss {line['loss']:.2f} (class {of_classes:.1f}, box {of_boxes:.1f})"
+        return f"{speed}  loss {line['loss']:.2f} ({parts})"
 
     def _say_if_waiting(self, line: dict[str, Any]) -> None:
         """Reports once that steps wait for their data. The first line is skipped: loader processes
@@ -165,8 +167,7 @@ class Monitor:
             work(self._loggers[name])
         except Exception as error:  # each library has its own errors
             del self._loggers[name]
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            self.say(f"warning: --log {name} failed and was turned off: {reason}")
+            self.say(f"warning: --log {name} failed and was turned off: {first_line(error)}")
 
     def close(self, failed: bool = False) -> None:
         """Ends the display and closes the files; loggers learn whether the run has `failed`."""

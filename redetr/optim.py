@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from redetr.choices import OptimizerName, Schedule
+from redetr.config import Settings
 from redetr.muon import Muon, is_matrix
 
 
@@ -84,6 +85,11 @@ def lr_factor(
     if schedule == "step" and step >= drop_at * steps:
         return 0.1
     return 1.0
+
+
+def learning_rate_factor(config: Settings, step: int) -> float:
+    """The factor of the base learning rates of a run in optimizer step `step`."""
+    return lr_factor(step, config.steps, config.schedule, config.warmup_steps, config.drop_at)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

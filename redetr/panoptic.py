@@ -178,8 +178,8 @@ def _merged(labels: Sequence[int], is_thing: Sequence[bool]) -> list[int]:
 
 
 def _owners(masks: Tensor, orig_size: Size, merged: list[int]) -> NDArray[np.int32]:
-    """The index of the mask that each pixel of the original image belongs to, `[H, W]`; none of
-    them is there if there are no masks."""
+    """The index of the mask that each pixel of the original image belongs to, `[H, W]`; all 0 if
+    there are no masks."""
     if not len(masks):
         return np.zeros(orig_size, np.int32)
     best = masks.argmax(0)  # [h, w]

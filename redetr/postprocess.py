@@ -59,6 +59,7 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     else:
         raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
 
+    # Sigmoid scores as well: rounding does not promise that the sigmoid keeps the order of logits.
     scores, order = _best_first(scores)
     labels = labels.gather(1, order)
     queries = order if queries is None else queries.gather(1, order)
@@ -147,13 +148,13 @@ def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Te
     masks = torch.zeros(len(logits), *size, dtype=torch.bool)
     is_inside = logits > 0
     # Between logits that are not above 0, none is: the rest of the image needs no interpolation.
-    for mask, map, inside in zip(masks, logits, is_inside, strict=True):
+    for mask, logit_map, inside in zip(masks, logits, is_inside, strict=True):
         rows = _reach(inside.any(1), shares[0], size[0])
         columns = _reach(inside.any(0), shares[1], size[1])
         grid = points[rows, columns]
         if grid.numel():
             values = F.grid_sample(
-                map[None, None], grid[None], padding_mode="border", align_corners=False
+                logit_map[None, None], grid[None], padding_mode="border", align_corners=False
             )
             mask[rows, columns] = values[0, 0] > 0
     return masks

@@ -52,7 +52,11 @@ def prepare(
     config: TrainConfig, dist: Dist, data: DetectionDataset, is_training: bool = True
 ) -> tuple[State, SetCriterion]:
     """A new run: the model and its optimizer on the device, the settings with every choice made,
-    and the criterion. If not `is_training`, a frozen detector may be random."""
+    and the criterion. If not `is_training`, a frozen detector may be random.
+
+    Communicates. Raises InputError for a model, weights, an image size or norms that cannot be
+    used.
+    """
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, int(data.max_objects()))
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
@@ -143,7 +147,8 @@ def _with_threads(
 
 
 def _with_choices_of(folder: Path, settings: Settings) -> Settings:
-    """The settings of a resumed run, with what trials chose at its start."""
+    """The settings of a resumed run, with the precision and threads that trials chose at its start.
+    Sets the number of compute threads."""
     file = folder / "config.json"
     if not file.exists():
         return settings

@@ -25,7 +25,8 @@ _ORDER_MATTERS = 3  # ranks: the sum of two numbers is the same in either order
 def settle_buckets(
     model: DistributedDataParallel, criterion: SetCriterion, config: Settings, dist: Dist
 ) -> None:
-    """Has the first forward pass after this make the buckets that all later steps use.
+    """Makes DDP settle its gradient buckets, so that all training steps use the same ones: those
+    that the next forward pass makes.
 
     Runs forward and backward passes on noise. Weights, buffers and random numbers stay as they are,
     and no gradient is left. Communicates.

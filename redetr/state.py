@@ -25,12 +25,12 @@ from redetr.earlier import require_present_network, with_present_names
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
-from redetr.optim import lr_factor
+from redetr.optim import learning_rate_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
-# The settings that a resumed run may change; all others affect the result.
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
+# The settings that a resumed run may change; all others affect the result.
 _MAY_CHANGE = {
     "output",
     "data",
@@ -54,7 +54,6 @@ _MAY_CHANGE = {
     "recompute",
     "eval_batch_size",
 }
-
 
 _FEWEST_EVALUATIONS = 2  # without a better AP before a run ends early
 _FALLEN_RATE = 0.26  # of the base rate: with "cosine" after two thirds of the run
@@ -156,18 +155,14 @@ class State:
         )
 
     def _rate_has_fallen(self) -> bool:
-        """Whether the schedule has lowered the learning rate far enough: AP rises most after it
-        does. A constant rate never falls."""
+        """Whether the learning rate has fallen far enough for an early end: AP rises most after it
+        does. A constant rate never falls, so it counts as fallen after warm-up."""
         config = self.config
-        warmup_steps = round(config.warmup * config.steps)
-        if self.evaluated < warmup_steps:
+        if self.evaluated < config.warmup_steps:
             return False
         if config.schedule == "constant":
             return True
-        factor = lr_factor(
-            self.evaluated, config.steps, config.schedule, warmup_steps, config.drop_at
-        )
-        return factor < _FALLEN_RATE
+        return learning_rate_factor(config, self.evaluated) < _FALLEN_RATE
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the previous checkpoint is kept as `previous.pt`."""

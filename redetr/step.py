@@ -17,17 +17,18 @@ from redetr.structures import Batch, Outputs
 
 
 @dataclass
-class Window:
+class StepWindow:
     """This rank's micro-batches of one optimizer step, and the messages of all ranks on theirs."""
 
     samples: list[list[Sample]]
     counts: list[Tensor]  # `SetCriterion.counts` of each micro-batch
-    everyone: Callable[[], Tensor]  # waits for the row of each rank: counts, canvas, wish to stop
+    # waits for, and returns, a row from each rank: counts, canvas height and width, wish to stop
+    all_messages: Callable[[], Tensor]
 
 
 def announce(
     samples: list[list[Sample]], criterion: SetCriterion, dist: Dist, stopping: bool = False
-) -> Window:
+) -> StepWindow:
     """Tells all ranks what this one has for an optimizer step, without waiting for them.
 
     One small message per step, from host to host, where all of it is known before the forward pass:
@@ -43,21 +44,23 @@ def announce(
     height, width = canvas_of(all_samples)
     total = torch.stack(counts).sum(0)
     message = [*total.tolist(), height, width, stopping]
-    return Window(samples, counts, dist.gather_rows(message))
+    return StepWindow(samples, counts, dist.gather_rows(message))
 
 
 def receive(
-    window: Window, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
+    window: StepWindow, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Batch], list[Tensor], bool]:
     """This rank's batches, the divisors of their loss sums, and whether any rank wants to stop.
 
     Counts and canvas are functions of the global batch, so the gradient does not depend on how the
     batch is split.
     """
-    messages = window.everyone()  # [ranks, counts + 3]
-    total = messages[:, :-3].sum(0)
-    height, width = messages[:, -3:-1].amax(0).int().tolist()
-    is_stopping = bool(messages[:, -1].any())
+    messages = window.all_messages()  # [ranks, counts + 3]; waits for all ranks
+    num_counts = messages.shape[1] - 3
+    counts_of_ranks, canvases, stops = messages.split([num_counts, 2, 1], dim=1)
+    total = counts_of_ranks.sum(0)
+    height, width = canvases.amax(0).int().tolist()
+    is_stopping = bool(stops.any())
     batches = []
     divisors = []
     for micro_batch, counts in zip(window.samples, window.counts, strict=True):
@@ -90,10 +93,12 @@ def train_step(
     dtype: torch.dtype,
     clip_norm: float,
 ) -> tuple[dict[str, Tensor], Tensor]:
-    """One optimizer step over a window of micro-batches.
+    """One optimizer step over the micro-batches of a window.
 
-    Returns this rank's losses and the norm of the gradient. The only synchronisation with the
-    device is the matcher's copy of the costs.
+    Returns the losses by name, summed over this rank's micro-batches and already divided: their
+    mean over ranks is the loss of the global batch. Also returns the norm of the averaged gradient
+    before clipping. Communicates: gradients are averaged in the last backward pass. The only
+    synchronisation with the device is the matcher's copy of the costs.
     """
     model.train()
     optimizer.zero_grad(set_to_none=True)

@@ -65,8 +65,8 @@ class Outputs(TypedDict):
     # best (RT-DETR, D-FINE)
     enc_outputs: NotRequired["Outputs"]
     pred_masks: NotRequired[Tensor]  # [B, Q, H / 4, W / 4] logits, over the padded canvas
-    # the same for chosen queries: their logits [N, H / 4, W / 4] from the indices of their images
-    # and of themselves, [N] each
+    # masks_of(images, queries): the logits [N, H / 4, W / 4] of chosen queries; both arguments [N]
+    # are indices, of the image in the batch and of the query in the image
     masks_of: NotRequired[Callable[[Tensor, Tensor], Tensor]]
     # what masks are products of, for losses that need those of matched queries only: [B, Q, E] and
     # [B, E, H / 4, W / 4]
@@ -145,7 +145,8 @@ class DetectionModel(nn.Module):
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
     max_size: int | None  # longer side at most ("aspect"), px
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
-    weights_from: str = "random weights"  # where its weights, or their training, began; the licence
+    # where the weights, or those that training began with, come from, and their licence, in words
+    weights_from: str = "random weights"
     has_masks: bool = False  # whether outputs hold `pred_masks`
     channels: int = 3  # of the images it takes; 3 = RGB
     # whether `forward` takes `all_masks`: False leaves masks to `masks_of`, which the loss and
@@ -167,7 +168,8 @@ class DetectionModel(nn.Module):
 
     @property
     def most_detections(self) -> int:
-        """How many detections of an image are kept: COCO's 100, or as many as there are queries."""
+        """The most detections of an image that are kept: COCO's 100, or the number of queries if
+        that is larger."""
         return max(100, self.num_queries)
 
 
@@ -175,7 +177,7 @@ class DetectionModel(nn.Module):
 class Batch:
     """Images padded on the right and at the bottom to one canvas, and the objects in them."""
 
-    images: Tensor  # [B, 3, H, W] float
+    images: Tensor  # [B, channels, H, W] float, 3 channels for RGB
     mask: Tensor  # [B, H, W] bool, True = padding
     targets: list[Target] = field(default_factory=list)  # empty in prediction
     sizes: list[Size] = field(default_factory=list)  # of the images without padding
@@ -209,7 +211,7 @@ def collate(
     memory_format: torch.memory_format = torch.contiguous_format,
     convert: Callable[[Tensor], Tensor] | None = None,
 ) -> Batch:
-    """A `Batch` of `[3, h, w]` tensors padded with zeros to the largest size, or to `canvas`.
+    """A `Batch` of `[C, h, w]` tensors padded with zeros to the largest size, or to `canvas`.
 
     `device` and `dtype` are by default those of the first image. `convert` is applied to each image
     on the device, before padding; the copy to the device does not wait if the image is pinned.

@@ -17,7 +17,7 @@ from redetr import memory
 from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.choices import AUGMENT_IN_PYTHON
-from redetr.config import Settings, TrainConfig
+from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
@@ -35,7 +35,7 @@ from redetr.evaluation import evaluate
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
-from redetr.optim import lr_factor, set_lr
+from redetr.optim import learning_rate_factor, set_lr
 from redetr.precision import PRECISIONS, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
@@ -50,7 +50,7 @@ from redetr.preparation import (
 from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
-from redetr.step import Window, announce, receive, train_step
+from redetr.step import StepWindow, announce, receive, train_step
 from redetr.threads import use_threads
 from redetr.wording import counted, duration
 
@@ -135,9 +135,20 @@ def _train(
         notes += resumed
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
         continuation = _continuation(config, datasets is not None)
-        run = _Run(state, criterion, dist, data, val, folder, lock, monitor, signals, continuation)
-        run.after_evaluation = after_evaluation
-        run.custom = custom
+        run = _Run(
+            state,
+            criterion,
+            dist,
+            data,
+            val,
+            folder,
+            lock,
+            monitor,
+            signals,
+            continuation,
+            after_evaluation,
+            custom,
+        )
         failed = True
         try:
             for note in notes:
@@ -224,7 +235,7 @@ def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:
 class _StepInput:
     """The input of an optimizer step: its window, and when it was fetched."""
 
-    window: Window
+    window: StepWindow
     started: float  # when the loop began to fetch, s
     waited: float  # for the data, s
 
@@ -314,7 +325,7 @@ class _Run:
         the ranks' messages about it travel while the previous one is computed."""
         state = self.state
         windows = self._windows()
-        ahead: Window | None = None
+        ahead: StepWindow | None = None
         while not state.ending():
             started = time.perf_counter()
             window = self._announce(next(windows)) if ahead is None else ahead
@@ -323,7 +334,7 @@ class _Run:
             waited = time.perf_counter() - started
             yield _StepInput(window, started, waited)
 
-    def _announce(self, samples: list[list[Sample]]) -> Window:
+    def _announce(self, samples: list[list[Sample]]) -> StepWindow:
         return announce(samples, self.criterion, self.dist, self.signals.received)
 
     def _windows(self) -> Iterator[list[list[Sample]]]:
@@ -479,9 +490,3 @@ class _Run:
         self.monitor.say(f"{self.state.ending()}; best.pt is from step {best['step']}: {numbers}")
         self._save()
         return result | {"best": best}
-
-
-def learning_rate_factor(config: Settings, step: int) -> float:
-    """The schedule of a run at optimizer step `step`."""
-    warmup_steps = round(config.warmup * config.steps)
-    return lr_factor(step, config.steps, config.schedule, warmup_steps, config.drop_at)

@@ -29,7 +29,7 @@ def original_tensors(model: nn.Module) -> dict[str, Tensor]:
         if name.endswith("running_var"):
             tensors[name.replace("running_var", "num_batches_tracked")] = torch.tensor(7)
     for i, layer in enumerate(model.decoder.decoder["layers"]):
-        points = layer.cross_attn.points
+        points = layer.cross_attn.per_level
         scale = [1 / count for count in points for _ in range(count)]
         tensors[f"decoder.decoder.layers.{i}.cross_attn.num_points_scale"] = torch.tensor(scale)
     for name in ("up", "reg_scale"):  # of D-FINE, which holds them twice

@@ -28,7 +28,9 @@ from redetr.denoising import (
     with_moved_edges,
     with_other_labels,
 )
-from redetr.losses import SetCriterion
+from redetr.distributed import Dist
+from redetr.evaluation import _LossSums
+from redetr.losses import NUM_DIVISORS, SetCriterion
 from redetr.step import training_outputs
 from redetr.weights.reading import read_weights
 from redetr.weights.starting import start_from
@@ -142,6 +144,20 @@ def answers(batch: int, queries: int, dtype: torch.dtype = torch.float32) -> Any
     logits = torch.zeros(batch, queries, NUM_CLASSES, dtype=dtype, requires_grad=True)
     boxes = torch.tensor([0.5, 0.5, 0.2, 0.2], dtype=dtype).repeat(batch, queries, 1)
     return {"pred_logits": logits, "pred_boxes": boxes.requires_grad_()}
+
+
+def test_losses_of_a_data_set_with_noisy_queries():
+    """Sums of batches, divided at the end, are the losses of one batch."""
+    objects = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.1]])}
+    outputs = {**answers(1, 2), "denoising": answers(1, 2)}
+    criterion = SetCriterion(redetr.LossConfig(scores="sigmoid", denoising=1), NUM_CLASSES, 2)
+    counts = criterion.counts([objects])
+    assert len(criterion.denominators(counts, counts)) == NUM_DIVISORS
+    sums = _LossSums(criterion)
+    sums.add(outputs, [objects])
+    ordinary = criterion(outputs, [objects])
+    for name, value in sums.losses(Dist(0, 1, torch.device("cpu"))).items():
+        assert value == pytest.approx(ordinary[name].item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("groups", [1, 3])

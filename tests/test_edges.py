@@ -62,8 +62,8 @@ def test_moves_between_boxes_are_what_moves_them():
 
 def test_between_values():
     values = double(-4, -2, 0, 1, 4)
-    left, share = between_values(double(-9, -4, -2.5, 0, 0.25, 3, 4, 9), values)
-    assert left.tolist() == [0, 0, 0, 2, 2, 3, 3, 3]
+    lower, share = between_values(double(-9, -4, -2.5, 0, 0.25, 3, 4, 9), values)
+    assert lower.tolist() == [0, 0, 0, 2, 2, 3, 3, 3]
     torch.testing.assert_close(share, double(0, 0, 0.75, 0, 0.25, 2 / 3, 1, 1))
 
 

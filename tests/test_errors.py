@@ -9,7 +9,8 @@ import torch
 
 from redetr import cli
 from redetr.data.annotations import Fault
-from redetr.errors import DivergedError, InputError, exhausted_memory
+from redetr.data.images import decoder_errors
+from redetr.errors import DivergedError, InputError, exhausted_memory, first_line
 
 FOLDER = Path("a: b; c")  # a name that no message can be split at
 
@@ -52,6 +53,27 @@ def test_an_error_without_a_file_is_a_fault_of_the_source():
     fault = Fault.from_error("split-unreadable", InputError("no room"), FOLDER)
     assert (fault.file, fault.where, fault.text, fault.remedy) == (FOLDER, "", "no room", "")
     assert str(fault) == "a: b; c: no room"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("is odd\nand more"), "is odd"),
+        (ValueError("\n  is odd\n"), "is odd"),
+        (AssertionError(), "AssertionError"),
+        (ValueError(" \n"), "ValueError"),
+    ],
+)
+def test_the_first_line_of_any_error(error, line):
+    assert first_line(error) == line
+
+
+def test_a_decoder_that_gives_no_reason():
+    with (
+        pytest.raises(InputError, match=r"cannot decode the image \(ValueError\)"),
+        decoder_errors("a.png", "replace it"),
+    ):
+        raise ValueError("\n")
 
 
 def test_repetitions_are_counted_at_the_end():

@@ -12,6 +12,7 @@ from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.detector.inference import for_inference, fuse_norms
 from redetr.detector.segments import PanopticDetections
+from redetr.models.backbone import conv_norm
 from tests.tiers import cases
 
 SMALL = {"hidden_dim": 32, "nheads": 4, "dec_layers": 2, "dim_feedforward": 64}
@@ -70,10 +71,13 @@ def test_no_frozen_norm_is_left_and_nothing_is_trained(name):
     assert not any(p.requires_grad for p in ready.parameters()) and not ready.training
 
 
-def test_folding_by_hand():
-    """y = 3 (2 x - 1) / sqrt(4 - 1e-5 + 1e-5) + 5 = 3 x + 3.5."""
-    conv, norm = nn.Conv2d(1, 1, 1, bias=False), FrozenBatchNorm2d(1)
+@pytest.mark.parametrize(("bias", "expected"), [(None, 3.5), (0.5, 4.25)])
+def test_folding_by_hand(bias, expected):
+    """y = 3 (2 x - 1) / sqrt(4 - 1e-5 + 1e-5) + 5 = 3 x + 3.5; a bias of 0.5 adds 3 * 0.5 / 2."""
+    conv, norm = nn.Conv2d(1, 1, 1, bias=bias is not None), FrozenBatchNorm2d(1)
     nn.init.constant_(conv.weight, 2.0)
+    if bias is not None:
+        nn.init.constant_(conv.bias, bias)
     for buffer, value in (
         (norm.weight, 3.0),
         (norm.bias, 5.0),
@@ -82,9 +86,11 @@ def test_folding_by_hand():
     ):
         buffer.fill_(value)
     parent = nn.Sequential(conv, norm).requires_grad_(False)
+    x = torch.full((1, 1, 1, 1), 0.25)
+    assert conv_norm(x, conv, norm).item() == pytest.approx(0.75 + expected)
     fuse_norms(parent)
     assert parent[0].weight.item() == pytest.approx(3)
-    assert parent[0].bias.item() == pytest.approx(3.5)
+    assert parent[0].bias.item() == pytest.approx(expected)
     assert isinstance(parent[1], nn.Identity)
 
 

@@ -429,9 +429,9 @@ def test_an_error_of_own_data_is_raised_as_it_is(error, num_workers):
 def test_a_second_error_does_not_hide_that_a_process_was_silent():
     """PyTorch raises wherever the main process is, also while the reason is being raised."""
     with pytest.raises(LostError, match="did not respond within 3 s"), watching_workers():
-        loader._SILENT.append(3)
+        loader._TIMED_OUT.append(3)
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
-    assert loader._SILENT == []
+    assert loader._TIMED_OUT == []
     with pytest.raises(LostError, match="a loader process died"), watching_workers():
         raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed")
 

@@ -204,7 +204,7 @@ def test_sizes_and_objects_are_the_largest_of_the_run(prepared):
     drawn = Samples(DigitsDataset("train", size=20), transform, 0)
     sizes = [drawn.size((0, index)) for index in range(20)]
     expected = max(h for h, _ in sizes), max(w for _, w in sizes)
-    assert largest_canvas(drawn, transform) == expected
+    assert largest_canvas(drawn) == expected
 
 
 def test_batch_norm_is_refused(prepared, memory):

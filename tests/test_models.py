@@ -13,6 +13,7 @@ import redetr
 from redetr.models.backbone import (
     MOBILENETS,
     Backbone,
+    _timm_features,
     conv_norm,
     padding_at,
 )
@@ -757,3 +758,13 @@ def test_what_cannot_be_computed_twice_is_refused():
         model = small("redetr_n", backbone="timm:vgg11_bn")
     with pytest.raises(redetr.InputError, match="this timm backbone does not support it"):
         recompute_blocks(model)
+
+
+def test_timm_fails_without_a_reason():
+    def create_model(*_, **__):
+        raise AssertionError
+
+    with pytest.raises(
+        redetr.InputError, match=r"timm:any: timm cannot provide it \(AssertionError\)"
+    ):
+        _timm_features(create_model, "any", False, (8, 16))

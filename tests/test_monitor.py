@@ -132,6 +132,16 @@ def test_masks_and_panoptic_quality_are_shown_and_logged(tmp_path):
     assert logged == [{"AP": 0.5, "AP50": 0.6, "masks/AP": 0.4, "panoptic/PQ": 0.3}]
 
 
+def test_what_the_rest_of_the_loss_is_about(tmp_path):
+    shown = StringIO()
+    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))
+    monitor.train_line({"step": 20, **LINE})
+    monitor.train_line({"step": 40, **LINE, "loss_mask": 0.5, "loss_dice": 0.4})
+    monitor.close()
+    assert "(class 1.9, box 6.2)" in shown.getvalue()
+    assert "(class 1.9, box and mask 6.2)" in shown.getvalue()
+
+
 def test_waiting_for_data_is_said_once_with_what_to_do(tmp_path):
     shown = StringIO()
     monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))

@@ -93,10 +93,10 @@ def test_gradients_of_some_masks_are_those_of_all(batch):
 
 def test_attention_maps_add_up_to_1_over_all_heads(batch):
     model = small()
-    decoded = model.detr.decoded(batch.images, batch.mask)
-    states = decoded.states[-1][[0, 1, 1], [0, 3, 9]]
+    inputs = model.detr.head_inputs(batch.images, batch.mask)
+    states = inputs.states[-1][[0, 1, 1], [0, 3, 9]]
     images = torch.tensor([0, 1, 1])
-    maps = model.bbox_attention(states, decoded.memory, decoded.padding, images)
+    maps = model.bbox_attention(states, inputs.memory, inputs.padding, images)
     assert maps.shape == (3, 8, 4 * 6)
     torch.testing.assert_close(maps.sum((1, 2)), torch.ones(3, dtype=torch.float64))
     assert not torch.allclose(maps.sum(2), torch.full((3, 8), 1 / 8, dtype=torch.float64))

@@ -1038,6 +1038,51 @@ def test_what_is_no_image(detector, wrong):
         detector.predict(wrong)
 
 
+NO_IMAGES_OF_FOUR_CHANNELS = {
+    "a number": (5, "cannot be of type int"),
+    "nothing": (None, "cannot be of type NoneType"),
+    "numbers": ([1, 2], "cannot be of type list"),
+    "objects": (np.array([None, "a"]), r"this one is object \[2\]"),
+    "a row": (np.zeros(5, np.uint8), r"this one is uint8 \[5\]"),
+    "three channels": (np.zeros((6, 5, 3), np.uint8), r"this one is uint8 \[6, 5, 3\]"),
+    "four axes": (np.zeros((6, 5, 2, 2), np.uint8), r"this one is uint8 \[6, 5, 2, 2\]"),
+    "no rows": (np.zeros((0, 5, 4), np.uint8), r"this one is uint8 \[0, 5, 4\]"),
+    "fractions": (np.zeros((6, 5, 4)), r"this one is float64 \[6, 5, 4\]"),
+    "an empty tensor": (torch.zeros(4, 0, 5).byte(), r"this one is torch.uint8 \[4, 0, 5\]"),
+    "another PIL image": (Image.new("RGB", (5, 6)), r"this one is uint8 \[6, 5, 3\]"),
+}
+
+
+@pytest.mark.parametrize("name", NO_IMAGES_OF_FOUR_CHANNELS)
+def test_what_is_no_image_of_four_channels(name):
+    wrong, message = NO_IMAGES_OF_FOUR_CHANNELS[name]
+    with pytest.raises(InputError, match=message):
+        as_image(wrong, 4)
+
+
+def test_a_truncated_image_for_four_channels(tmp_path):
+    path = tmp_path / "cut.png"
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 4), np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:3000])
+    with (
+        Image.open(path) as image,
+        pytest.raises(InputError, match="this image: cannot decode the image"),
+    ):
+        as_image(image, 4)
+
+
+def test_images_of_other_channels():
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 4), np.uint8)
+    pixels.flags.writeable = False
+    expected = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
+    for image in (pixels, Image.fromarray(pixels), expected):
+        assert torch.equal(as_image(image, 4), expected)
+    assert torch.equal(as_image(pixels[:, ::-1], 4), expected.flip(2))
+    assert torch.equal(as_image(pixels[..., 1], 1), expected[1:2])
+    assert torch.equal(as_image(pixels[..., 1:2], 1), expected[1:2])
+
+
 def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
     """Such as 16-bit values of which a few hide the others."""
     folder = tmp_path / "images"

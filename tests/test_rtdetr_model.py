@@ -81,7 +81,7 @@ def test_a_file_tells_the_points_of_each_level(tmp_path):
     path = saved(original_tensors(model), tmp_path / "model.pth")
     detector = redetr.load(path, device="cpu")
     layer = detector.model.decoder.decoder["layers"][0]
-    assert layer.cross_attn.points == [3, 6, 1]
+    assert layer.cross_attn.per_level == [3, 6, 1]
     assert detector.class_names == ("class 0", "class 1", "class 2")
 
 

@@ -317,6 +317,15 @@ def test_native_crops_have_one_size(size):
         assert shown.shape == (3, 64, 64)
 
 
+@pytest.mark.parametrize(("final", "size"), [((32, 640), (40, 8)), ((640, 32), (8, 40))])
+def test_native_crops_of_narrow_images_have_pixels(final, size):
+    """The width of the image allows less than half a pixel of height."""
+    image, target = scene([(1, 1, 7, 7)], *size)
+    for seed in range(20):
+        shown, _ = look(Transform(NativeCrop(Stretch(*final))), image, target, seed)
+        assert shown.shape == (3, *final)
+
+
 def test_native_crops_hold_an_object_when_asked():
     image, target = scene([(150, 20, 166, 36)], 200, 300)
     held = [
@@ -422,7 +431,7 @@ def test_a_path_of_own_data_has_no_meaning(path):
 
 
 def test_evaluation_decodes_whole_images():
-    assert resizer(Fit(80, 133)).closest is None
+    assert resizer(Fit(80, 133)).least_decoded is None
     assert isinstance(resizer(Stretch(80)).draw, Whole)
 
 

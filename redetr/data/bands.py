@@ -18,12 +18,11 @@ from PIL import Image
 
 from redetr.choices import MOST_BANDS
 from redetr.data.orientation import known_orientation
-from redetr.data.pixels import scaled_to_8_bits
+from redetr.data.pixels import BRIGHTNESS, scaled_to_8_bits
 from redetr.errors import InputError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _NPY_START = b"\x93NUMPY"
-_GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
 _ORIENTATION = 274  # a tag of TIFF
 _NO_DATA = 42113  # another one, of GeoTIFF: the value of pixels without one
 _LAYOUTS = ("YX", "YXS", "YXC", "SYX")  # axes of an image, with S or C for its bands
@@ -111,7 +110,7 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     elif channels == 3 and bands > 3:
         values = values[:, :, :3]
     elif channels == 1 and bands == 3:
-        return (scaled_to_8_bits(values) @ _GREY).round().astype(np.uint8)[:, :, None]
+        return (scaled_to_8_bits(values) @ BRIGHTNESS).round().astype(np.uint8)[:, :, None]
     elif bands != channels:
         raise ValueError(f"it has {bands} bands, but the model takes {channels}")
     if channels == 3:

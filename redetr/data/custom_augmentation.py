@@ -24,7 +24,7 @@ from torchvision.transforms.v2 import functional as F
 from redetr.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 from redetr.data.transforms import Sample
 from redetr.data.views import interleaved
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.structures import RelativeBoxes, Target
 
 _SEEDS = 2**32  # of numpy, which Albumentations draws with
@@ -79,7 +79,7 @@ class CustomAugmentation:
             with _seeded(seed, self._function):
                 result = self._apply(self._function, shown)
         except Exception as error:  # user code may raise anything
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            reason = first_line(error)
             text = f"fails on image {target['image_id']} ({type(error).__name__}: {reason})"
             raise InputError(text, where=self._name) from error
         self._require_image(result.image, image)

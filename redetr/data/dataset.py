@@ -68,8 +68,10 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         """The objects of an image, without decoding the image."""
 
     def objects(self, index: int) -> StoredTarget:
-        """The target without masks; cheaper if masks would have to be decoded."""
-        return self.compact_target(index)
+        """The target without masks; override it if masks take time to decode."""
+        target = self.target(index).copy()  # a data set may keep what it returned
+        target.pop("masks", None)
+        return target
 
     def compact_target(self, index: int) -> StoredTarget:
         """The target with compressed masks, `mask_counts`, for callers that need masks one by one,

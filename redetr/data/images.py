@@ -23,7 +23,7 @@ from redetr.data.bands import (
 )
 from redetr.data.orientation import exif_orientation, stored_size, turned
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 
 # The formats of PIL that are read, and their suffixes. Others run programs (Ghostscript for EPS),
 # or accept nearly any file (TGA, PCX).
@@ -115,7 +115,7 @@ def upright(image: Image.Image, channels: int = 3) -> Tensor:
     brightness. Raises InputError if it cannot be decoded, or has no pixels."""
     if 0 in image.size:
         raise InputError(f"this image: has no pixels ({image.width}x{image.height})")
-    with _decoder_errors("this image", "open another one"):
+    with decoder_errors("this image", "open another one"):
         pixels = _upright_pixels(image)
     if channels != 3:
         pixels = in_channels(pixels, channels)
@@ -182,7 +182,7 @@ def _decoded(
     `read` converts an image that Pillow opened to RGB. If it cannot be used, `read_all` returns all
     bands of the file, which are not converted. Raises InputError like `read_image`.
     """
-    with _decoder_errors(name, remedy), _opened(file) as opened:
+    with decoder_errors(name, remedy), _opened(file) as opened:
         if channels in (1, 3):
             with suppress(BandsError, PlanesError), _identified(opened) as image:
                 width, height = stored_size(image)
@@ -203,7 +203,7 @@ def open_image(
     """A context with the opened image, which can be decoded in it. Errors there become
     InputErrors."""
     with (
-        _decoder_errors(name or str(file), remedy),
+        decoder_errors(name or str(file), remedy),
         _opened(file) as opened,
         _identified(opened) as image,
     ):
@@ -246,7 +246,7 @@ class Description(NamedTuple):
 def describe(file: Path | BinaryIO, name: str = "") -> Description:
     """The header of an image file. Raises InputError if it cannot be read, which calls it `name`
     (default: its path)."""
-    with _decoder_errors(name or str(file), READ_REMEDY), _opened(file) as opened:
+    with decoder_errors(name or str(file), READ_REMEDY), _opened(file) as opened:
         with suppress(BandsError), _identified(opened) as image:
             size = stored_size(image)
             orientation = exif_orientation(image)
@@ -260,7 +260,7 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
 def count_bands(path: Path) -> tuple[int, bool]:
     """The number of bands of a file, and whether Pillow reads them, which reads at most three bands
     of a TIFF. (3, True) for files that cannot be read, and for images with transparency."""
-    with suppress(Exception), open_data_file(path) as opened:  # see `_decoder_errors`
+    with suppress(Exception), open_data_file(path) as opened:  # see `decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
             if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
@@ -315,7 +315,7 @@ def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:
 
 
 @contextmanager
-def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
+def decoder_errors(name: str, remedy: str) -> Iterator[None]:
     """A context for calls of PIL, in which errors become an InputError of one line.
 
     All exceptions are caught, because PIL's decoders and EXIF reader do not document theirs:
@@ -329,9 +329,7 @@ def _decoder_errors(name: str, remedy: str) -> Iterator[None]:
     except InputError as error:  # which has its own remedy
         raise InputError(error.text, where=name, remedy=error.remedy or remedy) from None
     except Exception as error:
-        message = str(error) or type(error).__name__
-        reason = message.splitlines()[0]
-        problem = f"cannot decode the image ({reason})"
+        problem = f"cannot decode the image ({first_line(error)})"
     else:
         return
     raise InputError(problem, where=name, remedy=remedy)

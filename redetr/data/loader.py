@@ -29,7 +29,7 @@ from redetr.data.sampler import Key, TrainSampler
 from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
 from redetr.data.views import Random
 from redetr.distributed import rank_cores
-from redetr.errors import InputError, LostError, RedetrError
+from redetr.errors import InputError, LostError, RedetrError, first_line
 from redetr.structures import Batch, Size, collate
 
 ANSWER_S = 120.0  # how long a batch may take to arrive, by default
@@ -48,7 +48,7 @@ _SHARED_MEMORY = (
 # The loader processes of this process; processes that have ended are removed automatically.
 _WORKERS: weakref.WeakSet[BaseProcess] = weakref.WeakSet()
 # The time limit, s, after which they were ended because they did not respond; empty otherwise.
-_SILENT: list[float] = []
+_TIMED_OUT: list[float] = []
 
 
 class Samples(Dataset[Sample]):
@@ -126,7 +126,7 @@ class Samples(Dataset[Sample]):
     def _stored(self, index: int) -> StoredSample:
         """An image and its target as stored; the image may be decoded smaller.
 
-        See `Transform.closest`.
+        See `Transform.least_decoded`.
         """
         image = self.cache.get(index) if self.cache else None
         if image is not None:
@@ -137,11 +137,11 @@ class Samples(Dataset[Sample]):
         return image, target
 
     def _decoded(self, index: int) -> StoredSample:
-        closest = self.transform.closest
-        file = self.dataset.file_to_decode(index) if closest else None
-        if file and closest:
+        least_decoded = self.transform.least_decoded
+        file = self.dataset.file_to_decode(index) if least_decoded else None
+        if file and least_decoded:
             target = self.dataset.compact_target(index)
-            smallest = closest(*target["orig_size"])
+            smallest = least_decoded(*target["orig_size"])
             channels = self.dataset.channels
             image, stored_size = decode(file, smallest, channels=channels)
             if stored_size == target["orig_size"]:
@@ -325,7 +325,7 @@ def _started(loader: DataLoader) -> Iterator[Any]:
             text = f"{loader.num_workers} loader processes cannot be started"
             raise InputError(text, remedy=_SHARED_MEMORY)
     before = set(active_children())
-    _SILENT.clear()
+    _TIMED_OUT.clear()
     batches = iter(loader)
     _WORKERS.update(set(active_children()) - before)
     return batches
@@ -343,7 +343,7 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
     def end() -> None:
         alive = [worker for worker in _WORKERS if worker.is_alive()]
         if alive:
-            _SILENT.append(timeout_s)  # before they end, when PyTorch raises
+            _TIMED_OUT.append(timeout_s)  # before they end, when PyTorch raises
         for worker in alive:
             worker.kill()
 
@@ -353,9 +353,9 @@ def _next(batches: Iterator[Any], timeout_s: float) -> Any:
     try:
         return next(batches, None)
     except Exception as error:
-        if not _SILENT and "DataLoader timed out" not in str(error):
+        if not _TIMED_OUT and "DataLoader timed out" not in str(error):
             raise
-        raise LostError(_silence(timeout_s)) from error
+        raise LostError(_text_of_silence(timeout_s)) from error
     finally:
         limit.cancel()
 
@@ -371,47 +371,46 @@ def watching_workers() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = _loss(error)
+        reason = _worker_problem(error)
         if not reason:
             raise
         raise LostError(reason) from error
     finally:
         _end_workers()
         _WORKERS.clear()  # errors after this are not theirs
-        _SILENT.clear()
+        _TIMED_OUT.clear()
 
 
-def _loss(error: Exception) -> str:
+def _worker_problem(error: Exception) -> str:
     """The problem of loader processes that caused `error`, in words; empty if there is none."""
-    if _SILENT and not isinstance(error, LostError):
+    if _TIMED_OUT and not isinstance(error, LostError):
         # PyTorch raised late, or a second time, because of a process that was ended here.
-        return _silence(_SILENT[0])
+        return _text_of_silence(_TIMED_OUT[0])
     cause: BaseException | None = error
     while cause is not None and not isinstance(error, LostError):
         # Not "in DataLoader worker process 0", where an error of a data set came from.
         if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
-            return _death(cause)
+            return _text_of_death(cause)
         cause = cause.__cause__
     if isinstance(error, RedetrError):
         return ""
     # Whatever the error is: a callback or a data set of the user's own may raise any.
     if _one_has_died():
-        return _death(error)
+        return _text_of_death(error)
     return ""
 
 
-def _silence(timeout_s: float) -> str:
+def _text_of_silence(timeout_s: float) -> str:
     return (
         f"loader processes did not respond within {timeout_s:g} s: a disk hangs, or "
         f"{_SHARED_MEMORY}; if images take that long to read, raise --loader-timeout-s"
     )
 
 
-def _death(error: BaseException) -> str:
-    message = str(error).strip() or type(error).__name__
+def _text_of_death(error: BaseException) -> str:
     return (
         "a loader process died, most often because memory ran out: lower --num-workers "
-        f"({message[:160]})"
+        f"({first_line(error)[:160]})"
     )
 
 

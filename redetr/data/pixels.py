@@ -39,6 +39,9 @@ _OPAQUE = {"RGBA": "RGB", "LA": "L"}
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
+BRIGHTNESS = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in it
+
+
 class PlanesError(ValueError):
     """A TIFF that Pillow would read wrongly, but tifffile can read."""
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.choices import Augment, ImageSize
+from redetr.data.pixels import BRIGHTNESS
 from redetr.data.views import (
     Final,
     Fit,
@@ -38,7 +39,6 @@ Sample = tuple[Tensor, Target]  # uint8 [3, h, w] as the model sees it
 # ImageNet's statistics: what every pretrained backbone expects.
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
-_GREY = np.array([0.299, 0.587, 0.114])  # brightness of red, green and blue
 MIN_VISIBLE = 0.4  # a box with a smaller visible share is dropped
 
 
@@ -135,9 +135,10 @@ class Jitter:
         contrast = _factor(random, self.contrast)
         saturation = _factor(random, self.saturation)
         turn = _hue_turn(random.uniform(-self.hue, self.hue))
-        saturated = saturation * np.eye(3) + (1 - saturation) * _GREY
+        saturated = saturation * np.eye(3) + (1 - saturation) * BRIGHTNESS
         colours = turn @ saturated * brightness * contrast
-        grey = brightness * (1 - contrast) * (_GREY @ mean)  # contrast is about the mean brightness
+        mean_brightness = BRIGHTNESS @ mean
+        grey = brightness * (1 - contrast) * mean_brightness  # contrast is about it
         return np.column_stack([colours, np.full(3, grey)])
 
 
@@ -150,7 +151,7 @@ def _hue_turn(share: float) -> np.ndarray:
 
     It keeps their brightness.
     """
-    to_yiq = np.array([_GREY, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
+    to_yiq = np.array([BRIGHTNESS, [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]])
     angle = 2 * np.pi * share
     cos = np.cos(angle)
     sin = np.sin(angle)
@@ -163,14 +164,15 @@ class Transform:
     """Transforms stored samples to those that the model sees.
 
     `draw` maps (random, height, width, boxes `[T, 4]`), all in stored px, to a `View`.
-    `min_visible` is the share of a box that must be visible for it to be kept. With `closest`, an
-    image may be decoded at a smaller size, but not smaller than this.
+    `min_visible` is the share of a box that must be visible for it to be kept. `least_decoded` maps
+    the stored size to the smallest size at which the image may be decoded; None: always at full
+    size.
     """
 
     draw: Whole | MultiScale | Zoomed | NativeCrop
     jitter: Jitter | None = None
     min_visible: float = MIN_VISIBLE
-    closest: Final | None = None
+    least_decoded: Final | None = None
 
     def __call__(self, image: Tensor) -> Tensor:
         """The whole image `[3, H, W]` at the size that the model sees, without augmentation."""
@@ -285,12 +287,12 @@ def augmentation(augment: Augment, final: Final) -> Transform:
     shorter = min(final.size) if isinstance(final, Stretch) else final.shorter
     colour = Jitter(brightness=0.3, contrast=0.3, saturation=0.3, hue=0.05)
     if augment == "plain":
-        return Transform(Whole(final), closest=final)
+        return Transform(Whole(final), least_decoded=final)
     if augment == "photo":
-        return Transform(Zoomed(final, out=0.3, largest=2), colour, closest=final)
+        return Transform(Zoomed(final, out=0.3, largest=2), colour, least_decoded=final)
     if augment == "strong":
         zoomed = Zoomed(final, out=0.5, largest=4, into=0.8)
-        return Transform(zoomed, colour, closest=final.closer(1 / 0.3))
+        return Transform(zoomed, colour, least_decoded=final.closer(1 / 0.3))
     if augment == "aerial":
         less_colour = Jitter(brightness=0.3, contrast=0.3, saturation=0.2)
         shape = final if isinstance(final, Stretch) else Stretch(shorter)
@@ -304,4 +306,4 @@ def augmentation(augment: Augment, final: Final) -> Transform:
     crop_from = tuple(scaled(px) for px in (400, 500, 600))
     draw = MultiScale(final, scales, crop_from, crop=(scaled(384), scaled(600)))
     # The original keeps all boxes with a visible part.
-    return Transform(draw, min_visible=0.0, closest=final.closer(600 / 384))
+    return Transform(draw, min_visible=0.0, least_decoded=final.closer(600 / 384))

@@ -26,7 +26,7 @@ from redetr.structures import Size
 Region = tuple[int, int, int, int]  # left, top, right, bottom in stored px
 Random = random.Random  # its streams are the same in every version of Python
 
-_GREY = 127  # beyond the border of an image
+_PADDING_GREY = 127  # beyond the border of an image
 
 # How SSD draws a region with objects.
 _LEAST_IOUS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)
@@ -94,7 +94,8 @@ class View:
         part = F.resize(interleaved(part), [bottom - top, right - left], antialias=True)
         if part.shape[1:] == self.size:
             return part
-        canvas = torch.full((*self.size, len(image)), _GREY, dtype=torch.uint8).permute(2, 0, 1)
+        bands_last = (*self.size, len(image))
+        canvas = torch.full(bands_last, _PADDING_GREY, dtype=torch.uint8).permute(2, 0, 1)
         canvas[:, top:bottom, left:right] = part
         return canvas
 
@@ -343,8 +344,8 @@ def _region_with_objects(random: Random, whole: Region, boxes: np.ndarray) -> Re
     """Draws a part of the region `whole` that overlaps one of `boxes` `[T, 4]` (stored px).
 
     As in SSD: its IoU with a box is at least a drawn one, its sides are 0.3 to 1 of the whole, its
-    aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if there is no box,
-    or 40 draws miss.
+    aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if the drawn IoU is
+    1 (one draw in seven), if there is no box, or if 40 regions miss.
     """
     least_iou = random.choice(_LEAST_IOUS)
     if least_iou == 1.0 or len(boxes) == 0:
@@ -403,8 +404,9 @@ class NativeCrop:
         scale = 1 / random.uniform(least_zoom, largest_zoom)
         final_height, final_width = self.final.size
         scale = min(scale, height / final_height, width / final_width)
-        seen_height = min(round(final_height * scale), height)
-        seen_width = min(round(final_width * scale), width)
+        # At least one pixel: a wide shape in a narrow image would round to no height.
+        seen_height = min(max(1, round(final_height * scale)), height)
+        seen_width = min(max(1, round(final_width * scale)), width)
         left = random.randint(0, width - seen_width)
         top = random.randint(0, height - seen_height)
         if len(boxes) > 0 and random.random() < self.object_share:

@@ -14,7 +14,7 @@ from redetr.choices import LabelChoice, MaskChoice
 from redetr.class_names import chosen_classes
 from redetr.detector.images import ImageLike, as_picture
 from redetr.errors import InputError
-from redetr.masks import CroppedMasks, crops_of, encode
+from redetr.masks import CroppedMasks, MaskCrop, crops_of, encode
 from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
 from redetr.postprocess import Kind, decode, decode_masks
@@ -335,10 +335,13 @@ def detections_of(
         masks: Tensor | CroppedMasks | None = None
         if batch is not None and has_masks:
             best = queries[i, : len(rows)]  # of the best scores, as the rows are
-            seen = (batch.sizes[i], batch.canvas, (height, width))
-            groups = decode_masks(outputs, i, best, *seen, original_masks)
+            groups = decode_masks(
+                outputs, i, best, batch.sizes[i], batch.canvas, (height, width), original_masks
+            )
             if crop_masks:
-                crops = [crop for group in groups for crop in crops_of(group)]
+                crops: list[MaskCrop] = []
+                for group in groups:
+                    crops += crops_of(group)
                 masks = CroppedMasks(tuple(crops), (height, width))
             else:
                 masks = torch.cat(list(groups))

@@ -217,11 +217,12 @@ class Detector:
             raise InputError(f"threshold={threshold} is not between 0 and 1")
         if not isinstance(images, (list, tuple)):
             image = as_image(images, self.model.channels)
-            return replace(self._look([image], threshold, tile, overlap, masks)[0], image=image)
+            (detections,) = self._predict_all([image], threshold, tile, overlap, masks)
+            return replace(detections, image=image)
         tensors = [as_image(image, self.model.channels) for image in images]
-        return self._look(tensors, threshold, tile, overlap, masks)
+        return self._predict_all(tensors, threshold, tile, overlap, masks)
 
-    def _look(
+    def _predict_all(
         self,
         images: list[Tensor],
         threshold: float,

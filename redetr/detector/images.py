@@ -8,7 +8,7 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from redetr.data.images import upright
+from redetr.data.images import decoder_errors, upright
 from redetr.detector.sources import read_source
 from redetr.errors import InputError
 from redetr.models.channels import RGB
@@ -41,10 +41,7 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
             )
         return upright(Image.fromarray(image))
     if not isinstance(image, Tensor):
-        raise InputError(
-            f"an image cannot be of type {type(image).__name__}: give a path, PIL image, array or "
-            "tensor, or a list of these"
-        )
+        raise _not_an_image(image)
     if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3 or 0 in image.shape:
         raise InputError(
             f"an image tensor must be uint8 [3, H, W], this one is {image.dtype} "
@@ -55,21 +52,35 @@ def as_image(image: ImageLike, channels: int = 3) -> Tensor:
 
 def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor:
     """An image for a model that does not take RGB, as uint8 `[channels, H, W]`. Raises InputError
-    if it has another number of channels."""
-    if isinstance(image, Tensor):
-        pixels = image.cpu()
-    else:
-        if isinstance(image, Image.Image):
-            image = ImageOps.exif_transpose(image)
-        array = np.array(image)
-        bands_last = array.reshape(*array.shape[:2], -1)  # [H, W, channels]
-        pixels = torch.from_numpy(bands_last).permute(2, 0, 1)
-    if pixels.dtype != torch.uint8 or pixels.ndim != 3 or len(pixels) != channels:
+    for something that is not an image, or has another number of channels."""
+    if isinstance(image, Image.Image):
+        with decoder_errors("this image", "open another one"):
+            image = np.array(ImageOps.exif_transpose(image))
+    if not isinstance(image, np.ndarray | Tensor):
+        raise _not_an_image(image)
+    given = f"{image.dtype} {list(image.shape)}"
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim in (2, 3):
+        bands_last = np.atleast_3d(image).copy()  # [H, W, channels]
+        image = torch.from_numpy(bands_last).permute(2, 0, 1)
+    if (
+        not isinstance(image, Tensor)
+        or image.dtype != torch.uint8
+        or image.ndim != 3
+        or len(image) != channels
+        or not image.numel()
+    ):
         raise InputError(
             f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "
-            f"tensors [{channels}, H, W]), this one is {pixels.dtype} {list(pixels.shape)}"
+            f"tensors [{channels}, H, W]), this one is {given}"
         )
-    return pixels
+    return image.cpu()
+
+
+def _not_an_image(image: object) -> InputError:
+    return InputError(
+        f"an image cannot be of type {type(image).__name__}: give a path, PIL image, array or "
+        "tensor, or a list of these"
+    )
 
 
 def as_picture(image: ImageLike) -> Tensor:

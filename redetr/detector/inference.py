@@ -5,10 +5,8 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
-from torchvision.ops import FrozenBatchNorm2d
 
-from redetr.models.backbone import Backbone
+from redetr.models.backbone import Backbone, fuse_norm
 from redetr.models.efficientnet_lite import EfficientNetLite
 from redetr.models.hgnetv2 import HGConv
 from redetr.models.hybrid import RepVGGBlock
@@ -40,14 +38,5 @@ def for_inference(model: DetectionModel) -> DetectionModel:
 def fuse_norms(parent: nn.Module) -> None:
     """Fuses each frozen BatchNorm in `parent` with the convolution right before it."""
     for (_, conv), (norm_name, norm) in pairwise(list(parent.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, FrozenBatchNorm2d):
-            conv.weight, conv.bias = fuse_conv_bn_weights(
-                conv.weight,
-                conv.bias,
-                norm.running_mean,
-                norm.running_var,
-                norm.eps,
-                norm.weight,
-                norm.bias,
-            )
-            setattr(parent, norm_name, nn.Identity())
+        if isinstance(conv, nn.Conv2d):
+            setattr(parent, norm_name, fuse_norm(conv, norm))

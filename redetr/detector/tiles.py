@@ -29,8 +29,9 @@ def merge_tiles(
     A box that ends at an inner edge of its tile is cut. Boxes of one class from two tiles are one
     object if their IoU is at least 0.5, if one is cut and lies in the other, or if both are cut and
     agree in the part of the image that both tiles show. Of these boxes, the best one that is not
-    cut is kept. If all are cut, the object is larger than the overlap, and the hull of its parts is
-    kept. Boxes of one tile are never merged, because the model distinguished them.
+    cut is kept. Its score is the best of all of them, also if that box is cut. If all are cut, the
+    object is larger than the overlap, and the hull of its parts is kept. Boxes of one tile are
+    never merged, because the model distinguished them.
 
     Masks become `CroppedMasks`: an object has the mask of the box that is kept, or the union of
     the masks of its parts.

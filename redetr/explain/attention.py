@@ -346,8 +346,8 @@ def _points(modules: list[Any], inputs: Inputs) -> Points:
     for module in modules:
         query, boxes, *_ = inputs[module]
         points, weights = module.samples(query, boxes)
-        all_points.append(_by_level(points[0], module.points, outside=-1.0))
-        all_weights.append(_by_level(weights[0], module.points, outside=0.0))
+        all_points.append(_by_level(points[0], module.per_level, outside=-1.0))
+        all_weights.append(_by_level(weights[0], module.per_level, outside=0.0))
     return Points(on_host(torch.stack(all_points)), on_host(torch.stack(all_weights)))
 
 

@@ -22,7 +22,7 @@ from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.evaluation import labels_in
 from redetr.explain.attention import on_host, with_all_layers
-from redetr.losses import DIVISORS, SetCriterion, decoder_predictions
+from redetr.losses import NUM_DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.precision import weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
@@ -319,7 +319,7 @@ def _undivided(
         "labels": target["labels"][objects],
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
-    losses = alone(outputs, [selected], torch.ones(len(DIVISORS)))
+    losses = alone(outputs, [selected], torch.ones(NUM_DIVISORS))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -55,7 +55,7 @@ def _explained(name: str | None = None) -> Iterator[None]:
     try:
         yield
     except errors.HFValidationError as error:
-        raise InputError(_first_line(error), where=name) from error
+        raise InputError(first_line(error)[:160], where=name) from error
     except errors.HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         remedy = None
@@ -63,17 +63,12 @@ def _explained(name: str | None = None) -> Iterator[None]:
             remedy = "the token is not valid: run `hf auth login`, or set HF_TOKEN"
         elif status in (403, 404):
             remedy = "the token has no write permission there: use one that has"
-        text = f"the hub refuses ({_first_line(error)})"
+        text = f"the hub refuses ({first_line(error)[:160]})"
         raise InputError(text, where=name, remedy=remedy) from error
     except (OSError, transport) as error:
-        text = f"cannot reach the hub ({_first_line(error)})"
+        text = f"cannot reach the hub ({first_line(error)[:160]})"
         remedy = "check the connection; --to writes the folder without it"
         raise InputError(text, where=name, remedy=remedy) from error
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:160]
 
 
 def _huggingface_hub() -> Any:

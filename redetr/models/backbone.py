@@ -20,7 +20,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck
 from torchvision.ops import FrozenBatchNorm2d
 
 from redetr.download import fetch
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.models.group_norm import GroupNorm
 from redetr.models.recompute import runner
 
@@ -61,10 +61,11 @@ def conv_norm(x: Tensor, conv: nn.Conv2d, norm: nn.Module) -> Tensor:
 
 
 def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of the single convolution that equals `conv`, without bias, followed by
-    `norm`."""
+    """Weight and bias of the single convolution that equals `conv` followed by `norm`."""
     scale = norm.weight * (norm.running_var + norm.eps).rsqrt()  # [C]
     bias = norm.bias - norm.running_mean * scale
+    if conv.bias is not None:
+        bias = bias + conv.bias * scale
     weight = conv.weight * scale[:, None, None, None]
     return weight, bias
 
@@ -184,10 +185,8 @@ class Backbone(nn.Module):
         return stages
 
     def _cut(self, last_stage: int) -> None:
-        """Removes the layers after stage `last_stage` (an index of `_STRIDES`).
-
-        It would be computed for nothing, and get no gradient.
-        """
+        """Removes the layers after stage `last_stage` (an index of `_STRIDES`): they would be
+        computed for nothing, and get no gradient."""
         unused = ["fc", "avgpool", "classifier"]
         unused += [f"layer{i}" for i in range(last_stage + 1, 5)]
         for name in unused:
@@ -370,9 +369,9 @@ def _timm_features(
         indices = [last_index[stride] for stride in strides if stride in last_index]
         net = create_model(name, pretrained=pretrained, out_indices=indices, **options)
     except Exception as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)[:160]
         raise InputError(
-            f"timm:{name}: timm cannot provide it ({reason[:160]}); `timm.list_models()` has the "
+            f"timm:{name}: timm cannot provide it ({reason}); `timm.list_models()` has the "
             "names; without a network, download its weights on another machine and train with "
             "--weights FILE"
         ) from error

@@ -19,6 +19,9 @@ from redetr.boxes import at_least_float32
 from redetr.models.linear import Linear
 
 Sampling = Literal["bilinear", "discrete"]
+# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
+# `DeformableAttention`.
+EncoderOutput = tuple[Tensor, list[tuple[int, int]], Tensor]
 
 
 def star_offsets(nheads: int, points: Sequence[int]) -> Tensor:
@@ -112,7 +115,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.nheads = nheads
-        self.points = points
+        self.per_level = points  # number of points on each level
         self.sampling: Sampling = sampling
         samples = nheads * sum(points)
         self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
@@ -140,14 +143,15 @@ class DeformableAttention(nn.Module):
         `[B, Q, heads, P]` sum to 1.
         """
         batch, num_queries, _ = query.shape
-        split = (batch, num_queries, self.nheads, sum(self.points))
+        split = (batch, num_queries, self.nheads, sum(self.per_level))
         offsets = at_least_float32(self.sampling_offsets(query)).view(*split, 2)
         weights = at_least_float32(self.attention_weights(query)).view(split).softmax(-1)
         boxes = boxes[:, :, None, None, :]
         centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
         sizes = boxes[..., 2:]
         by_level = []
-        for count, level_offsets in zip(self.points, offsets.split(self.points, 3), strict=True):
+        offsets_by_level = offsets.split(self.per_level, 3)
+        for count, level_offsets in zip(self.per_level, offsets_by_level, strict=True):
             # Offset `count` reaches the border of the box: half a size from its centre.
             by_level.append(centers + level_offsets * sizes * (0.5 / count))
         return torch.cat(by_level, 3), weights
@@ -168,7 +172,7 @@ class DeformableAttention(nn.Module):
         points, weights = self.samples(query, boxes)
         points = points * ratio[:, None, None, None]  # as fractions of the canvas
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
-        out = read_points(values, shapes, points, weights, self.points, self.sampling)
+        out = read_points(values, shapes, points, weights, self.per_level, self.sampling)
         return self.output_proj(out.to(query.dtype))
 
 

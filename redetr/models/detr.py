@@ -18,7 +18,7 @@ from redetr.models.transformer import MLP, Transformer
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 
-class Decoded(NamedTuple):
+class HeadInputs(NamedTuple):
     """The results of DETR before its heads."""
 
     maps: list[Tensor]  # of the backbone, a `[B, channels, h, w]` for each of its strides
@@ -74,9 +74,9 @@ class DETR(DetectionModel):
         is none. Boxes are cxcywh as fractions of the unpadded image. Raises ValueError for a mask
         of another shape or dtype.
         """
-        return self.predictions(self.decoded(images, mask).states)
+        return self.predictions(self.head_inputs(images, mask).states)
 
-    def decoded(self, images: Tensor, mask: Tensor | None = None) -> Decoded:
+    def head_inputs(self, images: Tensor, mask: Tensor | None = None) -> HeadInputs:
         """Returns the inputs of the heads; arguments as in `forward`."""
         require_padding_mask(images, mask)
         backbone, position_embedding = self.backbone
@@ -93,7 +93,7 @@ class DETR(DetectionModel):
         ignored = None if mask is None else padding.flatten(1)  # [B, S]
         projected = self.input_proj(features)  # [B, D, h, w]
         states, memory = self.transformer(projected.flatten(2).mT, pos, queries, ignored)
-        return Decoded(maps, projected, memory, ignored, states)
+        return HeadInputs(maps, projected, memory, ignored, states)
 
     def predictions(self, states: Tensor) -> Outputs:
         """Returns logits and boxes of the decoder states `[L, B, Q, D]`."""

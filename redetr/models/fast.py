@@ -28,6 +28,7 @@ from redetr.models.backbone import Norm, padding_at, require_padding_mask
 from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.deformable import (
     DeformableAttention,
+    EncoderOutput,
     best_positions,
     position_centers,
     take,
@@ -48,7 +49,10 @@ _PADDING_SCORE = -1e4  # finite, so that losses and their gradients stay finite;
 
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """Returns the logit of `x`, which is clamped to [eps, 1 - eps]."""
+    """Returns the logit of `x`, which is clamped to [eps, 1 - eps].
+
+    Not that of `two_stage.py`: this one clamps `x` on both sides.
+    """
     x = x.clamp(eps, 1 - eps)
     odds = x / (1 - x)
     return odds.log()
@@ -90,7 +94,7 @@ class DecoderLayer(nn.Module):
         boxes: Tensor,
         memory: Tensor,
         shapes: list[tuple[int, int]],
-        valid_ratio: Tensor,
+        ratio: Tensor,
         ignored: Tensor | None = None,
     ) -> Tensor:
         """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
@@ -98,7 +102,7 @@ class DecoderLayer(nn.Module):
         other arguments are those of `DeformableAttention`."""
         query = x + query_pos
         x = self.norm1(x + self.self_attn(query, query, x, ignored))
-        read = self.cross_attn(x + query_pos, boxes, memory, shapes, valid_ratio)
+        read = self.cross_attn(x + query_pos, boxes, memory, shapes, ratio)
         if self.gateway is None:
             x = self.norm2(x + read)
         else:
@@ -185,8 +189,8 @@ class FastDETR(DetectionModel):
         self.query_pos = MLP(2 * hidden_dim, hidden_dim, hidden_dim, 2)
         by_level = [points] * len(STRIDES)
         cross_attention = partial(DeformableAttention, hidden_dim, nheads, by_level, "bilinear")
-        layer = (hidden_dim, nheads, dim_feedforward, cross_attention)
-        self.decoder = nn.ModuleList(DecoderLayer(*layer) for _ in range(dec_layers))
+        arguments = (hidden_dim, nheads, dim_feedforward, cross_attention)
+        self.decoder = nn.ModuleList(DecoderLayer(*arguments) for _ in range(dec_layers))
         self.class_embed = nn.ModuleList(
             nn.Linear(hidden_dim, num_classes) for _ in range(dec_layers)
         )
@@ -243,18 +247,18 @@ class FastDETR(DetectionModel):
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
         best = best_positions(enc_logits, self.num_queries)  # [B, Q]
         content = take(memory, best)  # [B, Q, D]
-        image = (memory, shapes, ratio)
+        encoded = (memory, shapes, ratio)
 
         if not self.aux_loss:
             # Only the chosen positions need a box.
             boxes = self._proposals(take(anchors, best), content)
-            layers = self._decode(content, boxes, image)
+            layers = self._decode(content, boxes, encoded)
             return {**layers[-1], "aux_outputs": []}
 
         enc_boxes = self._proposals(anchors, memory)  # [B, S, 4]
         # The decoder's losses do not teach the encoder's boxes, which have their own.
         boxes = take(enc_boxes.detach(), best)
-        layers = self._decode(content, boxes, image)
+        layers = self._decode(content, boxes, encoded)
         enc_outputs: Outputs = {"pred_logits": enc_logits, "pred_boxes": enc_boxes}
         return {**layers[-1], "aux_outputs": layers[:-1], "enc_outputs": enc_outputs}
 
@@ -268,12 +272,12 @@ class FastDETR(DetectionModel):
         self,
         content: Tensor,
         boxes: Tensor,
-        image: tuple[Tensor, list[tuple[int, int]], Tensor],
+        encoded: EncoderOutput,
     ) -> list[Outputs]:
         """Returns the outputs of every decoder layer; without `aux_loss`, of the last one only.
 
-        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `image` is the
-        (memory, shapes, valid_ratio) of `DeformableAttention`.
+        `content` `[B, Q, D]` and `boxes` `[B, Q, 4]` are where the queries start; `encoded` is
+        what they read.
         """
         num_queries = boxes.shape[1]  # fewer than usual on a tiny image
         x = self.query_embed.weight[:num_queries] + content  # [B, Q, D]
@@ -284,7 +288,7 @@ class FastDETR(DetectionModel):
             # Boxes are in fp32 or fp64, also where all weights are in bf16.
             box_sines = box_sines.flatten(-2).to(x.dtype)  # [B, Q, 4 * D / 2]
             query_pos = self.query_pos(box_sines)  # [B, Q, D]
-            x = layer(x, query_pos, boxes, *image)
+            x = layer(x, query_pos, boxes, *encoded)
             reference = inverse_sigmoid(boxes)
             correction = at_least_float32(bbox_embed(x))
             refined = (reference + correction).sigmoid()  # [B, Q, 4]
@@ -296,15 +300,16 @@ class FastDETR(DetectionModel):
         return outputs
 
 
-def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio: Tensor) -> Tensor:
+def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, ratio: Tensor) -> Tensor:
     """Returns one square box per position, `[B, S, 4]`.
 
-    `shapes` are the (h, w) of the levels, and `image_size` is the (H, W) of the canvas in px.
+    `shapes` are the (h, w) of the levels, `image_size` is the (H, W) of the canvas in px, and
+    `ratio` `[B, 2]` is the share (x, y) of the canvas that is image.
     """
     canvas_height, canvas_width = image_size
     per_level = []
     for stride, shape in zip(STRIDES, shapes, strict=True):
-        centers = position_centers(shape, like=valid_ratio)  # [h * w, 2]
+        centers = position_centers(shape, like=ratio)  # [h * w, 2]
         side = _ANCHOR_STRIDES * stride
         # Filled, not copied from the host: a copy would wait for the device.
         anchor_width = torch.full_like(centers[:, :1], side / canvas_width)
@@ -312,7 +317,7 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, valid_ratio:
         per_level.append(torch.cat([centers, anchor_width, anchor_height], -1))
     # From fractions of the canvas to fractions of the unpadded image.
     of_canvas = torch.cat(per_level)  # [S, 4]
-    return of_canvas / valid_ratio.repeat(1, 2)[:, None]
+    return of_canvas / ratio.repeat(1, 2)[:, None]
 
 
 def fast(

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.models.detr import DETR, Decoded, detr
+from redetr.models.detr import DETR, HeadInputs, detr
 from redetr.models.group_norm import GroupNorm
 from redetr.models.transformer import Transformer
 from redetr.precision import autocast
@@ -59,7 +59,7 @@ class AttentionMaps(nn.Module):
         return scores.flatten(1).softmax(-1).view_as(scores)
 
 
-class MaskHead(nn.Module):
+class PanopticMaskHead(nn.Module):
     """From attention maps, features of the image, and the finer maps of the backbone to masks.
 
     The part of the first layer that reads the features, and the adapters, give the same for all
@@ -164,7 +164,7 @@ class PanopticDETR(DetectionModel):
         self.bbox_attention = AttentionMaps(hidden_dim, nheads)
         backbone: Any = detr.backbone[0]
         map_channels = backbone.num_channels[2::-1]
-        self.mask_head = MaskHead(hidden_dim, nheads, map_channels)
+        self.mask_head = PanopticMaskHead(hidden_dim, nheads, map_channels)
 
     @property
     def aux_loss(self) -> bool:
@@ -200,47 +200,47 @@ class PanopticDETR(DetectionModel):
         They are logits over the padded canvas. With `all_masks=False`, `masks_of` takes their
         place: it computes those of chosen queries.
         """
-        decoded = self.detr.decoded(images, mask)
-        outputs = self.detr.predictions(decoded.states)
+        inputs = self.detr.head_inputs(images, mask)
+        outputs = self.detr.predictions(inputs.states)
         height, width = images.shape[-2:]
         outputs["canvas"] = (height, width)
-        outputs["masks_of"] = partial(self.masks, decoded)
+        outputs["masks_of"] = partial(self.masks, inputs)
         if all_masks:
             num_images = images.shape[0]  # a symbol where a file for any number is traced
             index = torch.arange(num_images, device=images.device)
             queries = torch.arange(self.num_queries, device=images.device)
             masks = self.masks(
-                decoded, index.repeat_interleave(self.num_queries), queries.repeat(num_images)
+                inputs, index.repeat_interleave(self.num_queries), queries.repeat(num_images)
             )
             outputs["pred_masks"] = masks.unflatten(0, (num_images, self.num_queries))
         return outputs
 
-    def masks(self, decoded: Decoded, images: Tensor, queries: Tensor) -> Tensor:
+    def masks(self, inputs: HeadInputs, images: Tensor, queries: Tensor) -> Tensor:
         """Returns the logits `[N, H / 4, W / 4]` of these queries `[N]` of these images `[N]`.
 
         Both are indices. Where no gradient is needed, only a few are computed at once.
         """
-        maps = decoded.maps[2::-1]  # coarse to fine, at strides 16, 8 and 4
-        projected = decoded.projected
+        maps = inputs.maps[2::-1]  # coarse to fine, at strides 16, 8 and 4
+        projected = inputs.projected
         # The caller may have left the autocast in which the features were computed.
         with autocast(projected.device, projected.dtype):
             shared = self.mask_head.shared(projected, maps)
             if torch.is_grad_enabled() or torch.compiler.is_exporting():
-                return self._some_masks(decoded, shared, images, queries)
+                return self._some_masks(inputs, shared, images, queries)
             parts = []
             for some_images, some_queries in zip(
                 images.split(_MAPS_AT_ONCE), queries.split(_MAPS_AT_ONCE), strict=True
             ):
-                parts.append(self._some_masks(decoded, shared, some_images, some_queries))
+                parts.append(self._some_masks(inputs, shared, some_images, some_queries))
         return torch.cat(parts)
 
     def _some_masks(
-        self, decoded: Decoded, shared: list[Tensor], images: Tensor, queries: Tensor
+        self, inputs: HeadInputs, shared: list[Tensor], images: Tensor, queries: Tensor
     ) -> Tensor:
-        states = decoded.states[-1][images, queries]  # [N, D]
-        attention = self.bbox_attention(states, decoded.memory, decoded.padding, images)
-        size = decoded.projected.shape[-2:]
-        attention = attention.unflatten(-1, size).to(decoded.projected.dtype)
+        states = inputs.states[-1][images, queries]  # [N, D]
+        attention = self.bbox_attention(states, inputs.memory, inputs.padding, images)
+        size = inputs.projected.shape[-2:]
+        attention = attention.unflatten(-1, size).to(inputs.projected.dtype)
         return at_least_float32(self.mask_head(attention, shared, images))
 
 

@@ -270,8 +270,8 @@ class TransformerEncoder(nn.Module):
         activation: Activation = torch.relu,
     ):
         super().__init__()
-        layer = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
-        self.layers = nn.ModuleList(TransformerEncoderLayer(*layer) for _ in range(num_layers))
+        arguments = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
+        self.layers = nn.ModuleList(TransformerEncoderLayer(*arguments) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, padding: Tensor | None = None) -> Tensor:
@@ -302,8 +302,8 @@ class TransformerDecoder(nn.Module):
         norm_between: bool = False,
     ):
         super().__init__()
-        layer = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
-        self.layers = nn.ModuleList(TransformerDecoderLayer(*layer) for _ in range(num_layers))
+        arguments = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
+        self.layers = nn.ModuleList(TransformerDecoderLayer(*arguments) for _ in range(num_layers))
         self.norm = nn.LayerNorm(hidden_dim)
         self.norm_between = norm_between
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.denoising import NoisyQueries, split_outputs, with_noisy_queries
-from redetr.models.deformable import best_positions, position_centers, take
+from redetr.models.deformable import EncoderOutput, best_positions, position_centers, take
 from redetr.models.linear import Linear
 from redetr.models.transformer import MLP, Activation
 from redetr.structures import Outputs
@@ -26,13 +26,10 @@ _SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; do
 _BORDER = 0.01  # anchors with a coordinate closer than this to 0 or 1 are not used
 _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
 
-# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
-# `DeformableAttention`.
-EncoderOutput = tuple[Tensor, list[tuple[int, int]], Tensor]
-
 
 def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the logit of `x` in [0, 1]; both odds are at least `eps`."""
+    """Returns the logit of `x` in [0, 1]; `x` and `1 - x` are each taken as at least `eps`, as in
+    RT-DETR."""
     return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
 
 

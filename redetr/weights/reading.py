@@ -14,7 +14,7 @@ from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.earlier import with_present_names
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.files import without_folders
 from redetr.models import options_of
 from redetr.weights import detr_config, dfine, folder, panoptic, rtdetr
@@ -481,8 +481,7 @@ def _download(name: str) -> Path:
                 break
         return path
     except causes as error:
-        message = str(error).strip() or type(error).__name__
-        reason = message.splitlines()[0][:160]
+        reason = first_line(error)[:160]
         raise InputError(
             f"no such file, and it cannot be downloaded from the hub ({reason})",
             where=name,

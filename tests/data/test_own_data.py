@@ -124,6 +124,14 @@ def test_targets_that_a_data_set_keeps_stay_as_they_are():
     data = Squares(masks=masks)
     require_valid(data)
     assert "mask_counts" in data.compact_target(2) and data.target(2)["masks"] is masks
+    assert data.objects(2).keys() == data.target(2).keys() - {"masks"}
+    assert data.target(2)["masks"] is masks
+
+
+def test_objects_are_counted_without_compressing_masks(monkeypatch):
+    data = Squares(masks=torch.zeros(1, 32, 48, dtype=torch.bool))
+    monkeypatch.setattr("redetr.data.dataset.encode", None)
+    assert data.max_objects() == 1
 
 
 def config_of(folder: Path, **changes: Any) -> redetr.TrainConfig:
