@@ -16,11 +16,11 @@ from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.custom_augmentation import CustomAugmentation, load_augmentation
-from redetr.data.formats.folder import AnnotatedDataset
+from redetr.data.formats.folder import AnnotatedDataset, unreadable_of
 from redetr.data.loader import Samples, spare_workers
 from redetr.data.sampler import SizeOf
 from redetr.data.transforms import Transform, augmentation, final_size
-from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
+from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list, what_was_left_out
 from redetr.distributed import Dist, check_norms, restart_notes
 from redetr.earlier import with_earlier_network
 from redetr.ema import ModelEma
@@ -207,6 +207,8 @@ def first_notes(
     notes += state.notes
     notes += outlook(config, data, val)
     notes += [*restart_notes(), *data.notes]
+    notes += what_was_left_out(unreadable_of(data), "train")
+    notes += what_was_left_out(unreadable_of(val), "val")
     return notes
 
 
