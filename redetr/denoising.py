@@ -133,15 +133,10 @@ def ignored_queries(is_padding: Tensor, groups: int, num_queries: int) -> Tensor
 def split_outputs(layers: list[Outputs], num_queries: int) -> Outputs:
     """Returns the outputs of a decoder's `layers`: of its first queries, with those of the noisy
     ones behind them under "denoising"."""
-    ordinary: list[Any] = []
-    noisy: list[Any] = []
+    ordinary: list[Outputs] = []
+    noisy: list[Outputs] = []
     for layer in layers:
-        ordinary_layer = {}
-        noisy_layer = {}
-        tensors: dict[str, Any] = dict(layer)  # each [B, Q + M, ...]
-        for name, tensor in tensors.items():
-            ordinary_layer[name] = tensor[:, :num_queries]
-            noisy_layer[name] = tensor[:, num_queries:]
+        ordinary_layer, noisy_layer = _split({**layer}, num_queries)
         ordinary.append(ordinary_layer)
         noisy.append(noisy_layer)
     outputs = ordinary[-1]
@@ -149,6 +144,19 @@ def split_outputs(layers: list[Outputs], num_queries: int) -> Outputs:
     outputs["denoising"] = noisy[-1]
     outputs["denoising"]["aux_outputs"] = noisy[:-1]
     return outputs
+
+
+def _split(layer: dict[str, Any], num_queries: int) -> tuple[Any, Any]:
+    """Returns the outputs of the first queries of a layer, and those of the others."""
+    first = {}
+    others = {}
+    for name, value in layer.items():
+        if isinstance(value, dict):
+            first[name], others[name] = _split(value, num_queries)
+        else:  # [B, Q + M, ...]
+            first[name] = value[:, :num_queries]
+            others[name] = value[:, num_queries:]
+    return first, others
 
 
 def known_objects(num_objects: list[int], groups: int, num_noisy: int) -> tuple[Tensor, Tensor]:

@@ -65,11 +65,17 @@ class Predictions(NamedTuple):
 
 
 def decoder_predictions(outputs: Outputs) -> Predictions:
-    """Returns the predictions of all decoder layers, first layer first, in fp32 or fp64."""
+    """Returns the predictions of all decoder layers, first layer first, in fp32 or fp64.
+
+    Boxes that are proposed within the first layer come before its own.
+    """
     earlier_layers = outputs.get("aux_outputs", [])
     layers = [*earlier_layers, outputs]
     names = [f"_{i}" for i in range(len(earlier_layers))]
     names.append("")  # the last layer's losses have plain names
+    if "pre_outputs" in outputs:
+        layers.insert(0, outputs["pre_outputs"])
+        names.insert(0, "_pre")
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     edge_logits = [layer["edge_logits"] for layer in layers if "edge_logits" in layer]
@@ -134,19 +140,22 @@ class SetCriterion(nn.Module):
             model.masks_on_demand,
         )
 
-    def counts(self, targets: list[Target]) -> Tensor:
+    def counts(self, targets: list[Target], num_queries: int | None = None) -> Tensor:
         """Returns the numbers of boxes, of queries with a box, and of those without, `[3]`.
 
         They are float64 on the host. All are known before any forward pass, so they can be sent
-        ahead: an image with T boxes has exactly min(Q, T) matched queries.
+        ahead: an image with T boxes has exactly min(Q, T) matched queries. Q is `num_queries`, by
+        default that of the model.
         """
+        if num_queries is None:
+            num_queries = self.num_queries
         boxes = 0
         matched = 0
         for target in targets:
             num_objects = len(target["labels"])
             boxes += num_objects
-            matched += min(self.num_queries, num_objects)
-        unmatched = self.num_queries * len(targets) - matched
+            matched += min(num_queries, num_objects)
+        unmatched = num_queries * len(targets) - matched
         return torch.tensor([boxes, matched, unmatched], dtype=torch.float64)
 
     def denominators(
@@ -189,8 +198,9 @@ class SetCriterion(nn.Module):
         """Returns the losses by name, and their weighted total as "loss"; all are scalars.
 
         The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
-        `_0`, `_1`, ... for the earlier ones, `_enc` for the encoder's proposals, and `_dn`,
-        `_dn_0`, ... for noisy queries if the outputs hold theirs. Layers that hold the edges of
+        `_0`, `_1`, ... for the earlier ones, `_pre` for boxes that are proposed within the first
+        one (D-FINE), `_enc` for the encoder's proposals, and `_dn`, `_dn_0`, ... for noisy queries
+        if the outputs hold theirs. Layers that hold the edges of
         their boxes as distributions also have `loss_fgl`, and all of these but the last `loss_ddf`
         and `loss_ddn`: see `edges.py`. The last layer of a model with masks has `loss_mask` and
         `loss_dice`: see `mask_losses.py`. `targets` hold `labels` `[T]`, `boxes` `[T, 4]`, cxcywh
@@ -213,7 +223,7 @@ class SetCriterion(nn.Module):
         for index, target in enumerate(targets):
             _require_shapes(index, target)
         if denominators is None:
-            counts = self.counts(targets)
+            counts = self.counts(targets, num_queries=logits.shape[1])
             denominators = self.denominators(counts, counts)
 
         sets = [decoder_predictions(outputs)]
@@ -377,7 +387,7 @@ class SetCriterion(nn.Module):
 
 def _require_shapes(index: int, target: Target) -> None:
     """Raises ValueError unless the target of the image `index` has labels `[T]`, which are whole
-    numbers, and boxes `[T, 4]`."""
+    numbers, boxes `[T, 4]` and, if any, masks `[T, h, w]`."""
     labels, boxes = target["labels"], target["boxes"]
     if labels.ndim != 1 or boxes.shape != (len(labels), 4):
         raise ValueError(
@@ -386,6 +396,9 @@ def _require_shapes(index: int, target: Target) -> None:
         )
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(f"target {index}: labels are {labels.dtype}, expected int64")
+    masks = target.get("masks")
+    if masks is not None and (masks.ndim != 3 or len(masks) != len(labels)):
+        raise ValueError(f"target {index}: masks {list(masks.shape)}, expected [T, h, w]")
 
 
 def distillation_divisors(matched: Tensor, unmatched: Tensor) -> tuple[Tensor, Tensor]:

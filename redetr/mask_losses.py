@@ -145,7 +145,7 @@ def _on_canvas(targets: list[Target], canvas: Size) -> Tensor:
     for target in targets:
         values = torch.zeros(len(target["labels"]), height, width, dtype=torch.bool)
         if "masks" in target:
-            h, w = target["size"]
+            h, w = target["masks"].shape[-2:]
             values[:, :h, :w] = target["masks"]
         padded.append(values)
     return torch.cat(padded)
@@ -162,7 +162,7 @@ def _sampled(targets: list[Target], canvas: Size) -> tuple[Tensor, Tensor, Tenso
     all_inside = []
     for target in targets:
         points = points_around(target)  # fractions of the image
-        h, w = target["size"]
+        h, w = target["masks"].shape[-2:] if "masks" in target else canvas
         x = (points[..., 0] * w).floor().long()
         y = (points[..., 1] * h).floor().long()
         inside = (x >= 0) & (x < w) & (y >= 0) & (y < h)  # [T, P]

@@ -61,6 +61,7 @@ class Outputs(TypedDict):
     pred_logits: Tensor
     pred_boxes: Tensor  # [B, Q, 4] cxcywh, fractions of the unpadded image
     aux_outputs: NotRequired[list["Outputs"]]  # L - 1 entries, first layer first
+    pre_outputs: NotRequired["Outputs"]  # D-FINE: what the first layer proposes, before its edges
     # two-stage variants: proposals of the encoder, one at every position (fast variants) or the Q
     # best (RT-DETR, D-FINE)
     enc_outputs: NotRequired["Outputs"]

@@ -153,7 +153,8 @@ def random_outputs(num_images: int) -> dict:
 
     first_boxes = 0.2 + 0.4 * torch.rand(num_images, 5, 4, generator=generator).double()
     outputs = layer(True)
-    outputs["aux_outputs"] = [layer(False), layer(True), layer(True)]
+    outputs["pre_outputs"] = layer(False)
+    outputs["aux_outputs"] = [layer(True), layer(True)]
     return outputs
 
 
@@ -168,15 +169,16 @@ def targets_of(counts: list[int]) -> list:
 
 
 def test_names_and_weights_of_the_losses():
-    """Four layers, of which the first has no edges; the last teaches the two others."""
+    """Three layers, of which the last teaches the two others, and first boxes without edges."""
     outputs, targets = random_outputs(2), targets_of([2, 1])
     losses = SetCriterion(CONFIG, num_classes=3, num_queries=5)(outputs, targets)
     by_term = {}
     for name in losses:
         by_term.setdefault("_".join(name.split("_")[:2]), []).append(name)
-    assert by_term["loss_fgl"] == ["loss_fgl_1", "loss_fgl_2", "loss_fgl"]
-    assert by_term["loss_ddf"] == ["loss_ddf_1", "loss_ddf_2"]
-    assert by_term["loss_ddn"] == ["loss_ddn_1", "loss_ddn_2"]
+    assert by_term["loss_ce"] == ["loss_ce_pre", "loss_ce_0", "loss_ce_1", "loss_ce"]
+    assert by_term["loss_fgl"] == ["loss_fgl_0", "loss_fgl_1", "loss_fgl"]
+    assert by_term["loss_ddf"] == ["loss_ddf_0", "loss_ddf_1"]
+    assert by_term["loss_ddn"] == ["loss_ddn_0", "loss_ddn_1"]
     weights = {"ce": 1, "bbox": 5, "giou": 2, "fgl": 0.15, "ddf": 1.5, "ddn": 1.5}
     total = sum(weight * losses[n] for t, weight in weights.items() for n in by_term[f"loss_{t}"])
     torch.testing.assert_close(losses["loss"], total)
@@ -196,9 +198,14 @@ def test_losses_of_the_parts_add_up_to_that_of_the_whole(counts, world_size, acc
         part = slice(start, start + size)
 
         def cut(layer: dict, part: slice = part) -> dict:
-            return {key: value[part] for key, value in layer.items() if key != "aux_outputs"}
+            tensors = {}
+            for key, value in layer.items():
+                if isinstance(value, Tensor):
+                    tensors[key] = value[part]
+            return tensors
 
         part_outputs = cut(outputs)
+        part_outputs["pre_outputs"] = cut(outputs["pre_outputs"])
         part_outputs["aux_outputs"] = [cut(layer) for layer in outputs["aux_outputs"]]
         counts_here = criterion.counts(targets[part])
         divisors = criterion.denominators(counts_here, window, world_size, accumulate)

@@ -155,7 +155,8 @@ def test_cost_parts_sum_to_what_is_matched(form, shared_coco):
 def test_terms_of_pairs_sum_to_the_loss(form, image_id, shared_coco):
     found = explain_loss(small_detector(form), open_dataset(shared_coco, "val"), image_id)
     sums = found.shares[0].sums
-    for layer, suffix in enumerate(["_0", "_1", ""]):  # D-FINE: proposals first
+    suffixes = ["_pre", "_0", ""] if form == "dfine_n" else ["_0", "_1", ""]
+    for layer, suffix in enumerate(suffixes):
         ce, l1, giou = found.terms[layer].sum(0).tolist()
         assert ce + found.unmatched[layer].item() == pytest.approx(
             sums[f"loss_ce{suffix}"], rel=1e-5

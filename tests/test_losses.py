@@ -158,6 +158,13 @@ def test_class_loss_by_hand():
     assert losses["loss_giou"].item() == pytest.approx(0, abs=1e-6)
 
 
+def test_every_query_counts_also_where_there_are_fewer_than_the_model_has():
+    """With equal scores, the loss is log 4 for any number of queries."""
+    outputs = {"pred_logits": torch.zeros(1, 5, 4), "pred_boxes": torch.full((1, 5, 4), 0.5)}
+    losses = criterion_of(num_queries=100)(outputs, [target([2])])
+    assert losses["loss_ce"].item() == pytest.approx(math.log(4))
+
+
 def test_box_losses_and_total_by_hand():
     """Boxes (0, 0, 0.2, 0.2) and (0.4, 0, 0.6, 0.2): L1 0.4; union 0.08, hull 0.12, GIoU -1/3."""
     outputs = {

@@ -224,6 +224,28 @@ def test_targets_may_be_on_any_device(region, device, monkeypatch):
 
 
 @pytest.mark.parametrize("region", ["canvas", "crops"])
+def test_labels_boxes_and_masks_are_all_that_a_target_needs(region):
+    """The masks say which size their image has."""
+    outputs = outputs_of(random_masks(), CANVAS)
+    outputs |= {
+        "pred_boxes": torch.full((3, 6, 4), 0.5, dtype=torch.float64),
+        "pred_logits": torch.zeros(3, 6, 3, dtype=torch.float64),
+    }
+    config = LossConfig(scores="sigmoid", loss_mask=1.0, loss_dice=1.0, mask_region=region)
+    criterion = SetCriterion(config, 3, 6)
+    targets = random_targets()
+    expected = criterion(outputs, targets)
+    for image_target in targets:
+        del image_target["size"]
+    assert criterion(outputs, targets) == expected
+    targets[0]["masks"] = targets[0]["masks"][1:]
+    with pytest.raises(ValueError, match=r"target 0: masks .*, expected \[T, h, w\]"):
+        criterion(outputs, targets)
+    del targets[0]["masks"]
+    assert criterion(outputs, targets)["loss_mask"] < expected["loss_mask"]
+
+
+@pytest.mark.parametrize("region", ["canvas", "crops"])
 def test_a_batch_without_objects_stays_connected(region):
     targets = random_targets((0, 0, 0))
     mask_embed = torch.randn(3, 6, 4, requires_grad=True)

@@ -112,9 +112,9 @@ def test_every_model_returns_what_it_promises(name):
     three = ("redetr_n", "redetr_mobile", "rtdetr_r18", "rtdetrv2_r18", "dfine_n", "dfine_s")
     four = ("rtdetr_r34", "rtdetrv2_r34", "dfine_m")
     num_layers = 3 if name in three else 4 if name in four else 6
-    if name.startswith("dfine"):
-        num_layers += 1  # the boxes that the first layer proposes
     assert len(layers) == num_layers
+    if name.startswith("dfine"):
+        layers.append(outputs["pre_outputs"])
     for layer in layers:
         num_queries = min(model.num_queries, num_positions)
         assert layer["pred_logits"].shape == (2, num_queries, columns)
@@ -430,6 +430,16 @@ def test_mask_at_the_size_of_a_feature_map():
     assert padding.tolist() == [[False, False], [True, True]]
     (padding,) = padding_at(torch.zeros(1, 1, 4, 4), mask)
     assert (~padding).sum() == 2 * 3
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_no_images_have_no_detections(name):
+    model = small(name).eval()
+    images = torch.zeros(1, 3, 64, 96)
+    outputs = model(images)
+    of_no_image = model(images[:0])
+    for key in ("pred_logits", "pred_boxes"):
+        assert of_no_image[key].shape == (0, *outputs[key].shape[1:])
 
 
 @pytest.mark.parametrize("name", SMALL)

@@ -144,7 +144,7 @@ def explain(detector: Detector, image: Tensor) -> Explanation:
 
     height, width = shapes[attention.encoder_level]
     (encoder_stride,) = strides_of(batch, [(height, width)])
-    boxes, scores, labels = _answers(outputs, model.loss_config, len(attention.to_image))
+    boxes, scores, labels = _answers(outputs, model.loss_config)
     self_attention = []
     for module in attention.to_queries:
         self_attention.append(_mean_over_heads(module, inputs))
@@ -298,19 +298,12 @@ def picked_proposals(model: DetectionModel, outputs: Outputs, inputs: Inputs) ->
     )
 
 
-def _answers(
-    outputs: Outputs, config: LossConfig, num_layers: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host.
-
-    Only the last L outputs are used: D-FINE has one more, which is a proposal within its first
-    layer.
-    """
+def _answers(outputs: Outputs, config: LossConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Boxes `[L, Q, 4]` xyxy, and scores and labels `[L, Q]` of the best classes, on the host."""
     boxes = []
     scores = []
     labels = []
-    layers = [*outputs["aux_outputs"], outputs]
-    for layer in layers[-num_layers:]:
+    for layer in [*outputs["aux_outputs"], outputs]:
         layer_scores, layer_labels = best_classes(layer["pred_logits"][0], config.scores)
         boxes.append(box_cxcywh_to_xyxy(layer["pred_boxes"][0]))
         scores.append(layer_scores)

@@ -319,6 +319,7 @@ def _undivided(
         "labels": target["labels"][objects],
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
+    selected.pop("masks", None)
     losses = alone(outputs, [selected], torch.ones(NUM_DIVISORS))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()

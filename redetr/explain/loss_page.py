@@ -114,11 +114,14 @@ def _object_names(explanation: LossExplanation) -> list[str]:
     return [explanation.class_names[label] for label in labels]
 
 
+_FIRST_BOXES = "first boxes"  # of D-FINE, proposed within its first layer
+
+
 def _layer_names(explanation: LossExplanation) -> list[str]:
     """The names of the decoder's layers; D-FINE has one more output, within the first layer."""
     count = len(explanation.predicted)
     if explanation.config.has_edges:
-        return ["first boxes", *(f"layer {i}" for i in range(1, count))]
+        return [_FIRST_BOXES, *(f"layer {i}" for i in range(1, count))]
     return [f"layer {i}" for i in range(1, count + 1)]
 
 
@@ -271,17 +274,29 @@ def _noisy_table(explanation: LossExplanation) -> _Table:
     return _Table(heads, rows)
 
 
+def _suffixes_of_layers(names: list[str]) -> dict[str, str]:
+    """What the names of the losses of each layer end with."""
+    suffixes = {}
+    layers = list(names)
+    if layers[0] == _FIRST_BOXES:
+        suffixes[_FIRST_BOXES] = "_pre"
+        del layers[0]
+    for i, name in enumerate(layers):
+        suffixes[name] = f"_{i}"
+    suffixes[layers[-1]] = ""
+    return suffixes
+
+
 def _totals(explanation: LossExplanation) -> _Table:
     """The terms of every layer and their weighted sum, and the whole loss."""
     config = explanation.config
     losses = explanation.shares[0].losses
-    *earlier, last = _layer_names(explanation)
-    suffixes = {name: f"_{i}" for i, name in enumerate(earlier)}
-    suffixes[last] = ""
+    layers = _layer_names(explanation)
+    suffixes = _suffixes_of_layers(layers)
     if config.proposals:
         suffixes["proposals of the encoder"] = "_enc"
     if explanation.noisy is not None:
-        for name in (*earlier, last):
+        for name in layers:
             suffixes[f"denoising, {name}"] = f"_dn{suffixes[name]}"
 
     titles = dict(_TERMS)

@@ -53,7 +53,8 @@ def read_points(
     `[B, Q, heads, P, 2]` are x and y as fractions of the canvas, `per_level[i]` of them on level i,
     and `weights` are `[B, Q, heads, P]`. Computed in fp32 or fp64.
     """
-    batch, num_queries, *_ = points.shape
+    batch, num_queries, nheads, *_ = points.shape
+    width = nheads * values.shape[-1]
     points = points.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, P, 2]
     weights = weights.transpose(1, 2).flatten(0, 1)  # [B * heads, Q, P]
     values = values.permute(0, 2, 3, 1).flatten(0, 1)  # [B * heads, d, S]
@@ -75,7 +76,7 @@ def read_points(
 
     weighted = torch.cat(sampled, -1) * weights[:, None]
     out = weighted.sum(-1)  # [B * heads, d, Q]
-    return out.view(batch, -1, num_queries).mT  # [B, Q, D]
+    return out.view(batch, width, num_queries).mT  # [B, Q, D]
 
 
 def _nearest(level: Tensor, points: Tensor) -> Tensor:

@@ -9,8 +9,8 @@ Source: Peng et al., "D-FINE: Redefine Regression Task of DETRs as Fine-grained 
 Refinement" (ICLR 2025). The parameter names are those of the original implementation. Deviations:
 those of `rtdetr.py`, and the whole backbone is trained, where the original freezes the stem of l
 and x. DEIM (Huang et al., CVPR 2025) and RT-DETRv4 (Liao et al., 2025) train the same architecture,
-with SiLU in the decoder. "aux_outputs" begin with the boxes that are proposed, before their edges
-move; they have scores of their own.
+with SiLU in the decoder. "pre_outputs" are the boxes that the first layer proposes, before their
+edges move, with its scores.
 
 Shape letters: B images, Q queries, C classes, D width, N edges of bins. Boxes are cxcywh, fractions
 of the unpadded image.
@@ -152,8 +152,8 @@ class Decoder(TwoStageDecoder):
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
-        """As `TwoStageDecoder`; with `every_layer`, the boxes come first that the first layer
-        proposes, before their edges move."""
+        """As `TwoStageDecoder`; with `every_layer`, the last outputs hold the boxes that the first
+        layer proposes, before their edges move, as "pre_outputs"."""
         layers: Any = self.decoder["layers"]
         quality_heads: Any = self.decoder["lqe_layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
@@ -164,6 +164,7 @@ class Decoder(TwoStageDecoder):
         x_before: Any = 0.0
         edge_logits: Any = 0.0
         outputs: list[Outputs] = []
+        proposed: Outputs | None = None
         for i in range(last + 1):
             # Boxes are in fp32 or fp64, also where all weights are in bf16.
             query_pos = self.query_pos_head(reference.to(x.dtype))  # [B, Q, D]
@@ -180,7 +181,7 @@ class Decoder(TwoStageDecoder):
             if every_layer or i == last:
                 logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
                 if every_layer and i == 0:
-                    outputs.append({"pred_logits": logits, "pred_boxes": start})
+                    proposed = {"pred_logits": logits, "pred_boxes": start}
                 quality = at_least_float32(quality_heads[i](distributions))
                 layer: Outputs = {"pred_logits": logits + quality, "pred_boxes": refined}
                 if every_layer:
@@ -189,6 +190,8 @@ class Decoder(TwoStageDecoder):
                 outputs.append(layer)
             reference = refined.detach()
             x_before = x.detach()
+        if proposed is not None:
+            outputs[-1]["pre_outputs"] = proposed
         outputs[-1]["states"] = x
         return outputs
 

@@ -185,8 +185,8 @@ def test_all_layers_and_the_proposals_are_the_same():
     with torch.no_grad():
         theirs = peer(pixel_values=pixels)
         outputs = ours((pixels - ours.mean) / ours.std)
-    layers = [*outputs["aux_outputs"], outputs]
-    assert len(layers) == 1 + 3  # first what the first layer proposes
+    assert len(outputs["aux_outputs"]) == 2
+    layers = [outputs["pre_outputs"], *outputs["aux_outputs"], outputs]
     for i, layer in enumerate(layers):
         logits = theirs.intermediate_logits[:, i]
         assert_same_in_fp64(logits, theirs.intermediate_reference_points[:, i], layer)
