@@ -54,7 +54,8 @@ class Export:
     """The file takes a single image instead of any number; with --fixed-size, some runtimes are
     then a few percent faster."""
     data: str | None = None
-    """digits, crowns, a folder or hf:NAME to compare on; default: the training data."""
+    """digits, crowns, a folder, hf:NAME or the URL of archives, with the images to compare on;
+    default: the training data."""
     val_fraction: float | None = None
     """Share to hold out of data without a val split; default: that of the training run."""
     images: int = 200
