@@ -29,7 +29,7 @@ class Explain:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     image: OneImage = None
-    """An image file. For an image of a data set, give --image-id instead."""
+    """An image file, or its http(s) URL. For an image of a data set, give --image-id instead."""
     output: str = "explained"
     """Folder to write the pages to."""
     data: str | None = None

@@ -73,8 +73,8 @@ class Predict:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     source: Sources
-    """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs; 0 is the first
-    camera."""
+    """Images, folders, tar archives, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs;
+    0 is the first camera."""
     output: str = "predictions"
     """Folder for predictions.jsonl (a line per image, written as soon as it is processed) and the
     outputs of --save."""
