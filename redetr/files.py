@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Callable, Container
@@ -11,15 +12,36 @@ from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
 
+from redetr.errors import InputError
+
 UNFINISHED = ".unfinished-"
 RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run` knows
 # Of files that are sources of data or weights; no name on a hub has them.
 _ENDINGS = (".pt", ".pth", ".safetensors", ".json", ".yaml", ".yml")
+# Two characters at least: one is a drive of Windows.
+_SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+)://")
 
 
 def user_path(text: str | os.PathLike) -> Path:
     """The path that a user gave, with `~` for the home folder; unchanged if no user has it."""
     return Path(os.path.expanduser(text))
+
+
+def scheme_of(source: str | os.PathLike) -> str:
+    """The scheme of a URL, such as `https`; empty for a path."""
+    match = _SCHEME.match(os.fspath(source))
+    return match[1].lower() if match else ""
+
+
+def require_no_url(source: str | os.PathLike, remedy: str) -> None:
+    """Raises InputError for a URL, which the caller does not read; `remedy` is for the schemes
+    other than `file`."""
+    scheme = scheme_of(source)
+    if not scheme or os.path.exists(source):
+        return
+    if scheme == "file":
+        remedy = "give the path without file://"
+    raise InputError(f"{scheme} URLs are not supported", where=source, remedy=remedy)
 
 
 def without_folders(source: str) -> str:

@@ -639,3 +639,16 @@ def test_slow_clients_are_counted(monkeypatch):
             group.cancel_scope.cancel()
 
     anyio.run(main)
+
+
+@pytest.mark.parametrize(
+    ("channels", "message"),
+    [
+        (1, r"not an image \(JPEG, PNG, .* and \.npy are read\): give another file"),
+        (3, r"not an image \(JPEG, PNG, .* are read\): give another file"),
+        (5, r"not an image of 5 bands \(\.npy and TIFF are read\): give another file"),
+    ],
+)
+def test_the_error_names_what_a_model_of_these_channels_reads(channels, message):
+    with pytest.raises(InputError, match=message):
+        uploads.read_image(io.BytesIO(b"text"), channels)

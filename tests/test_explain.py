@@ -425,6 +425,20 @@ def test_the_command(checkpoint, shared_coco, tmp_path):
         assert name in (tmp_path / "pages" / page).read_text()
 
 
+def test_the_command_explains_an_image_of_the_test_split(checkpoint, tmp_path, capsys):
+    data = write_tiny_coco(tmp_path / "data")
+    (data / "val").rename(data / "test")
+    annotations = data / "annotations"
+    (annotations / "instances_val.json").rename(annotations / "instances_test.json")
+    pages = tmp_path / "pages"
+    flags = ["--split=test", "--image-id=101", "--samples=2", "--device=cpu", "--json"]
+    arguments = ["explain", str(checkpoint), f"--data={data}", f"--output={pages}", *flags]
+    parse_command(arguments).run()
+    losses = json.loads(capsys.readouterr().out)["loss"]
+    assert [gpu["image_id"] for gpu in losses["gpus"]] == [101]
+    assert (pages / "loss.html").exists()
+
+
 def test_the_command_judges_masks_where_the_data_has_them(tmp_path, capsys):
     data = write_tiny_coco(tmp_path / "data")
     path = data / "annotations" / "instances_val.json"
@@ -453,6 +467,11 @@ def test_the_command_judges_masks_where_the_data_has_them(tmp_path, capsys):
         (["IMAGE", "--samples=-1"], "--samples -1 must not be below 0"),
         (["IMAGE"], "IMAGE: "),
         (["--image-id=1", "--data=nowhere"], "nowhere: no such folder"),
+        (["--image-id=1", "--data=s3://b/x"], "s3://b/x: s3 URLs are not supported; give the http"),
+        (["ftp://x/a.jpg"], "ftp://x/a.jpg: ftp URLs are not supported; download it"),
+        (["IMAGE", "--split=test"], "--split is for a data set: give --data as well"),
+        (["IMAGE", "--val-fraction=0.2"], "--val-fraction is for a data set: give --data as well"),
+        (["--image-id=0", "--data=digits", "--split=test"], "digits: has no test split; use val"),
     ],
 )
 def test_what_the_command_refuses(flags, message, checkpoint, tmp_path, monkeypatch):

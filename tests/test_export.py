@@ -4,6 +4,7 @@ this library."""
 import json
 import os
 import re
+import runpy
 import shlex
 import subprocess
 from functools import cache
@@ -295,6 +296,7 @@ def test_metadata(form, plain):
         "image_size": 96,
         "max_size": None,
         "size": None,
+        "channels": 3,
         "mean": [0.485, 0.456, 0.406],
         "std": [0.229, 0.224, 0.225],
     }
@@ -372,6 +374,44 @@ def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
     assert name == found.names[0]
     assert float(score) == pytest.approx(float(found.scores[0]), abs=0.02)
     assert json.loads(box) == pytest.approx(found.boxes[0].tolist(), abs=2)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    ("name", "channels", "expected"),
+    [
+        ("rotated.jpg", 3, [[76, 76], [0, 0], [0, 0]]),
+        ("rotated.jpg", 1, [[23, 23]]),
+        ("grey.npy", 1, [[9, 9]]),
+        ("bands.npy", 5, [[9, 9]] * 5),
+        ("rotated.jpg", 5, "the model takes 5 channels; give them as a .npy file"),
+        ("bands.npy", 3, r"holds uint8 \[2, 1, 5\]; the model takes uint8 \[H, W, 3\]"),
+        ("deep.npy", 1, r"holds uint16 \[2, 1, 1\]; the model takes uint8"),
+    ],
+)
+def test_examples_read_images_of_any_channels(form, name, channels, expected, tmp_path):
+    """A photograph is rotated as its EXIF tag says."""
+    exif = Image.Exif()
+    exif[274] = 6
+    Image.new("RGB", (2, 1), (76, 0, 0)).save(tmp_path / "rotated.jpg", exif=exif, quality=100)
+    np.save(tmp_path / "grey.npy", np.full((2, 1), 9, np.uint8))
+    np.save(tmp_path / "bands.npy", np.full((2, 1, 5), 9, np.uint8))
+    np.save(tmp_path / "deep.npy", np.full((2, 1), 9, np.uint16))
+    read = runpy.run_path(str(ROOT / f"examples/export/run_{form}.py"))["read"]
+    if isinstance(expected, str):
+        with pytest.raises(SystemExit, match=expected):
+            read(str(tmp_path / name), channels)
+        return
+    pixels = read(str(tmp_path / name), channels)
+    assert (pixels.dtype, pixels.shape) == (np.uint8, (channels, 2, 1))
+    np.testing.assert_allclose(pixels[..., 0].astype(int), expected, atol=1)
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+def test_metadata_of_other_channels(channels):
+    of = detector("redetr_n", **FAST, channels=channels)
+    about = describe(of, ExportConfig(), 0.25)
+    assert about["channels"] == len(about["mean"]) == len(about["std"]) == channels
 
 
 @given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 1500), st.integers(0, 2000))

@@ -36,6 +36,7 @@ from redetr.data import open_dataset
 from redetr.detector import records as predictions
 from redetr.detector import sources
 from redetr.detector.detector import Detector, as_image
+from redetr.detector.output_names import output_names
 from redetr.detector.sources import find_sources, frames, read_ahead
 from redetr.detector.video import VideoFrame, VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
@@ -130,8 +131,11 @@ def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
     (tmp_path / "0").touch()
     assert find_sources(["0"]) == ["./0"]  # not the camera
     for wrong, message in (
-        ("nothing.jpg", "no such file"),
-        ("*.tif", "no such file"),
+        ("nothing.jpg", "nothing.jpg: no such file or folder; check"),
+        ("*.tif", r"\*.tif: no file matches this pattern; check"),
+        ("ftp://x/a.jpg", "ftp://x/a.jpg: ftp URLs are not supported; download it"),
+        ("s3://x/*.jpg", "s3 URLs are not supported; download it"),
+        ("file:///a.jpg", "file URLs are not supported; give the path without file://"),
         ("b/folder.jpg", "no images"),
     ):
         with pytest.raises(InputError, match=message):
@@ -192,6 +196,42 @@ def test_files_in_the_output_folder_stay(checkpoint, folder, tmp_path):
     predict(checkpoint, folder, "--output", tmp_path, "--overwrite")
     assert (tmp_path / "val-0.png").read_text() == "mine"
     assert lines_in(tmp_path)[0]["picture"] == "val-0-2.png"
+
+
+@pytest.mark.parametrize("finished", [(), (0,), (1,), (0, 2)], ids=str)
+def test_resuming_gives_the_names_of_a_run_without_an_interruption(
+    checkpoint, folder, tmp_path, finished
+):
+    """Three images of one name, of which an interrupted run recorded some."""
+    for name in ("a", "b", "c"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "same.jpg").write_bytes((folder / "val-0.jpg").read_bytes())
+    sources = (tmp_path / "a", tmp_path / "b", tmp_path / "c")
+    flags = (checkpoint, *sources, "--output", tmp_path / "out")
+    predict(*flags)
+    record = tmp_path / "out/predictions.jsonl"
+    whole = lines_in(tmp_path / "out")
+    kept = [json.dumps(whole[number]) + "\n" for number in finished]
+    record.write_text("".join(kept))
+    for number in range(3):
+        if number not in finished:
+            (tmp_path / "out" / whole[number]["picture"]).unlink()
+    predict(*flags, "--resume")
+    names = {line["image"]: line["picture"] for line in lines_in(tmp_path / "out")}
+    assert names == {line["image"]: line["picture"] for line in whole}
+    assert set(names.values()) == {"same.png", "same-2.png", "same-3.png"}
+
+
+def test_names_of_masks_without_annotated_images_are_kept(tmp_path):
+    """A record that names the mask of a source shows which name the source has."""
+    sources = ["a/x.jpg", "b/x.jpg"]
+    whole = output_names(tmp_path, sources, (), "png", ["masks"])
+    assert [path.name for path in whole.values()] == ["x.png", "x-2.png"]
+    line = {"image": "a/x.jpg", "mask_picture": "x.masks.png", "detections": []}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    earlier = predictions.finished(tmp_path)
+    assert earlier == {"a/x.jpg": "x.png"}
+    assert output_names(tmp_path, sources, ["x.masks.png"], "png", ["masks"], earlier) == whole
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
@@ -1018,6 +1058,20 @@ def test_arrays_are_taken_as_the_same_pil_images_are(detector):
 def test_thresholds_that_are_none(detector, threshold):
     with pytest.raises(InputError, match=f"threshold={threshold} is not between 0 and 1"):
         detector.predict([], threshold=threshold)
+
+
+NO_PATHS = {
+    "rtsp://x/a": "rtsp://x/a: is a stream, not an image; redetr predict reads streams",
+    "ftp://x/y.jpg": "ftp://x/y.jpg: ftp URLs are not supported; download it",
+    "a/*.jpg": r"a/\*.jpg: is a pattern, not an image; give the images",
+    "nothing.jpg": "nothing.jpg: the image file is missing; give another file",
+}
+
+
+@pytest.mark.parametrize("source", NO_PATHS)
+def test_what_is_no_path_of_an_image(detector, source):
+    with pytest.raises(InputError, match=NO_PATHS[source]):
+        detector.predict(source)
 
 
 NO_IMAGES = [

@@ -588,3 +588,16 @@ def test_weights_of_a_backbone_leave_the_frozen_norms_of_an_encoder_random(model
     trained = replace(config, model_options=(*SMALL_ENCODER, "norm=sync_batch"))
     (said,) = starting_point(fresh(trained), trained, CLASSES)
     assert "tensors of the backbone" in said
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("https://host/a.pth", "https://host/a.pth: https URLs are not supported; download the"),
+        ("s3://bucket", "s3://bucket: s3 URLs are not supported; download the file"),
+        ("file:///tmp/a.pth", "file URLs are not supported; give the path without file://"),
+    ],
+)
+def test_weights_at_a_url(source, message):
+    with pytest.raises(redetr.InputError, match=message):
+        redetr.load(source)

@@ -10,7 +10,24 @@ import sys
 
 import numpy as np
 import openvino
-from PIL import Image
+from PIL import Image, ImageOps
+
+
+def read(path: str, channels: int) -> np.ndarray:
+    """The image in a file, uint8 `[channels, H, W]`: RGB, its brightness, or the bands of a .npy
+    file."""
+    if path.endswith(".npy"):
+        pixels = np.load(path)
+    elif channels in (1, 3):
+        upright = ImageOps.exif_transpose(Image.open(path))  # as redetr predict reads it
+        pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
+    else:
+        sys.exit(f"{path}: the model takes {channels} channels; give them as a .npy file")
+    pixels = np.atleast_3d(pixels)  # [H, W] is one channel
+    if pixels.dtype != np.uint8 or pixels.shape[2:] != (channels,):
+        given = f"{pixels.dtype} {list(pixels.shape)}"
+        sys.exit(f"{path}: holds {given}; the model takes uint8 [H, W, {channels}]")
+    return pixels.transpose(2, 0, 1)
 
 
 def main(file: str, image: str, threshold: float | None = None) -> None:
@@ -19,8 +36,9 @@ def main(file: str, image: str, threshold: float | None = None) -> None:
     about = json.loads(model.get_rt_info("redetr").value)
     # f32: CPUs with bf16 units would otherwise compute in bf16, faster and a little less exact.
     detect = core.compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    rgb = Image.open(image).convert("RGB")
-    pixels = np.asarray(rgb).transpose(2, 0, 1)  # uint8 [3, H, W]
+    if "scores" not in about["outputs"]:
+        sys.exit(f"{file}: takes prepared images; export it with --with-processing")
+    pixels = read(image, about["channels"])
     scores, labels, boxes, *_masks = detect([pixels[None]]).values()
     if threshold is None:
         threshold = about["threshold"]

@@ -177,10 +177,14 @@ def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
 
 
 def _read_bands(file: BinaryIO, channels: int) -> Tensor:
-    """The image in a file that may be a NumPy array or a TIFF with many bands."""
+    """The image in a file that may be a NumPy array or a TIFF with many bands. If the model takes
+    one channel, it may be of any kind."""
     width, height = image_size(file)
     if width * height == 0:
-        raise InputError(f"not an image of {channels} bands (.npy and TIFF are read): give another")
+        of_bands, kinds = f" of {channels} bands", ".npy and TIFF"
+        if channels == 1:
+            of_bands, kinds = "", f"{', '.join(FORMATS)} and .npy"
+        raise InputError(f"not an image{of_bands} ({kinds} are read): give another file")
     if width * height > MAX_PIXELS:
         raise InputError(_TOO_LARGE)
     return read_upright(file, "this image", channels)

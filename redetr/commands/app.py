@@ -37,8 +37,8 @@ class App:
     port: int = 7860
     """Port to listen on; 0 = any free port."""
     data: str | None = None
-    """Data for "Matching and loss": digits, crowns, a folder, or hf:NAME; default: the training
-    data."""
+    """Data for "Matching and loss", which shows its train split: digits, crowns, a folder, hf:NAME
+    or the URL of archives; default: the training data."""
     device: str = "auto"
     """auto, cpu or cuda."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"

@@ -17,7 +17,7 @@ class Check:
     not for warnings and notes alone."""
 
     data: DataPath
-    """digits, crowns, a folder, or hf:NAME."""
+    """digits, crowns, a folder, hf:NAME or the URL of archives."""
     recipe: str = "redetr_n"
     """The recipe to train with."""
     num_queries: int | None = None

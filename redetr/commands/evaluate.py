@@ -49,7 +49,7 @@ class Evaluate:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     data: str | None = None
-    """digits, crowns, a folder, or hf:NAME; default: the training data."""
+    """digits, crowns, a folder, hf:NAME or the URL of archives; default: the training data."""
     split: Literal["val", "test", "train"] = "val"
     """The split to evaluate."""
     val_fraction: float | None = None

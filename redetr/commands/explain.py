@@ -29,19 +29,19 @@ class Explain:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     image: OneImage = None
-    """An image file. For an image of a data set, give --image-id instead."""
+    """An image file, or its http(s) URL. For an image of a data set, give --image-id instead."""
     output: str = "explained"
     """Folder to write the pages to."""
     data: str | None = None
-    """digits, crowns, a folder, or hf:NAME: also show what each query looks for, over its
-    images."""
+    """digits, crowns, a folder, hf:NAME or the URL of archives: also show what each query looks
+    for, over its images."""
     image_id: int | None = None
     """The id of an image of the data set; without --data, of the training data."""
     world_size: int = 1
     """Number of GPUs that the loss page splits the batch over: the first GPU gets this image, the
     others the images that follow it."""
-    split: Literal["val", "train"] = "val"
-    """The split to take images from."""
+    split: Literal["val", "test", "train"] = "val"
+    """The split of the data set to take images from."""
     val_fraction: float | None = None
     """Share held out of data without a val split; default: that of the training run."""
     samples: int = 100
@@ -106,6 +106,11 @@ class Explain:
             )
         if self.image_id is None and self.world_size != 1:
             raise InputError("--world-size is for the loss page: give --image-id as well")
+        if self.data is None and self.image_id is None:
+            for name in ("split", "val_fraction"):
+                if getattr(self, name) != getattr(Explain, name):
+                    flag = name.replace("_", "-")
+                    raise InputError(f"--{flag} is for a data set: give --data as well")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.samples < 0:

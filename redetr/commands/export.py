@@ -38,7 +38,8 @@ class Export:
     """onnx, openvino (.xml and .bin), torch (a torch.export program, .pt2), executorch (.pte),
     litert (.tflite) or coreml (.mlpackage)."""
     output: NewFile = None
-    """The file; default: the checkpoint's name with the format's suffix, in the current folder."""
+    """The file; default: the name of the checkpoint, or of its run folder if that is given, with
+    the suffix of the format, in the current folder."""
     precision: ExportPrecision = "fp32"
     """fp16 (openvino, coreml) halves the file size; int8 (onnx, openvino) is calibrated on training
     images."""
@@ -54,7 +55,8 @@ class Export:
     """The file takes a single image instead of any number; with --fixed-size, some runtimes are
     then a few percent faster."""
     data: str | None = None
-    """digits, crowns, a folder or hf:NAME to compare on; default: the training data."""
+    """digits, crowns, a folder, hf:NAME or the URL of archives, with the images to compare on;
+    default: the training data."""
     val_fraction: float | None = None
     """Share to hold out of data without a val split; default: that of the training run."""
     images: int = 200

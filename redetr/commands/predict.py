@@ -73,8 +73,8 @@ class Predict:
     checkpoint: Checkpoint
     """A checkpoint, a run folder, a published weight file, or a Transformers folder or hub name."""
     source: Sources
-    """Images, folders, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs; 0 is the first
-    camera."""
+    """Images, folders, tar archives, patterns such as 'a/**/*.jpg', videos, http(s) and rtsp URLs;
+    0 is the first camera."""
     output: str = "predictions"
     """Folder for predictions.jsonl (a line per image, written as soon as it is processed) and the
     outputs of --save."""
@@ -396,19 +396,19 @@ class Predict:
         earlier: Mapping[str, str | None],
         present: Sequence[str],
     ) -> dict[str, Path]:
-        """The file of the annotated image or video of each source; those of `earlier` runs, and
-        those `present` in the output folder, are taken."""
+        """The file of the annotated image or video of each source. Files `present` in the output
+        folder, and those of `earlier` runs, are taken, unless an interrupted run drew them."""
         from redetr.detector.output_names import output_names
         from redetr.pages.drawing import is_drawn
 
         folder = Path(self.output)
-        taken = {name for name in earlier.values() if name} | set(present)
+        taken = set(present)
         if self.resume:  # an interrupted run may have drawn images that it did not record
             recorded = written_images(folder)
             drawn = {name for name in taken - recorded if is_drawn(folder / name)}
             taken = (taken - drawn) | recorded
         image_suffix = "jpg" if "jpg" in self.save else "png"
-        return output_names(folder, sources, taken, image_suffix, self._further_images)
+        return output_names(folder, sources, taken, image_suffix, self._further_images, earlier)
 
     @property
     def _further_images(self) -> list[str]:

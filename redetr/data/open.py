@@ -14,7 +14,7 @@ from redetr.data.store import stamp_of
 from redetr.data.unreadable import LeaveOut
 from redetr.distributed import Dist, read_launch
 from redetr.errors import InputError
-from redetr.files import user_path
+from redetr.files import require_no_url, user_path
 
 _EMBEDDED = ("digits", "crowns")
 _CROWNS = Path(__file__).parent / "formats" / "crowns"
@@ -22,11 +22,14 @@ _CROWNS = Path(__file__).parent / "formats" / "crowns"
 
 def folder_of(source: str | Path) -> Path:
     """The folder (or YAML file in YOLO format) of a data set that is given by its path, or of
-    crowns. For a URL, a folder in the user's cache, see `redetr.data.remote`."""
+    crowns. For a URL (http or https), a folder in the user's cache, see `redetr.data.remote`.
+
+    Raises InputError for other URLs."""
     if source == "crowns":
         return _CROWNS
     if is_address(source):
         return mirror(str(source))
+    require_no_url(source, "give the http or https URL of archives, or a folder on this machine")
     return user_path(source)
 
 

@@ -30,7 +30,7 @@ from filelock import FileLock
 from redetr.data.relative_paths import path_inside
 from redetr.data.tar_index import read_index, require_index, store_index, stored_index
 from redetr.errors import InputError
-from redetr.files import cache_folder, first_bytes, hashed_name, write_whole
+from redetr.files import cache_folder, first_bytes, hashed_name, scheme_of, write_whole
 
 LIST_FILE = "shards.json"
 ARCHIVE = ".tar"
@@ -50,7 +50,7 @@ _Reply = TypeVar("_Reply")
 
 
 def is_address(source: str | Path) -> bool:
-    return str(source).startswith(("http://", "https://"))
+    return scheme_of(source) in ("http", "https")
 
 
 class _TemporaryError(Exception):

@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -19,20 +19,28 @@ def output_names(
     taken: Collection[str],
     image_suffix: str,
     kinds: Collection[str] = (),
+    earlier: Mapping[str, str | None] | None = None,
 ) -> dict[str, Path]:
     """The file of the annotated image or video of each source.
 
     Names that collide get a number: equal names from several folders, names that are `taken`, and
     names of sources in the output folder, which are never overwritten. Each name also leaves room
-    for further images `beside` it, of these `kinds`.
+    for further images `beside` it, of these `kinds`. Sources that an `earlier` run finished keep
+    their names, so that the others get those of a run without an interruption.
     """
     names: dict[str, Path] = {}
+    known = {source: name for source, name in (earlier or {}).items() if name}
     used = set(taken)
+    for name in known.values():
+        used |= _with_others(name, kinds)
     for source in sources:
         if os.path.dirname(os.path.abspath(source)) == os.path.abspath(folder):
             used.add(os.path.basename(source))
     count: Counter[str] = Counter()
     for source in sources:
+        if source in known:
+            names[source] = folder / known[source]
+            continue
         stem, suffix = _named_after(source, image_suffix)
         name = f"{stem}.{suffix}"
         while _with_others(name, kinds) & used:

@@ -25,7 +25,8 @@ from redetr.wording import counted
 
 RECORD = "predictions.jsonl"
 NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
-_PICTURE_KEYS = ("picture", "mask_picture", "panoptic_picture")
+_KINDS = {"mask_picture": "masks", "panoptic_picture": "panoptic"}  # of further images
+_PICTURE_KEYS = ("picture", *_KINDS)
 _PICTURES = (".png", ".jpg", ".mp4")
 _PAGE = "index.html"  # the contact sheet
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
@@ -148,14 +149,24 @@ def _pictures(lines: Iterable[Line]) -> set[str]:
 
 
 def finished(folder: Path) -> dict[str, str | None]:
-    """For each image and video that was processed to its end, the name of its annotated version."""
+    """For each image and video that was processed to its end, the name of its annotated version. If
+    only further images were written, such as its masks, it is the name beside which they are."""
     pictures = {}
     for line in _distinct(_files(folder)):
         is_video_end = "frames" in line
         is_image = "detections" in line and "frame" not in line
         if is_video_end or is_image:
-            pictures[line["image"]] = line.get("picture")
+            pictures[line["image"]] = line.get("picture") or _name_of_further(line)
     return pictures
+
+
+def _name_of_further(line: Line) -> str | None:
+    """The name of an annotated image that was not written, from that of a further image."""
+    for key, kind in _KINDS.items():
+        name = line.get(key)
+        if isinstance(name, str) and name.endswith(f".{kind}.png"):
+            return name.removesuffix(f"{kind}.png") + "png"
+    return None
 
 
 def join(folder: Path, order: Sequence[str]) -> None:

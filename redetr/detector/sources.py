@@ -51,7 +51,7 @@ from redetr.detector.streams import (
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
-from redetr.files import user_path
+from redetr.files import require_no_url, user_path
 from redetr.wording import counted
 
 T = TypeVar("T")
@@ -60,6 +60,7 @@ TIMEOUT_S = 20.0  # for a connection, and for each piece that is read from it
 LARGEST_BYTES = 64 * 2**20  # of an image from the net
 _LONGEST_S = 120.0  # for all of it: a server may send a byte at a time
 _PIECE = 1 << 16
+_OTHER_URL = "download it and give the file, or give an http or https URL"
 _THREADS = min(4, os.cpu_count() or 1)  # decoders and encoders let others run
 
 
@@ -153,9 +154,13 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
         return _archived([path])
     if os.path.lexists(path) or split_path(path) is not None:
         return [_name_of_file(str(path))]
+    require_no_url(source, _OTHER_URL)
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
-        raise InputError(f"{source}: no such file or folder")
+        if glob.has_magic(str(path)):
+            remedy = "check it; ** stands for folders at all depths"
+            raise InputError("no file matches this pattern", where=source, remedy=remedy)
+        raise InputError("no such file or folder", where=source, remedy="check the path")
     # Links may form cycles: of several paths to a file, only the first is kept.
     by_real_path = {os.path.realpath(match): match for match in reversed(matches)}
     files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
@@ -297,10 +302,23 @@ def read_source(source: str, channels: int = 3) -> Tensor:
     if is_address(source):
         return read_upright(io.BytesIO(download(source)), source, channels)
     path = user_path(source)
+    if not os.path.lexists(path) and split_path(path) is None:
+        _require_single_path(source)
     # Unlike `Path.exists`, this raises nothing for a name that is too long.
     if os.path.exists(path) and not path.is_file():  # a pipe would be waited for, for ever
         raise InputError(f"{source}: not a file with an image in it")
     return read_upright(path, source, channels)
+
+
+def _require_single_path(source: str) -> None:
+    """Raises InputError for a stream, another URL or a pattern, none of which is a single image."""
+    if is_rtsp(source):
+        remedy = "redetr predict reads streams"
+        raise InputError("is a stream, not an image", where=source, remedy=remedy)
+    require_no_url(source, _OTHER_URL)
+    if glob.has_magic(source):
+        remedy = "give the images that it matches; redetr predict reads patterns"
+        raise InputError("is a pattern, not an image", where=source, remedy=remedy)
 
 
 def download(address: str) -> bytes:

@@ -28,6 +28,7 @@ from redetr.detector.video import (
 )
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
+from redetr.files import scheme_of
 
 TIMEOUT_S = 10.0  # for a connection, and for each frame
 _FIRST_WAIT_S = 1.0
@@ -62,11 +63,11 @@ class Reconnection:
 
 
 def is_address(source: str) -> bool:
-    return source.lower().startswith(("http://", "https://"))
+    return scheme_of(source) in ("http", "https")
 
 
 def is_rtsp(source: str) -> bool:
-    return source.lower().startswith(("rtsp://", "rtsps://"))
+    return scheme_of(source) in ("rtsp", "rtsps")
 
 
 def require_address(source: str) -> None:

@@ -193,13 +193,14 @@ def describe(detector: Detector, config: ExportConfig, threshold: float) -> dict
         "image_size": detector.image_size,
         "max_size": model.max_size,
         "size": config.size,
+        "channels": model.channels,
         "mean": mean,
         "std": std,
     }
 
 
 def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]) -> Arrays:
-    """The inputs of a file for uint8 `images` `[3, h, w]`, which must have one size with
+    """The inputs of a file for uint8 `images` `[C, h, w]`, which must have one size with
     `processing`."""
     if config.processing:
         return [torch.stack(list(images)).numpy()]

@@ -15,7 +15,7 @@ from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
 from redetr.earlier import with_earlier_network, with_present_names
 from redetr.errors import InputError, first_line
-from redetr.files import without_folders
+from redetr.files import require_no_url, without_folders
 from redetr.models import options_of
 from redetr.weights import detr_config, dfine, folder, panoptic, rtdetr
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
@@ -162,6 +162,7 @@ def locate(source: str | os.PathLike) -> Path:
         path = path.parent  # the folder describes the tensors
     if path.exists():
         return path
+    require_no_url(source, "download the file and give its path, or give a name on the hub")
     if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
         return _file_of_folder(_download(str(source)))
     remedy = "give a checkpoint, a run folder or a Transformers folder"
