@@ -129,6 +129,8 @@ class Annotations:
     stored: Path | None = None  # the store that the columns are mapped from, see `data/store.py`
     # why the files of images that are left out cannot be read, by their paths below the folder
     unreadable: dict[str, str] = field(default_factory=dict)
+    # whether the source counts boxes in images as viewers rotate them, unlike `boxes`
+    is_upright: bool = False
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -69,6 +69,10 @@ READ_REMEDY = (
     "replace the file, or remove it from the annotations (train --skip-unreadable leaves it out)"
 )
 
+# For a file of another size than annotated, and for one whose tag explains that.
+SIZE_REMEDY = "restore the file that was annotated, or export the annotations again"
+TURNED_REMEDY = "it was annotated as its EXIF tag rotates it: save it rotated, without the tag"
+
 
 def suffix_of(image: Image.Image) -> str:
     """The usual suffix of files in the format of an opened image."""
@@ -308,6 +312,20 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
             return width, height
     except Exception:  # see below
         return 0, 0
+
+
+def image_frame(file: Path | BinaryIO | str) -> tuple[int, int, int]:
+    """Width and height from the header of an image file, as stored, and its orientation; (0, 0, 1)
+    if it cannot be read."""
+    try:
+        with _opened(file) as opened:
+            with suppress(BandsError), _identified(opened) as image:
+                width, height = stored_size(image)
+                return width, height, exif_orientation(image)
+            height, width, _ = bands_shape(opened)
+            return width, height, bands_orientation(opened)
+    except Exception:  # see below
+        return 0, 0, 1
 
 
 def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:

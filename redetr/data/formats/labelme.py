@@ -15,6 +15,7 @@ import io
 import json
 import math
 import posixpath
+import re
 import reprlib
 from dataclasses import dataclass, field
 from itertools import islice
@@ -50,6 +51,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
+_SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
 # `rotation` is a rotated rectangle of X-AnyLabeling, which otherwise writes LabelMe's format.
 _OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
@@ -115,7 +117,7 @@ def _locate(root: Path, split: Split) -> Path | None:
 def _is_labelme(folder: Path, pattern: str = "**/*.json") -> bool:
     """Whether JSON files in the folder have lists of shapes."""
     files = islice(folder.glob(pattern), _TRIED)
-    return any(b'"shapes"' in read_file(file) for file in files)
+    return any(_SHAPES.search(read_file(file)) for file in files)
 
 
 def _files(root: Path, folder: Path) -> list[str]:
