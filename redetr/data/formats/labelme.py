@@ -38,7 +38,7 @@ from redetr.data.formats.flags import flag_of
 from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
-from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import object_numbers
@@ -315,7 +315,8 @@ def _find_image(listing: Listing, scene: _Scene) -> str:
         folders += ["images", "."]
         candidates += [posixpath.join(folder, posixpath.basename(stated)) for folder in folders]
     for folder in folders:
-        for file in sorted(listing.files(folder)):
+        stored = listing.files(folder)
+        for file in sorted(stored - cached_copies(stored)):
             other_stem, suffix = posixpath.splitext(file)
             if composed(other_stem) == composed(stem) and suffix.lower() in IMAGE_SUFFIXES:
                 candidates.append(posixpath.join(folder, file))
