@@ -156,6 +156,7 @@ def load(store: Path) -> tuple[Annotations, str]:
         masks=masks,
         is_thing=tuple(about["is_thing"]),
         is_upright=about["is_upright"],
+        object_kind=about["object_kind"],
         stored=store,
         **columns,
     )
@@ -309,6 +310,7 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
         "masks_folder": str(masks.folder) if isinstance(masks, SegmentImages) else "",
         "is_thing": annotations.is_thing,
         "is_upright": annotations.is_upright,
+        "object_kind": annotations.object_kind,
     }
     write_json(folder / "about.json", about)
 

@@ -228,9 +228,19 @@ def may_be_image(folder: str, file: str) -> bool:
 
 def passed_over(contents: Contents) -> list[Fault]:
     """A fault for each reason for which files below the folder were skipped."""
+    faults = _cut_short(contents)
+    for severity, code, paths, text, remedy in _reasons(contents):
+        if paths:
+            example = paths[0]
+            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
+    return faults
+
+
+def _reasons(contents: Contents) -> list[tuple[Severity, str, list[str], str, str]]:
+    """Severity, code, skipped files, text and remedy of each reason to skip files."""
     endings = Counter(posixpath.splitext(path)[1] or "no suffix" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
-    ways: list[tuple[Severity, str, list[str], str, str]] = [
+    return [
         (
             "warning",
             "file-passed-over",
@@ -274,12 +284,6 @@ def passed_over(contents: Contents) -> list[Fault]:
             "delete it",
         ),
     ]
-    faults = _cut_short(contents)
-    for severity, code, paths, text, remedy in ways:
-        if paths:
-            example = paths[0]
-            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
-    return faults
 
 
 def _cut_short(contents: Contents) -> list[Fault]:
