@@ -91,6 +91,8 @@ def _late_info(file: IO[bytes]) -> dict[Any, Any]:
 def _late_statements(tail: bytes) -> bytes:
     """The chunks after the pixels of a PNG that may state its orientation. `tail` is the end of the
     file, which may begin within a chunk."""
+    if not any(kind in tail for kind in _STATEMENTS):  # half the time of the search below
+        return b""
     tried: set[int] = set()
     for match in _KINDS.finditer(tail):
         chunks = _chunks(tail, match.start() - 4, tried)

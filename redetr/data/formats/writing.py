@@ -56,9 +56,10 @@ def convert(
     `val_fraction` of the images become one; they are chosen before cutting, because tiles of one
     image overlap. With `shard_bytes`, images are packed into tar archives of about this size, which
     only COCO's format supports. Returns sentences on what was written, and on what the format
-    cannot represent. Raises InputError if the data set has errors, if the format cannot represent
-    it, if `destination` already exists, or if images are symbolic links out of the data folder,
-    which in untrusted data may lead to any file. `follow_links` allows them.
+    cannot represent. Raises InputError if the data set has errors, if a file has another size than
+    annotated, if the format cannot represent it, if `destination` already exists, or if images are
+    symbolic links out of the data folder, which in untrusted data may lead to any file.
+    `follow_links` allows them.
     """
     if shard_bytes is not None and form != "coco":
         text = f"{form} cannot name images in archives"
