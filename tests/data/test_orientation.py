@@ -265,3 +265,14 @@ def test_a_file_of_another_size_than_annotated_is_not_converted(
     assert f"image 0 ('{orientation}.png'): is 60x40 px, but annotated as 40x60" in said
     assert remedy in said
     assert not (tmp_path / "new").exists()
+
+
+def test_a_stored_data_set_is_judged_in_the_same_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("redetr.data.store.WORTH", 0)
+    root = write_yolo(tmp_path / "data", box_line)
+    train, val = (open_dataset(root, split) for split in ("train", "val"))
+    assert train.annotations.stored is not None
+    assert (train.annotations.is_upright, train.annotations.object_kind) == (True, "line")
+    assert "image-orientation" not in {fault.code for fault in essential_faults(train, val)}
+    require_boxes_on_the_object(root)
