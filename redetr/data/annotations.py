@@ -31,6 +31,8 @@ from redetr.wording import counted
 
 Split = Literal["train", "val", "test"]
 Severity = Literal["error", "warning", "note"]
+# What an object is in its source: an annotation with an id, or a numbered part of a file.
+ObjectKind = Literal["annotation", "line", "object", "shape"]
 
 Masks = MaskColumns | SegmentImages
 
@@ -120,7 +122,7 @@ class Annotations:
     labels: np.ndarray  # [A] int64
     iscrowd: np.ndarray  # [A] bool; also objects marked as to be ignored
     area: np.ndarray  # [A] float32, pixels
-    object_ids: np.ndarray  # [A] int64, the annotation's id, or its number in the source
+    object_ids: np.ndarray  # [A] int64, the annotation's id, or its number in its file
     faults: list[Fault] = field(default_factory=list)
     box_format: BoxFormat = "xyxy"  # of the source
     root: Path | None = None  # the data folder or YAML file as it was given, if it is one
@@ -129,6 +131,9 @@ class Annotations:
     stored: Path | None = None  # the store that the columns are mapped from, see `data/store.py`
     # why the files of images that are left out cannot be read, by their paths below the folder
     unreadable: dict[str, str] = field(default_factory=dict)
+    # whether the source counts boxes in images as viewers rotate them, unlike `boxes`
+    is_upright: bool = False
+    object_kind: ObjectKind = "annotation"  # what `object_ids` are numbers of
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -263,6 +268,7 @@ class Objects:
     outlines: np.ndarray | None = None  # [A, 4] float64, xyxy around the outline; NaN = none
     mask_sizes: np.ndarray | None = None  # [A, 2] int64, height and width of its mask; 0 = none
     masks: MaskBuilder | None = None  # if masks are read
+    kind: ObjectKind = "annotation"  # what `ids` are numbers of
 
 
 def assemble(
@@ -303,6 +309,7 @@ def assemble(
         object_ids=objects.ids[kept],
         faults=faults,
         box_format=objects.box_format,
+        object_kind=objects.kind,
         masks=None if masks is None else masks.take(kept),
         unreadable=dict.fromkeys(images.unreadable, NOT_READ),
     )

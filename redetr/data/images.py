@@ -1,7 +1,7 @@
 """Reads image files completely, as stored, or refuses them in one line."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
@@ -40,7 +40,8 @@ _ENDINGS = {
 if "avif" in features.modules and features.check("avif"):  # some builds of PIL lack it
     _ENDINGS["AVIF"] = (".avif", ".avifs")
 FORMATS = tuple(_ENDINGS)
-IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ".npy")
+ARRAY = ".npy"
+IMAGE_SUFFIXES = (*chain.from_iterable(_ENDINGS.values()), ARRAY)
 NO_IMAGE = f"not an image ({', '.join(FORMATS)} are read)"
 
 # Contents that occur instead of images: an offset, the bytes there, and their meaning.
@@ -69,6 +70,10 @@ READ_REMEDY = (
     "replace the file, or remove it from the annotations (train --skip-unreadable leaves it out)"
 )
 
+# For a file of another size than annotated, and for one whose tag explains that.
+SIZE_REMEDY = "restore the file that was annotated, or export the annotations again"
+TURNED_REMEDY = "it was annotated as its EXIF tag rotates it: save it rotated, without the tag"
+
 
 def suffix_of(image: Image.Image) -> str:
     """The usual suffix of files in the format of an opened image."""
@@ -82,6 +87,21 @@ def is_image_name(path: str) -> bool:
     adds to archives."""
     name = path.rpartition("/")[2]
     return name.lower().endswith(IMAGE_SUFFIXES) and not name.startswith(".")
+
+
+def cached_copies(names: Iterable[str]) -> set[str]:
+    """The files among the `names` of a folder or archive that Ultralytics wrote as a cache: the
+    pixels of an image beside them, in BGR, as `a.npy` beside `a.jpg`, and `val.cache.npy`."""
+    arrays = []
+    stems = set()
+    for name in names:
+        stem, suffix = os.path.splitext(name)
+        suffix = suffix.lower()
+        if suffix == ARRAY:
+            arrays.append((name, stem))
+        elif suffix in IMAGE_SUFFIXES:
+            stems.add(stem)
+    return {name for name, stem in arrays if stem in stems or stem.endswith(".cache")}
 
 
 class BandsError(ValueError):
@@ -308,6 +328,20 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
             return width, height
     except Exception:  # see below
         return 0, 0
+
+
+def image_frame(file: Path | BinaryIO | str) -> tuple[int, int, int]:
+    """Width and height from the header of an image file, as stored, and its orientation; (0, 0, 1)
+    if it cannot be read."""
+    try:
+        with _opened(file) as opened:
+            with suppress(BandsError), _identified(opened) as image:
+                width, height = stored_size(image)
+                return width, height, exif_orientation(image)
+            height, width, _ = bands_shape(opened)
+            return width, height, bands_orientation(opened)
+    except Exception:  # see below
+        return 0, 0, 1
 
 
 def _opened(file: Path | BinaryIO | str) -> AbstractContextManager[BinaryIO]:

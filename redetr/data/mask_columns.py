@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 import hotcoco.mask
 import numpy as np
 
+from redetr.data.orientation import stored_points
 from redetr.structures import Size
 
 # Whether masks are read: not at all, for a check, or for training.
@@ -162,11 +163,16 @@ class MaskBuilder:
         self._first_point.append(len(self._points) // 2)
         self._first_count.append(len(self._counts))
 
-    def scale(self, factors: np.ndarray) -> None:
-        """Multiplies the points of each object by its factors, `[A, 2]`, which converts fractions
-        of an image to pixels."""
+    def scale(self, factors: np.ndarray, orientations: np.ndarray) -> None:
+        """Converts the points of all objects, fractions of images as viewers show them, to pixels
+        of the stored images. `factors` `[A, 2]` are width and height of the image of each object,
+        and `orientations` `[A]` those of the images."""
         points = np.frombuffer(self._points, np.float64).reshape(-1, 2)
-        points *= np.repeat(factors, np.diff(self._first_point), axis=0)
+        counts = np.diff(self._first_point)
+        orientation = np.repeat(orientations, counts)
+        turned = np.flatnonzero(orientation != 1)
+        points[turned] = stored_points(points[turned], orientation[turned])
+        points *= np.repeat(factors, counts, axis=0)
         # Whole numbers of px that were stored as fractions are whole again.
         np.round(points, 9, out=points)
 

@@ -155,6 +155,8 @@ def load(store: Path) -> tuple[Annotations, str]:
         root=Path(about["root"]),
         masks=masks,
         is_thing=tuple(about["is_thing"]),
+        is_upright=about["is_upright"],
+        object_kind=about["object_kind"],
         stored=store,
         **columns,
     )
@@ -307,6 +309,8 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
         "masks": kind,
         "masks_folder": str(masks.folder) if isinstance(masks, SegmentImages) else "",
         "is_thing": annotations.is_thing,
+        "is_upright": annotations.is_upright,
+        "object_kind": annotations.object_kind,
     }
     write_json(folder / "about.json", about)
 

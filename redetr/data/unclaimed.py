@@ -15,7 +15,7 @@ from redetr.data.formats.layouts import annotation_suffix, read_annotations, spl
 from redetr.data.formats.listing import Contents, contents_of, passed_over
 from redetr.data.formats.panoptic import png_folder
 from redetr.data.formats.voc_masks import voc_mask_folder
-from redetr.data.images import is_image_name
+from redetr.data.images import cached_copies, is_image_name
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -118,7 +118,12 @@ def _contents(folder: Path, used: set[str]) -> Contents:
         linked = contents_of(folder / link)
         for paths, linked_paths in zip(contents.lists(), linked.lists(), strict=True):
             paths += _below(link, linked_paths)
-    contents.files += _archived(folder, folders)
+    archived = _archived(folder, folders)
+    caches = cached_copies(archived)
+    contents.files += [path for path in archived if path not in caches]
+    contents.caches += sorted(caches)
+    # An array beside an image of its name is data if an annotation names it.
+    contents.caches = [path for path in contents.caches if path not in used]
     return contents
 
 

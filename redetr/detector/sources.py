@@ -35,6 +35,7 @@ from redetr.data.formats.listing import (
 from redetr.data.images import (
     IMAGE_SUFFIXES,
     SUFFIXES_OF_MANY,
+    cached_copies,
     describe,
     is_image_name,
     read_upright,
@@ -149,9 +150,9 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
                 why += f"; {reports[0].where} {reports[0].text}"
             raise InputError(f"{source}: no images in this folder ({why})")
         faults += reports
-        return [str(path / name) for name in contents.files] or _archived(archives)
+        return [str(path / name) for name in contents.files] or _archived(archives, faults)
     if path.suffix == ARCHIVE and path.is_file():
-        return _archived([path])
+        return _archived([path], faults)
     if os.path.lexists(path) or split_path(path) is not None:
         return [_name_of_file(str(path))]
     require_no_url(source, _OTHER_URL)
@@ -166,13 +167,17 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     files = sorted(match for match in by_real_path.values() if not os.path.isdir(match))
     if not files:
         raise InputError(f"{source}: the pattern matches only folders; add /* to the pattern")
-    outputs = _outputs_among(files)
+    outputs, caches = _copies_among(files)
     if len(outputs) == len(files):
         raise InputError(f"{source}: the pattern matches only images that redetr wrote")
-    faults += passed_over(Contents(path, outputs=outputs))
+    if len(outputs) + len(caches) == len(files):
+        raise InputError(f"{source}: the pattern matches only caches of Ultralytics ({caches[0]})")
+    faults += passed_over(Contents(path, outputs=outputs, caches=caches))
     names = []
-    for file in sorted(set(files) - set(outputs)):
-        names += _archived([Path(file)]) if file.endswith(ARCHIVE) else [_name_of_file(file)]
+    for file in sorted(set(files) - set(outputs) - set(caches)):
+        names += (
+            _archived([Path(file)], faults) if file.endswith(ARCHIVE) else [_name_of_file(file)]
+        )
     return names
 
 
@@ -181,27 +186,33 @@ def _name_of_file(path: str) -> str:
     return os.path.join(".", path) if is_camera(path) else path
 
 
-def _archived(archives: list[Path]) -> list[str]:
-    """The images in tar archives. Raises InputError for one that is damaged or without images."""
+def _archived(archives: list[Path], faults: list[Fault]) -> list[str]:
+    """The images in tar archives. Files that are skipped are reported in `faults`. Raises
+    InputError for an archive that is damaged or without images."""
     sources = []
     for archive in archives:
         names = [name for name in open_archive(archive).names() if is_image_name(name)]
-        if not names:
+        caches = cached_copies(names)
+        if len(caches) == len(names):
             raise InputError("no images in this archive", where=archive)
-        sources += [f"{archive}/{name}" for name in names]
+        faults += passed_over(Contents(archive, caches=sorted(caches)))
+        sources += [f"{archive}/{name}" for name in names if name not in caches]
     return sources
 
 
-def _outputs_among(files: list[str]) -> list[str]:
-    """Which of the files are images that earlier predictions wrote."""
+def _copies_among(files: list[str]) -> tuple[list[str], list[str]]:
+    """Which of the files are images that earlier predictions wrote, and which are caches of
+    others among them: `*.npy` alone asks for arrays."""
     by_folder = defaultdict(list)
     for file in files:
         by_folder[os.path.dirname(file)].append(file)
     outputs = []
+    caches = []
     for folder, inside in by_folder.items():
         written = output_images(folder, os.listdir(folder or "."))
         outputs += [file for file in inside if os.path.basename(file) in written]
-    return outputs
+        caches += sorted(cached_copies(inside))
+    return outputs, caches
 
 
 def is_camera(source: str) -> bool:

@@ -9,6 +9,7 @@ from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.contradictions import are_fractions, from_corners, look_like_corners
 from redetr.data.formats.coco_places import ROBOFLOW_FILE
 from redetr.doctor.images import faults_of, image_reference
+from redetr.doctor.locations import location_of
 from redetr.doctor.plan import Plan, sides_of
 from redetr.wording import counted
 
@@ -87,8 +88,8 @@ def _ignored(a: Annotations) -> list[Fault]:
         "and evaluation ignore"
     )
     remedy = "write iscrowd (ignore, difficult) 0 for single objects"
-    where = _object_reference(a, int(a.iscrowd.argmax()))
-    return [Fault(severity, "object-ignored", a.source, where, text, remedy)]
+    file, where = location_of(a, int(a.iscrowd.argmax()))
+    return [Fault(severity, "object-ignored", file, where, text, remedy)]
 
 
 def _whole_images(a: Annotations) -> list[Fault]:
@@ -140,13 +141,13 @@ def _fractions(a: Annotations, sizes: np.ndarray) -> list[Fault]:
     fractions = are_fractions(a.boxes, sizes)
     if not fractions.any():
         return []
-    where = _object_reference(a, int(fractions.argmax()))
+    file, where = location_of(a, int(fractions.argmax()))
     boxes = counted(len(fractions), "box", "boxes")
     text = (
         f"boxes look like fractions of the image: {fractions.sum():,} of {boxes} in the first pixel"
     )
     remedy = "multiply x and width by the width of the image, y and height by its height"
-    return [Fault("error", "format-fractions", a.source, where, text, remedy)]
+    return [Fault("error", "format-fractions", file, where, text, remedy)]
 
 
 def _two_corners(a: Annotations, sizes: np.ndarray, outside: int) -> list[Fault]:
@@ -239,20 +240,15 @@ def _is_one_sided(near: np.ndarray, opposite: np.ndarray, leaving: bool) -> bool
 
 def _boxes_twice(a: Annotations) -> list[Fault]:
     """Faults for boxes of one class in one image that are equal up to a pixel."""
-    original = _same_boxes(a)
-
-    def describe(i: int) -> tuple[str, str]:
-        text = f"is the same box as annotation {a.object_ids[original[i]]}"
-        return _object_reference(a, i), text
-
-    return faults_of(
-        original >= 0,
-        "warning",
-        "box-twice",
-        a.source,
-        describe,
-        "delete one: otherwise the model has to detect the object twice",
-    )
+    originals = _same_boxes(a)
+    copies = np.flatnonzero(originals >= 0)
+    if not len(copies):
+        return []
+    i = int(copies[0])
+    file, where = location_of(a, i)
+    text = f"is the same box as {a.object_kind} {a.object_ids[originals[i]]}"
+    remedy = "delete one: otherwise the model has to detect the object twice"
+    return [Fault("warning", "box-twice", file, where, text, remedy, len(copies))]
 
 
 def _same_boxes(a: Annotations) -> np.ndarray:
@@ -288,11 +284,6 @@ def _same_boxes(a: Annotations) -> np.ndarray:
         lag += 1
         active = active[active + lag < len(order)]
     return original
-
-
-def _object_reference(a: Annotations, index: int) -> str:
-    image = int(a.image_of()[index])
-    return f"annotation {a.object_ids[index]} in {image_reference(a, image)}"
 
 
 def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity, Split
 from redetr.data.header_cache import PLAIN, Headers, first_same
-from redetr.data.images import READ_REMEDY
+from redetr.data.images import READ_REMEDY, SIZE_REMEDY, TURNED_REMEDY
 
 # Copies with half the size or low quality differ in 0 to 6 of 64 bits, and other images in 10 or
 # more.
@@ -66,6 +66,8 @@ def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
     rows = headers.rows
     actual = np.stack([rows["width"], rows["height"]], axis=1)
     has_tag = rows["orientation"] != 1
+    # Where boxes were drawn on rotated images, the reader has turned them, and said so.
+    is_misread = has_tag & (not annotations.is_upright)
     stated = annotations.sizes[:, ::-1]
     differs = (actual != stated).any(1) & headers.is_sound()
     turned = differs & (actual == annotations.sizes).all(1)
@@ -82,7 +84,7 @@ def _size_checks(annotations: Annotations, headers: Headers) -> list[_Check]:
         (differs & ~turned, "error", "image-size", size),
         (turned & has_tag, "error", "image-turned", size),
         (turned & ~has_tag, "error", "image-sideways", size),
-        (has_tag & ~differs, "warning", "image-orientation", orientation),
+        (is_misread & ~differs, "warning", "image-orientation", orientation),
     ]
 
 
@@ -99,10 +101,8 @@ def _content_checks(headers: Headers) -> list[_Check]:
 
 _REMEDIES = {
     "image-unreadable": READ_REMEDY,
-    "image-size": "restore the file that was annotated, or export the annotations again",
-    "image-turned": (
-        "it was annotated as its EXIF tag rotates it: save it rotated, without the tag"
-    ),
+    "image-size": SIZE_REMEDY,
+    "image-turned": TURNED_REMEDY,
     "image-sideways": (
         "restore the file that was annotated, or swap width and height in the annotations if the "
         "boxes fit (see the sheet of --report)"

@@ -199,7 +199,7 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
         InputError, match="digits: no such folder; give that of a data set, or crowns"
     ):
         convert("digits", tmp_path / "new", "coco")
-    monkeypatch.setattr(module, "_require_same", lambda *_: 1 / 0)
+    monkeypatch.setattr(module, "require_same", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         convert(tmp_path / "source", tmp_path / "new", "voc")
     assert contents(tmp_path) == before
@@ -212,10 +212,12 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     for form in ("yolo", "voc"):
         with pytest.raises(InputError, match=r"'a\.jpg' and 'a\.png' would share one label file"):
             convert(tmp_path / "two", tmp_path / "new", form)
-    write(tmp_path / "twice", DOCUMENT)
-    write(tmp_path / "twice", DOCUMENT, "annotations/instances_val.json", "val")
-    with pytest.raises(InputError, match=r"two splits have an image 'a\.png', which would share"):
-        convert(tmp_path / "twice", tmp_path / "new", "voc")
+    with_objects = {row["image_id"] for row in DOCUMENT["annotations"]}
+    (empty, *_) = (row for row in DOCUMENT["images"] if row["id"] not in with_objects)
+    write(tmp_path / "twice", damaged(lambda d: d["images"].append(empty | {"id": 999})))
+    for form in ("yolo", "voc"):
+        with pytest.raises(InputError, match=r"two entries of image .* merge them into one"):
+            convert(tmp_path / "twice", tmp_path / "new", form)
     write(tmp_path / "unequal", DOCUMENT)
     fewer = damaged(lambda d: (d["categories"].pop(0), d["annotations"].pop(0)))
     write(tmp_path / "unequal", fewer, "annotations/instances_val.json", "val")
@@ -225,7 +227,8 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match="control characters"):
         convert(tmp_path / "odd", tmp_path / "new", "voc")
     write(tmp_path / "blank", damaged(lambda d: d["categories"][0].update(name=" tooth")))
-    with pytest.raises(InputError, match="voc cannot hold it"):
+    words = r"class of object 1 of image .* is ' tooth', and is read as 'tooth'; write a name"
+    with pytest.raises(InputError, match=words):
         convert(tmp_path / "blank", tmp_path / "new", "voc")
     write(tmp_path / "faulty", damaged(lambda d: d["annotations"][0].update(category_id=1)))
     with pytest.raises(InputError, match="annotation 901"):

@@ -20,7 +20,8 @@ SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _MOST_NAMES = 3  # of JSON files in a message
-_ROW_KEYS = (b'"file_name"', b'"image_id"', b'"category_id"')  # of images and annotations
+# Of images and annotations; a class of that name has no colon.
+_ROW_KEYS = re.compile(rb'"(file_name|image_id|category_id)"\s*:')
 _LABELME = re.compile(rb'"shapes"\s*:\s*\[|"imageData"\s*:')  # matches keys, not class names
 _HEAD = 2**16  # bytes of a file that show its format
 _MOST_FILES = 20  # a folder with more JSON files is not searched
@@ -180,7 +181,7 @@ def _coco_files(folder: Path) -> list[Path]:
 
 def _is_coco(head: bytes) -> bool:
     is_object = head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{")
-    return is_object and any(key in head for key in _ROW_KEYS)
+    return is_object and _ROW_KEYS.search(head) is not None
 
 
 def misnamed_files(root: Path) -> str:

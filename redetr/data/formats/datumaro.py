@@ -24,12 +24,13 @@ from redetr.data.formats.shapes import (
 from redetr.errors import InputError
 
 _CATEGORIES = re.compile(rb'"categories"\s*:\s*\{')  # COCO's are a list
+_VERSION = re.compile(rb'"dm_format_version"\s*:')  # a key, and not a class of that name
 _OF_IMAGE = ("label", "caption")  # annotations of the image as a whole
 
 
 def is_datumaro(head: bytes) -> bool:
     """Whether a file that begins with these bytes is in Datumaro's format."""
-    return b'"dm_format_version"' in head or _CATEGORIES.search(head) is not None
+    return _VERSION.search(head) is not None or _CATEGORIES.search(head) is not None
 
 
 def read_datumaro(file: Path, split: Split) -> Document:

@@ -13,7 +13,7 @@ from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.layouts import read_annotations, splits_of
-from redetr.data.images import count_bands, read_image
+from redetr.data.images import SIZE_REMEDY, count_bands, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.data.unreadable import LeaveOut, without
@@ -169,7 +169,7 @@ class AnnotatedDataset(DetectionDataset):
         stated_height, stated_width = self.annotations.sizes[position].tolist()
         if (height, width) == (stated_height, stated_width):
             return image
-        remedy = "restore the file that was annotated, or export the annotations again"
+        remedy = SIZE_REMEDY
         if (width, height) == (stated_height, stated_width):
             remedy = (
                 "was it rotated later, or annotated as its EXIF tag rotates it? save it as it was "

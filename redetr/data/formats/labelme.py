@@ -15,6 +15,7 @@ import io
 import json
 import math
 import posixpath
+import re
 import reprlib
 from dataclasses import dataclass, field
 from itertools import islice
@@ -37,7 +38,7 @@ from redetr.data.formats.flags import flag_of
 from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
-from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, open_image
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import object_numbers
@@ -50,6 +51,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
+_SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
 # `rotation` is a rotated rectangle of X-AnyLabeling, which otherwise writes LabelMe's format.
 _OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
@@ -115,7 +117,7 @@ def _locate(root: Path, split: Split) -> Path | None:
 def _is_labelme(folder: Path, pattern: str = "**/*.json") -> bool:
     """Whether JSON files in the folder have lists of shapes."""
     files = islice(folder.glob(pattern), _TRIED)
-    return any(b'"shapes"' in read_file(file) for file in files)
+    return any(_SHAPES.search(read_file(file)) for file in files)
 
 
 def _files(root: Path, folder: Path) -> list[str]:
@@ -313,7 +315,8 @@ def _find_image(listing: Listing, scene: _Scene) -> str:
         folders += ["images", "."]
         candidates += [posixpath.join(folder, posixpath.basename(stated)) for folder in folders]
     for folder in folders:
-        for file in sorted(listing.files(folder)):
+        stored = listing.files(folder)
+        for file in sorted(stored - cached_copies(stored)):
             other_stem, suffix = posixpath.splitext(file)
             if composed(other_stem) == composed(stem) and suffix.lower() in IMAGE_SUFFIXES:
                 candidates.append(posixpath.join(folder, file))
@@ -423,7 +426,8 @@ def _read_objects(
         corners=corners,
         iscrowd=np.array(iscrowd, bool),
         area=np.full(count, -1, np.float32),
-        ids=np.arange(1, count + 1),
+        ids=np.array(numbers, np.int64),
+        kind="shape",
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? restore the one that was annotated",
         box_format="xyxy",

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, Fault, Severity
-from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
 from redetr.files import holds_run, open_file
 from redetr.wording import counted
 
@@ -56,6 +56,7 @@ class Contents:
     links: list[str] = field(default_factory=list)  # to folders, which are not followed
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
+    caches: list[str] = field(default_factory=list)  # arrays that Ultralytics wrote
     # of each folder and ending, how many such files lie beside one asked for and are called as it
     # is, like the annotations of an image; by the path of the first
     namesakes: dict[str, int] = field(default_factory=dict)
@@ -63,7 +64,8 @@ class Contents:
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
-        return self.files, self.others, self.system, self.links, self.closed, self.outputs
+        lists = (self.files, self.others, self.system, self.links, self.closed)
+        return *lists, self.outputs, self.caches
 
 
 def contents_of(
@@ -92,23 +94,33 @@ def contents_of(
         if not is_wide and num_files > MOST_OTHERS + _OTHERS_PER_FILE * len(contents.files):
             contents.is_whole = False
             break
-        outputs = output_images(parent, files)
-        for file in files:
-            path = below + file
-            ending = file.lower()
-            if _is_system(file):
-                if ending.endswith((*suffixes, *_ANNOTATION_SUFFIXES)):
-                    contents.system.append(path)
-            elif file in outputs:
-                contents.outputs.append(path)
-            elif ending.endswith(suffixes):
-                contents.files.append(path)
-            elif may_be_image(parent, file):
-                contents.others.append(path)
+        _add_files(contents, parent, below, files, suffixes)
         contents.namesakes.update(_namesakes(below, files, suffixes))
     for paths in contents.lists():
         paths.sort(key=os.fsencode)
     return contents
+
+
+def _add_files(
+    contents: Contents, parent: str, below: str, files: list[str], suffixes: tuple[str, ...]
+) -> None:
+    """Adds the files of a folder to the `contents`."""
+    outputs = output_images(parent, files)
+    caches = cached_copies(files) if ARRAY in suffixes else set()
+    for file in files:
+        path = below + file
+        ending = file.lower()
+        if _is_system(file):
+            if ending.endswith((*suffixes, *_ANNOTATION_SUFFIXES)):
+                contents.system.append(path)
+        elif file in outputs:
+            contents.outputs.append(path)
+        elif file in caches:
+            contents.caches.append(path)
+        elif ending.endswith(suffixes):
+            contents.files.append(path)
+        elif may_be_image(parent, file):
+            contents.others.append(path)
 
 
 def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[str, int]:
@@ -216,9 +228,19 @@ def may_be_image(folder: str, file: str) -> bool:
 
 def passed_over(contents: Contents) -> list[Fault]:
     """A fault for each reason for which files below the folder were skipped."""
+    faults = _cut_short(contents)
+    for severity, code, paths, text, remedy in _reasons(contents):
+        if paths:
+            example = paths[0]
+            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
+    return faults
+
+
+def _reasons(contents: Contents) -> list[tuple[Severity, str, list[str], str, str]]:
+    """Severity, code, skipped files, text and remedy of each reason to skip files."""
     endings = Counter(posixpath.splitext(path)[1] or "no suffix" for path in contents.others)
     counts = ", ".join(f"{count} {end}" for end, count in endings.most_common(_MOST_ENDINGS))
-    ways: list[tuple[Severity, str, list[str], str, str]] = [
+    return [
         (
             "warning",
             "file-passed-over",
@@ -249,18 +271,19 @@ def passed_over(contents: Contents) -> list[Fault]:
         ),
         (
             "note",
+            "cache-passed-over",
+            contents.caches,
+            "is a cache of Ultralytics (cache=disk) with the pixels of an image, and is skipped",
+            "nothing to do; give it another name if it is an image of its own",
+        ),
+        (
+            "note",
             "system-file",
             contents.system,
             "is hidden or a system file, and is skipped",
             "delete it",
         ),
     ]
-    faults = _cut_short(contents)
-    for severity, code, paths, text, remedy in ways:
-        if paths:
-            example = paths[0]
-            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
-    return faults
 
 
 def _cut_short(contents: Contents) -> list[Fault]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.archives import names_below
-from redetr.data.images import image_size
+from redetr.data.images import image_frame, image_size
 from redetr.data.relative_paths import is_absolute, path_inside
 from redetr.errors import InputError
 from redetr.files import open_file
@@ -256,18 +256,38 @@ def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
     """Height and width of each image as stored, int64 `[N, 2]`, from the header of its file; 0 if
     it cannot be read."""
 
-    def read_part(start: int) -> list[tuple[int, int]]:
-        sizes = []
+    def size(name: str) -> tuple[int, int]:
+        width, height = image_size(f"{folder}/{name}")
+        return height, width
+
+    return _table(size, names, 2)
+
+
+def read_frames(folder: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
+    """The sizes of `read_sizes`, and the orientation of each image, int64 `[N]`, read at once: a
+    header of a file on a network disk takes time. 1 if it cannot be read."""
+
+    def frame(name: str) -> tuple[int, int, int]:
+        width, height, orientation = image_frame(f"{folder}/{name}")
+        return height, width, orientation
+
+    table = _table(frame, names, 3)
+    return table[:, :2], table[:, 2]
+
+
+def _table(
+    read: Callable[[str], tuple[int, ...]], names: list[str], num_columns: int
+) -> np.ndarray:
+    """What `read` returns for each name, int64 `[N, columns]`. It is called in threads."""
+
+    def read_part(start: int) -> list[tuple[int, ...]]:
         stop = start + _PER_TASK
-        for name in names[start:stop]:
-            width, height = image_size(f"{folder}/{name}")
-            sizes.append((height, width))
-        return sizes
+        return [read(name) for name in names[start:stop]]
 
     starts = range(0, len(names), _PER_TASK)
-    all_sizes: list[tuple[int, int]] = []
+    rows: list[tuple[int, ...]] = []
     with ThreadPoolExecutor(_READERS) as pool:
-        for sizes in pool.map(read_part, starts):
-            all_sizes += sizes
-    table = np.array(all_sizes, np.int64)
-    return table.reshape(-1, 2)
+        for part in pool.map(read_part, starts):
+            rows += part
+    table = np.array(rows, np.int64)
+    return table.reshape(-1, num_columns)

@@ -7,6 +7,7 @@ files.
 """
 
 import math
+import re
 import reprlib
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,17 @@ from redetr.data.formats.shapes import (
 from redetr.errors import InputError
 
 _ATTRIBUTES = ("label", "class", "name", "type", "category")
+# A class of that name has no colon behind it.
+_KEYS = re.compile(rb'"(_via_settings|shape_attributes|filename|regions|file_attributes)"\s*:')
 _NO_OBJECTS = ("point", "polyline", "line")
 
 
 def is_via(head: bytes) -> bool:
     """Whether a file that begins with these bytes is in VIA's format."""
-    if b'"_via_settings"' in head or b'"shape_attributes"' in head:
+    keys = set(_KEYS.findall(head))
+    if keys & {b"_via_settings", b"shape_attributes"}:
         return True
-    return b'"filename"' in head and b'"regions"' in head and b'"file_attributes"' in head
+    return keys >= {b"filename", b"regions", b"file_attributes"}
 
 
 def read_via(file: Path, split: Split) -> Document:

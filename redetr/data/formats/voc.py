@@ -35,7 +35,7 @@ from redetr.data.formats.paths import Listing, composed, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_places import XML, VocLocation, locate_voc, unread_lists, voc_sought
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
-from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
@@ -160,7 +160,8 @@ def _images_of(
     listing = Listing(location.images)
     candidates: dict[str, list[str]] = {composed(stem): [] for stem in scene_of}
     for parent in {posixpath.dirname(stem) for stem in scene_of}:
-        for file in sorted(listing.files(parent)):
+        stored = listing.files(parent)
+        for file in sorted(stored - cached_copies(stored)):
             path = posixpath.join(parent, file)
             stem, suffix = posixpath.splitext(path)
             if suffix.lower() in IMAGE_SUFFIXES and composed(stem) in candidates:
@@ -329,7 +330,8 @@ def _read_objects(
         corners=boxes - (1, 1, 0, 0),
         iscrowd=_read_marks(rows, marks),
         area=np.full(count, -1, np.float32),
-        ids=np.arange(1, count + 1),
+        ids=np.array(number_of, np.int64),
+        kind="object",
         quoted=lambda i: f"bndbox {boxes[i].tolist()}",
         remedy="write xmin ymin xmax ymax in pixels, counted from 1",
         box_format="xyxy",

@@ -1,14 +1,15 @@
 """Finds the folders and lists of the splits of a data set in Pascal VOC format, in the layout of
 the devkit or of other tools."""
 
+import posixpath
 import re
 from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Fault, Split
-from redetr.data.formats.listing import first_below
-from redetr.data.formats.paths import in_capitals
+from redetr.data.formats.listing import contents_of, first_below
+from redetr.data.formats.paths import in_capitals, read_lines
 from redetr.files import open_file
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -79,7 +80,16 @@ def _locate(root: Path, split: Split) -> VocLocation | None:
         return VocLocation(images, annotations, lists[split])
     if split != "train" or "val" in lists:
         return None
-    return VocLocation(images, annotations, lists.get("trainval", lists.get("default")))
+    everything = lists.get("trainval", lists.get("default"))
+    if everything is None and "test" in lists and _lists_all(lists["test"], annotations):
+        return None  # it has only a test split, whose images would be those of train
+    return VocLocation(images, annotations, everything)
+
+
+def _lists_all(listed: Path, annotations: Path) -> bool:
+    """Whether a list of images names all annotation files of the folder."""
+    stems = {posixpath.splitext(path)[0] for path in contents_of(annotations, XML).files}
+    return stems <= set(read_lines(listed))
 
 
 def _folder(parent: Path, name: str) -> Path:

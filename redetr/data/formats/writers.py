@@ -15,10 +15,12 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.mask_writing import coco_segmentations
 from redetr.data.mask_columns import MaskColumns
+from redetr.data.orientation import stored_sides, upright_points
 
 _VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 Splits = dict[Split, Annotations]
+Orientations = dict[Split, np.ndarray]  # of the image files of each split, int64 [N]
 Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
 
 
@@ -66,7 +68,7 @@ def _scenes(annotations: Annotations) -> Iterator[_Scene]:
         yield _Scene(name, height, width, objects)
 
 
-def _write_coco(splits: Splits, root: Path, put: Put) -> None:
+def _write_coco(splits: Splits, root: Path, put: Put, orientations: Orientations) -> None:
     """annotations/instances_{split}.json, images in {split}/."""
     for split, a in splits.items():
         _put_images(a, root / split, put)
@@ -135,20 +137,20 @@ def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
     return annotations
 
 
-def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
+def _write_yolo(splits: Splits, root: Path, put: Put, orientations: Orientations) -> None:
     """data.yaml, images in images/{split}/, labels in labels/{split}/; classes are numbered from
-    0."""
+    0. Labels are fractions of the images as viewers show them: see `yolo`."""
     config: dict[str, Any] = {}
     class_names: tuple[str, ...] = ()
     for split, a in splits.items():
         config[split] = f"images/{split}"
         class_names = a.class_names  # the same in all splits
         _put_images(a, root / "images" / split, put)
-        for scene in _scenes(a):
+        for scene, orientation in zip(_scenes(a), orientations[split].tolist(), strict=True):
             image = f"images/{split}/{scene.name}"
             file = root / label_name(image)
             file.parent.mkdir(parents=True, exist_ok=True)
-            lines = _yolo_lines(a, scene)
+            lines = _yolo_lines(a, scene, orientation)
             if lines:
                 text = "".join(lines)
                 file.write_text(text)
@@ -160,21 +162,25 @@ def _write_yolo(splits: Splits, root: Path, put: Put) -> None:
     config_file.write_text(settings, encoding="utf-8")
 
 
-def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
+def _yolo_lines(a: Annotations, scene: _Scene, orientation: int) -> list[str]:
     """A line for each object of an image: `class x y x y x y ...` for an object with a mask,
     otherwise `class cx cy w h`."""
+
+    def turned(points: np.ndarray) -> np.ndarray:
+        return upright_points(points, np.full(len(points), orientation))
+
     size = [scene.width, scene.height, scene.width, scene.height]
     pixels = a.boxes[scene.objects].astype(np.float64)
     fractions = pixels / size
     starts = fractions[:, :2]
     ends = fractions[:, 2:]
-    centers = (starts + ends) / 2
-    sides = ends - starts
+    centers = turned((starts + ends) / 2)
+    sides = stored_sides(ends - starts, np.full(len(pixels), orientation))
     rows = list(np.concatenate([centers, sides], axis=1))
     if isinstance(a.masks, MaskColumns):
         for number, i in enumerate(range(scene.objects.start, scene.objects.stop)):
             for polygon in a.masks.polygons(i):
-                rows[number] = (polygon / size[:2]).ravel()
+                rows[number] = turned(polygon / size[:2]).ravel()
     labels = a.labels[scene.objects].tolist()
     lines = []
     for label, row in zip(labels, rows, strict=True):
@@ -183,7 +189,7 @@ def _yolo_lines(a: Annotations, scene: _Scene) -> list[str]:
     return lines
 
 
-def _write_voc(splits: Splits, root: Path, put: Put) -> None:
+def _write_voc(splits: Splits, root: Path, put: Put, orientations: Orientations) -> None:
     """JPEGImages/, Annotations/ and ImageSets/Main/{split}.txt; crowds are marked difficult."""
     lists = root / "ImageSets" / "Main"
     lists.mkdir(parents=True)

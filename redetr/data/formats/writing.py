@@ -14,11 +14,14 @@ import numpy as np
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.archives import archives_in, copy_data_file
 from redetr.data.formats.cutting import Cut, cut_images
+from redetr.data.formats.file_sizes import require_sizes, tags_note
 from redetr.data.formats.folder import read_split
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
-from redetr.data.formats.layouts import read_annotations, splits_of
+from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
+from redetr.data.formats.read_back import require_same
+from redetr.data.formats.renaming import apart
 from redetr.data.formats.shard_writing import pack, write_file_list
 from redetr.data.formats.writers import (
     WRITERS,
@@ -53,9 +56,10 @@ def convert(
     `val_fraction` of the images become one; they are chosen before cutting, because tiles of one
     image overlap. With `shard_bytes`, images are packed into tar archives of about this size, which
     only COCO's format supports. Returns sentences on what was written, and on what the format
-    cannot represent. Raises InputError if the data set has errors, if the format cannot represent
-    it, if `destination` already exists, or if images are symbolic links out of the data folder,
-    which in untrusted data may lead to any file. `follow_links` allows them.
+    cannot represent. Raises InputError if the data set has errors, if a file has another size than
+    annotated, if the format cannot represent it, if `destination` already exists, or if images are
+    symbolic links out of the data folder, which in untrusted data may lead to any file.
+    `follow_links` allows them.
     """
     if shard_bytes is not None and form != "coco":
         text = f"{form} cannot name images in archives"
@@ -138,19 +142,33 @@ def _write(
     """Writes the splits of any source, for `convert`."""
     for annotations in splits.values():
         annotations.require_sound()
+    orientations = require_sizes(splits)
     splits, notes = _fitted(splits, form)
-    put = copy_data_file if copy else _link
+    notes += tags_note(splits, orientations, form)
+    files: dict[Path, Path] = {}
+    if form == "voc":
+        splits, files, renamed = apart(splits)
+        notes += renamed
+        _require_separate_labels(splits)  # one folder for all splits
+
+    def put(source: Path, target: Path) -> None:
+        file = files.get(source, source)
+        if copy:
+            copy_data_file(file, target)
+        else:
+            _link(file, target)
+
     destination.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
     try:
         if shard_bytes is None:
-            WRITERS[form](splits, unfinished, put)
+            WRITERS[form](splits, unfinished, put, orientations)
         else:
             splits = pack(splits, unfinished, shard_bytes)
             write_coco_lists(splits, unfinished)
             write_file_list(unfinished)
         for split, annotations in splits.items():
-            _require_same(annotations, unfinished, split, form)
+            require_same(annotations, unfinished, split, form)
         for archive in archives_in(unfinished):
             forget_index(str(archive))  # its folder is about to be renamed
         unfinished.chmod(0o755)
@@ -218,10 +236,9 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
             notes.append(f"the voc format has no masks: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
         _require_distinct_names(splits)
-        _require_separate_labels(list(splits.values()))  # one folder for all splits
         return splits, notes + _unused_classes(splits)
-    for annotations in splits.values():
-        _require_separate_labels([annotations])
+    for split, annotations in splits.items():
+        _require_separate_labels({split: annotations})
     _require_same_classes(splits)
     crowds = 0
     objects: Splits = {}
@@ -252,7 +269,8 @@ def _unused_classes(splits: Splits) -> list[str]:
     used: set[str] = set()
     for a in splits.values():
         listed.update(a.class_names)
-        used.update(_classes(a))
+        numbers = np.unique(a.labels).tolist()
+        used.update(a.class_names[number] for number in numbers)
     unused = listed - used
     if not unused:
         return []
@@ -287,64 +305,24 @@ def _has_outlines(annotations: Annotations) -> bool:
     return not np.allclose(annotations.area, areas, rtol=0.01)
 
 
-def _require_separate_labels(parts: list[Annotations]) -> None:
+def _require_separate_labels(splits: Splits) -> None:
     """Raises InputError if two images would share a label file."""
-    name_of: dict[str, str] = {}
-    for annotations in parts:
+    first_with: dict[str, tuple[Split, str]] = {}
+    for split, annotations in splits.items():
         for name in names_of(annotations):
             stem, _ = posixpath.splitext(name)
-            if stem in name_of:
-                text = f"{name_of[stem]!r} and {name!r} would share one label file"
-                if name_of[stem] == name:
-                    text = f"two splits have an image {name!r}, which would share one label file"
-                remedy = "rename one of them"
-                raise InputError(text, where=annotations.source, remedy=remedy)
-            name_of[stem] = name
-
-
-def _require_same(meant: Annotations, root: Path, split: Split, form: str) -> None:
-    """Raises InputError if the files in `root` are not read as the annotations `meant`."""
-    reason = ""
-    try:
-        written = read_annotations(root, split, "none" if meant.masks is None else "check")
-        written.require_sound()
-        if not _are_same(meant, written):
-            reason = "it reads differently"
-    except InputError as error:  # it names a file that is about to be deleted
-        reason = error.text
-    if reason:
-        remedy = "is a class name empty, or does it begin or end with a blank?"
-        raise InputError(f"{form} cannot hold it ({reason})", where=meant.source, remedy=remedy)
-
-
-def _are_same(meant: Annotations, written: Annotations) -> bool:
-    if names_of(meant) != names_of(written):
-        return False
-    if not np.array_equal(meant.first, written.first):
-        return False
-    if not np.allclose(meant.boxes, written.boxes, rtol=0, atol=1e-3):
-        return False
-    if _classes(meant) != _classes(written):
-        return False
-    return _masks(meant) == _masks(written)
-
-
-def _masks(annotations: Annotations) -> list[list[bytes]]:
-    """The masks of each image, compressed; an empty list if no object has a mask."""
-    masks = annotations.masks
-    if masks is None or not masks.has_mask.any():
-        return []
-    all_masks = []
-    for index in range(len(annotations)):
-        height, width = annotations.sizes[index].tolist()
-        all_masks.append(masks.rles(annotations.objects_of(index), (height, width)))
-    return all_masks
-
-
-def _classes(annotations: Annotations) -> list[str]:
-    """The name of the class of each object."""
-    names = np.array(annotations.class_names)
-    return names[annotations.labels].tolist()
+            if stem not in first_with:
+                first_with[stem] = split, name
+                continue
+            other_split, other = first_with[stem]
+            text = f"{other!r} and {name!r} would share one label file"
+            remedy = "rename one of them"
+            if other_split != split:
+                text = f"{other!r} of {other_split} and {name!r} of {split} would share one file"
+            elif other == name:
+                text = f"two entries of image {name!r} would share one label file"
+                remedy = "merge them into one, with all objects"
+            raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _link(source: Path, destination: Path) -> None:

@@ -1,8 +1,10 @@
 """Data sets in YOLO format: `data.yaml` names classes and splits, and `labels/`, next to `images/`,
 has a text file for each image.
 
-A line is `class cx cy w h`, a box in fractions of the stored image, without EXIF orientation. A
-longer line, `class x y x y x y ...`, is an outline or an oriented box, whose bounding box is used.
+A line is `class cx cy w h`, a box in fractions of the image as viewers show it, rotated according
+to its EXIF tag: so do Ultralytics and the tools that draw labels. A longer line, `class x y x y x y
+...`, is an outline or an oriented box, whose bounding box is used. Boxes and outlines are turned to
+the stored pixels.
 With `kpt_shape: [K, 2]` or `[K, 3]` in the YAML file, it is a box with keypoints, and the box is
 used. If lines look like keypoints but there is no `kpt_shape`, they are refused, unless the file
 states `task: segment` or `task: obb`. An image without a label file has no objects. Category ids
@@ -13,6 +15,7 @@ are the class numbers, and image ids count the sorted names. If there is no YAML
 import os
 import posixpath
 import reprlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +43,11 @@ from redetr.data.formats.darknet import (
 )
 from redetr.data.formats.labels import label_elsewhere, label_faults, label_names
 from redetr.data.formats.listing import contents_of
-from redetr.data.formats.paths import read_file, read_sizes
+from redetr.data.formats.paths import read_file, read_frames
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, ImagePaths, entries_of
 from redetr.data.mask_columns import MaskBuilder
+from redetr.data.orientation import stored_points, stored_sides
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -108,7 +112,7 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     below, names = _find_images(file, config, split, faults)
     root = data_root(file)
     folder = root / below
-    images = _read_images(folder, names, faults)
+    images, orientations = _read_images(folder, names, faults)
     prefix = "" if below == "." else f"{below}/"
     image_paths = [prefix + name for name in names]
     labels = label_names(root, image_paths)
@@ -132,16 +136,17 @@ def read_yolo(root: Path, split: Split, masks: MaskBuilder | None = None) -> Ann
     rows = Rows(len(lines.image), faults, lines.locate)
     _judge_lines(rows, lines, classes, has_outlines)
     has_masks = masks is not None and masks.for_training
-    objects = _read_objects(rows, lines, images.sizes, list(classes), file, has_masks)
+    objects = _read_objects(rows, lines, images.sizes, orientations, list(classes), file, has_masks)
     if masks is not None:
-        masks.scale(images.sizes[objects.image, ::-1])
+        masks.scale(images.sizes[objects.image, ::-1], orientations[objects.image])
         objects.masks = masks
-    return assemble(file, classes, images, objects, faults)
+    return replace(assemble(file, classes, images, objects, faults), is_upright=True)
 
 
-def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
+def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> tuple[Images, np.ndarray]:
+    """The images, and their orientations, int64 `[N]`."""
     rows = Rows(len(names), faults, lambda i: (folder / names[i], ""))
-    sizes = read_sizes(folder, names)
+    sizes, orientations = read_frames(folder, names)
     unreadable = sizes[:, 0] == 0
     rows.fault(
         "image-unreadable",
@@ -149,9 +154,20 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> Images:
         lambda i: NOT_READ,
         "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
+    rows.fault(
+        "image-upright",
+        orientations != 1,
+        lambda i: (
+            f"has the EXIF orientation {orientations[i]}: its labels are read in the upright image,"
+            " as YOLO tools show it; training and evaluation use the stored pixels, with these"
+            " boxes turned to them"
+        ),
+        "see the sheet of --report; to train on upright images, save them rotated, without the tag",
+        "note",
+    )
     lost = [names[i] for i in np.flatnonzero(unreadable)]
     ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
+    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost), orientations
 
 
 def _locate(root: Path) -> Path | None:
@@ -323,6 +339,7 @@ def _read_objects(
     rows: Rows,
     lines: Lines,
     sizes: np.ndarray,
+    orientations: np.ndarray,
     classes: list[int],
     file: Path,
     has_masks: bool,
@@ -350,21 +367,25 @@ def _read_objects(
         rows=rows,
         image=image,
         labels=labels,
-        corners=_corners(values[:, 1:], sizes[image, ::-1]),
+        corners=_corners(values[:, 1:], sizes[image, ::-1], orientations[image]),
         iscrowd=np.zeros(count, bool),
         area=np.full(count, -1, np.float32),
-        ids=np.arange(1, count + 1),
+        ids=np.array(lines.line, np.int64),
+        kind="line",
         quoted=lines.quoted,
         remedy="write class cx cy w h as fractions of the image",
         box_format="cxcywh",
     )
 
 
-def _corners(boxes: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Boxes as xyxy in pixels, float64 `[A, 4]`, from cxcywh fractions. `sizes` `[A, 2]` are width
-    and height of their images."""
+def _corners(boxes: np.ndarray, sizes: np.ndarray, orientations: np.ndarray) -> np.ndarray:
+    """Boxes as xyxy in stored pixels, float64 `[A, 4]`, from cxcywh fractions of upright images.
+    `sizes` `[A, 2]` are width and height of their images as stored, `orientations` `[A]` theirs."""
     centers = boxes[:, :2]
     half_sides = boxes[:, 2:] / 2
+    if (orientations != 1).any():
+        centers = stored_points(centers, orientations)
+        half_sides = stored_sides(half_sides, orientations)
     starts = centers - half_sides
     ends = centers + half_sides
     fractions = np.concatenate([starts, ends], axis=1)
