@@ -195,13 +195,11 @@ def _open(
     else:
         _require_used(config, datasets)
         data, val = datasets
-        for dataset in datasets:
+        for split, dataset in zip(("train split", "val split"), datasets, strict=True):
             if not isinstance(dataset, AnnotatedDataset):
-                require_valid(dataset, config.masks)
+                require_valid(dataset, config.masks, split)
             elif config.masks:  # its readers have checked everything else
                 require_masks(dataset.annotations)
-        if not len(data):
-            raise InputError("the training data holds no images", where=data.name)
         require_alike(data, val)
         faults = essential_faults(data, val)
     channels = config.channels or data.channels
