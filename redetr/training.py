@@ -195,9 +195,9 @@ def _open(
     else:
         _require_used(config, datasets)
         data, val = datasets
-        for split, dataset in zip(("train split", "val split"), datasets, strict=True):
+        for dataset in datasets:
             if not isinstance(dataset, AnnotatedDataset):
-                require_valid(dataset, config.masks, split)
+                require_valid(dataset, config.masks, is_val=dataset is not data)
             elif config.masks:  # its readers have checked everything else
                 require_masks(dataset.annotations)
         require_alike(data, val)

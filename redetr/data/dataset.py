@@ -150,16 +150,16 @@ def _compact(target: StoredTarget) -> StoredTarget:
     return compact
 
 
-def require_valid(dataset: DetectionDataset, masks: bool = False, split: str = "data set") -> None:
-    """Raises InputError unless a data set of a user's own is as the interface says, and holds
-    objects; with `masks`, NoMasksError if no object has a mask. Looks at the first image and at up
-    to 1,000 targets. `split` is what an error calls the data set."""
+def require_valid(dataset: DetectionDataset, masks: bool = False, is_val: bool = False) -> None:
+    """Raises InputError unless a data set of a user's own is as the interface says and, unless it
+    `is_val`, holds objects; with `masks`, NoMasksError if there are objects, but none has a mask.
+    Looks at the first image and at up to 1,000 targets."""
     if not isinstance(dataset, DetectionDataset):
         remedy = "derive it from redetr.data.DetectionDataset"
         raise InputError(f"a {type(dataset).__name__} is not a data set", remedy=remedy)
     _require_valid_classes(dataset)
     if not len(dataset):
-        text = f"the {split} holds no images"
+        text = f"the {'val' if is_val else 'train'} split holds no images"
         raise InputError(text, where=dataset.name, remedy="give at least one")
     boxes = []
     sizes = []
@@ -175,8 +175,8 @@ def require_valid(dataset: DetectionDataset, masks: bool = False, split: str = "
     _require_pixels(dataset, np.concatenate(boxes), np.array(sizes).reshape(-1, 2))
     _require_valid_target(dataset, dataset.objects(0), "objects(0)")
     _require_valid_image(dataset)
-    if not has_objects:
-        _require_objects(dataset, split)
+    if not has_objects and not is_val:  # without objects in val, AP is undefined, as a run says
+        _require_objects(dataset)
     if masks and not has_masks:
         _require_masks(dataset)
 
@@ -187,24 +187,26 @@ def looked_at(dataset: DetectionDataset) -> range:
     return range(0, len(dataset), max(1, stride))
 
 
-def _require_objects(dataset: DetectionDataset, split: str) -> None:
-    """Raises InputError if nothing can be learned from a data set, or measured on it. Looks at all
-    targets."""
+def _require_objects(dataset: DetectionDataset) -> None:
+    """Raises InputError if nothing can be learned from a data set. Looks at all targets."""
     if dataset.max_objects():
         return
     num_crowds = sum(len(dataset.objects(index)["labels"]) for index in range(len(dataset)))
     if not num_crowds:
-        text = f"the {split} has no object in {counted(len(dataset), 'image')}"
+        text = f"the train split has no object in {counted(len(dataset), 'image')}"
         remedy = "give its targets boxes and labels"
         raise InputError(text, where=dataset.name, remedy=remedy)
     objects = counted(num_crowds, "object")
-    text = f"the {split} has {objects}, all of them crowds, which training and evaluation ignore"
+    text = f"the train split has {objects}, all of them crowds, which training ignores"
     raise InputError(text, where=dataset.name, remedy="give iscrowd False for single objects")
 
 
 def _require_masks(dataset: DetectionDataset) -> None:
-    """Raises NoMasksError if no object has a mask. Looks at all targets until one has."""
+    """Raises NoMasksError if there are objects, but none has a mask. Looks at all targets until one
+    has."""
     if any(_has_mask(dataset.target(index)) for index in range(len(dataset))):
+        return
+    if not dataset.max_objects():
         return
     remedy = "give its targets masks, or train without masks"
     raise NoMasksError("has only boxes, no masks", where=dataset.name, remedy=remedy)

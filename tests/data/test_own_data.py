@@ -119,7 +119,7 @@ FAULTS = {
     ),
     "crowds": (
         Squares(1, iscrowd=torch.tensor([True])),
-        "squares: the train split has 1 object, all of them crowds, which training and eval",
+        "squares: the train split has 1 object, all of them crowds, which training ignores",
     ),
     "no data set": (
         [1, 2],
@@ -136,22 +136,11 @@ def test_data_that_cannot_be_meant_is_refused(name, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-VAL_FAULTS = {
-    "no images": (Squares(0), "squares: the val split holds no images; give at least one"),
-    "no objects": (Squares(1, **NO_OBJECTS), "squares: the val split has no object in 1 image"),
-    "crowds": (
-        Squares(1, iscrowd=torch.tensor([True])),
-        "squares: the val split has 1 object, all",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", VAL_FAULTS)
-def test_val_that_measures_nothing_is_refused(name, tmp_path):
-    """As in files: training would end with an AP that is undefined."""
-    data, said = VAL_FAULTS[name]
+def test_val_without_images_is_refused(tmp_path):
+    """Training would end with an AP that is undefined."""
+    said = "squares: the val split holds no images; give at least one"
     with pytest.raises(redetr.InputError, match=said):
-        redetr.train(config_of(tmp_path / "run"), datasets=(Squares(), data))
+        redetr.train(config_of(tmp_path / "run"), datasets=(Squares(), Squares(0)))
     assert not (tmp_path / "run").exists()
 
 
