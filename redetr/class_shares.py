@@ -17,7 +17,6 @@ from redetr.metrics import (
     GroundTruth,
     Measured,
     Tables,
-    TruthObjects,
     check_detections,
     coco_evaluation,
     result_of_tables,
@@ -25,6 +24,7 @@ from redetr.metrics import (
     tables_without_objects,
 )
 from redetr.structures import DatasetDetections
+from redetr.truth import TruthObjects
 
 _AT_ONCE = 400_000  # detections that are evaluated together; hotcoco takes some 400 bytes for each
 _MASKS_AT_ONCE = 20_000  # of all classes of a group; hotcoco and Python take some kB for each

@@ -22,12 +22,13 @@ from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
 from redetr.masks import encode
-from redetr.metrics import CocoResult, TruthObjects, holds_masks
+from redetr.metrics import CocoResult
 from redetr.panoptic import panoptic_of_batch
 from redetr.panoptic_quality import PanopticResult, shared_quality
 from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
+from redetr.truth import TruthObjects, holds_masks
 from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
@@ -39,8 +40,10 @@ def evaluate(
 ) -> CocoResult:
     """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
 
-    Where a panoptic model meets panoptic data, also the panoptic quality. Options and errors are
-    those of `detect_classes`. A model in training mode is in it again afterwards. Communicates.
+    Masks are measured if the model and all objects have them; if only the model has, `why_no_masks`
+    of the result says why not. Where a panoptic model meets panoptic data, also the panoptic
+    quality. Options and errors are those of `detect_classes`. A model in training mode is in it
+    again afterwards. Communicates.
     """
     dist = dist or _alone(model)
     segments: list[DatasetDetections] = []
@@ -66,7 +69,9 @@ def with_quality(
     """
     objects = TruthObjects.from_dataset(dataset)
     result = shared_metrics(objects, share, dist)
-    return replace(result, panoptic=quality_of(model, dataset, segments, dist, objects))
+    quality = quality_of(model, dataset, segments, dist, objects)
+    why_no_masks = objects.why_no_masks if model.has_masks else ""
+    return replace(result, panoptic=quality, why_no_masks=why_no_masks)
 
 
 def quality_of(
@@ -87,13 +92,15 @@ def quality_of(
         return None
     if objects is None:
         objects = TruthObjects.from_dataset(dataset)
+    if objects.masks is None:  # of a user's own data set: only some targets have masks
+        return None
     mine = DatasetDetections.concatenate(segments)
     return shared_quality(objects, mine, dataset.is_thing, dist, by_image)
 
 
 def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:
     """Whether panoptic quality can be measured: of a panoptic model, on data that says what things
-    and what stuff is, and was opened with masks."""
+    and what stuff is, and holds the masks of all objects."""
     return model.original_masks and bool(dataset.is_thing) and holds_masks(dataset)
 
 

@@ -161,6 +161,13 @@ def box_rle(box: Sequence[float], size: Size) -> bytes:
     return hotcoco.mask.fr_bbox([x1, y1, x2 - x1, y2 - y1], *size)["counts"]
 
 
+def empty_rle(size: Size) -> bytes:
+    """The compressed RLE of no pixel of an image of this height and width."""
+    height, width = size
+    counts = {"size": [height, width], "counts": [height * width]}
+    return hotcoco.mask.frPyObjects(counts, height, width)["counts"]
+
+
 def boxes_of_masks(masks: Tensor) -> Tensor:
     """The box around each of `masks`, bool `[N, H, W]`: float32 xyxy `[N, 4]` in pixels, to the
     outer edges of the outermost pixels; zeros around an empty mask.

@@ -5,22 +5,19 @@ original image. Numbers are fractions in [0, 1], or nan where there is no ground
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import hotcoco
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from redetr.data import DetectionDataset
-from redetr.data.formats.folder import AnnotatedDataset
 from redetr.errors import DivergedError
-from redetr.masks import encode
 from redetr.structures import DatasetDetections, StoredTarget
+from redetr.truth import TruthObjects
 from redetr.wording import counted
 
 if TYPE_CHECKING:
@@ -44,82 +41,6 @@ METRIC_NAMES = (
 )
 
 
-def holds_masks(dataset: DetectionDataset) -> bool:
-    """Whether the targets of a data set hold masks: its source states them, and it was opened for
-    them."""
-    return len(dataset) > 0 and "masks" in dataset.target(0)
-
-
-@dataclass(frozen=True, eq=False)
-class TruthObjects:
-    """The objects of N images, A of them, as a data set states them."""
-
-    image_ids: NDArray[np.int64]  # [N], in the order of the data set
-    class_names: tuple[str, ...]
-    image: NDArray[np.int64]  # [A], counts the images from 0
-    labels: NDArray[np.int64]  # [A]
-    boxes: NDArray[np.floating]  # [A, 4]
-    area: NDArray[np.floating]  # [A]
-    iscrowd: NDArray[np.bool_]  # [A]
-    # both are None where the data set states no masks
-    masks: list[bytes] | None = None  # A, compressed as in `DatasetDetections`
-    image_sizes: NDArray[np.int64] | None = None  # [N, 2] height and width of the stored images
-
-    @classmethod
-    def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
-        """The objects of a data set, with masks if its targets hold them; reads no image."""
-        if holds_masks(dataset) or not isinstance(dataset, AnnotatedDataset):
-            targets = (dataset.target(i) for i in range(len(dataset)))
-            return cls.from_targets(targets, dataset.class_names)
-        source = dataset.annotations
-        return cls(
-            image_ids=source.ids,
-            class_names=source.class_names,
-            image=source.image_of(),
-            labels=source.labels,
-            boxes=source.boxes,
-            area=source.area,
-            iscrowd=source.iscrowd,
-        )
-
-    @classmethod
-    def from_targets(
-        cls, targets: Iterable[StoredTarget], class_names: Sequence[str]
-    ) -> "TruthObjects":
-        """The objects in `targets`, with masks if all targets have them."""
-        ids, counts, sizes = [], [], []
-        boxes, labels, area, iscrowd = [], [], [], []
-        masks: list[bytes] = []
-        has_masks = []
-        for target in targets:
-            ids.append(target["image_id"])
-            counts.append(len(target["labels"]))
-            sizes.append(target["orig_size"])
-            boxes.append(target["boxes"])
-            labels.append(target["labels"])
-            area.append(target["area"])
-            iscrowd.append(target["iscrowd"])
-            has_masks.append("masks" in target)
-            if "masks" in target:
-                masks += encode(target["masks"])
-        all_have_masks = bool(has_masks) and all(has_masks)
-        return cls(
-            image_ids=np.array(ids, np.int64),
-            class_names=tuple(class_names),
-            image=np.arange(len(ids)).repeat(counts),
-            labels=_joined(labels).astype(np.int64),
-            boxes=_joined(boxes).reshape(-1, 4),
-            area=_joined(area),
-            iscrowd=_joined(iscrowd).astype(bool),
-            masks=masks if all_have_masks else None,
-            image_sizes=np.array(sizes, np.int64) if all_have_masks else None,
-        )
-
-    def counts(self) -> NDArray[np.int64]:
-        """Objects of each class, crowds not counted, `[C]`."""
-        return np.bincount(self.labels[~self.iscrowd], minlength=len(self.class_names))
-
-
 @dataclass(frozen=True, eq=False)
 class GroundTruth:
     """The annotations of N images. Build it once and evaluate as often as needed."""
@@ -131,6 +52,7 @@ class GroundTruth:
     objects: NDArray[np.int64]  # [C], of each class, crowds not counted
     annotations: hotcoco.COCO  # of images numbered by rank, of categories numbered by label
     image_sizes: NDArray[np.int64] | None = None  # as in `TruthObjects`: None without masks
+    why_no_masks: str = ""  # as in `TruthObjects`
 
     @classmethod
     def from_dataset(cls, dataset: DetectionDataset) -> "GroundTruth":
@@ -167,6 +89,7 @@ class GroundTruth:
             objects=objects.counts(),
             annotations=annotations,
             image_sizes=objects.image_sizes,
+            why_no_masks=objects.why_no_masks,
         )
 
 
@@ -201,8 +124,9 @@ class CocoResult:
     # the smallest score to show, in steps of 0.01: the one with the best F1 over all classes at an
     # IoU of 0.5; None if nothing is found
     threshold: float | None = None
-    # the same numbers from overlaps of masks, where model and data have them
+    # the same numbers from overlaps of masks, where the model and all objects have them
     masks: "CocoResult | None" = None
+    why_no_masks: str = ""  # why a model with masks was measured only by its boxes
     panoptic: "PanopticResult | None" = None  # where model and data are panoptic
 
     @property
@@ -220,10 +144,13 @@ class CocoResult:
 
         The twelve numbers, `threshold`, losses with the prefix `val_`, and of each class
         `per_class` (AP), `per_class_AP50` and `objects`; where masks were measured, `masks` with
-        their twelve numbers, `per_class` and `per_class_AP50`; and where it was measured,
-        `panoptic`, as `PanopticResult.to_dict` gives it.
+        their twelve numbers, `per_class` and `per_class_AP50`; where they were not, although the
+        model has some, `why_no_masks`; and where it was measured, `panoptic`, as
+        `PanopticResult.to_dict` gives it.
         """
         further: dict[str, Any] = {}
+        if self.why_no_masks:
+            further["why_no_masks"] = self.why_no_masks
         if self.panoptic is not None:
             further["panoptic"] = self.panoptic.to_dict()
         if self.masks is not None:
@@ -457,13 +384,6 @@ def check_detections(
             f"a score or box is not finite in {share} (first in image {image_ids[first]}): the "
             "model has diverged"
         )
-
-
-def _joined(parts: list[Tensor]) -> NDArray[np.float64]:
-    """All parts one after the other; float64 holds their values exactly."""
-    if not parts:
-        return np.zeros(0)
-    return torch.cat(parts).double().numpy()
 
 
 def _xyxy_to_xywh(boxes: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 
 from redetr.class_shares import to_main
 from redetr.distributed import Dist
-from redetr.metrics import TruthObjects, distinct_names, segmentation
+from redetr.metrics import distinct_names, segmentation
 from redetr.structures import DatasetDetections
+from redetr.truth import TruthObjects
 
 
 @dataclass(frozen=True)

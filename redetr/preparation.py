@@ -36,6 +36,7 @@ from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.state import State, has_checkpoint
 from redetr.structures import DetectionModel
 from redetr.threads import crowding, pick_threads, use_threads
+from redetr.truth import mask_gaps
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
 
@@ -209,6 +210,20 @@ def first_notes(
     notes += [*restart_notes(), *data.notes]
     notes += what_was_left_out(unreadable_of(data), "train")
     notes += what_was_left_out(unreadable_of(val), "val")
+    if state.model.has_masks:
+        notes += _about_missing_masks(data, val)
+    return notes
+
+
+def _about_missing_masks(data: DetectionDataset, val: DetectionDataset) -> list[str]:
+    """What a user should know of objects without a mask, before masks are trained."""
+    notes = []
+    gaps = "" if isinstance(data, AnnotatedDataset) else mask_gaps(data)  # its notes say it
+    if gaps:
+        notes.append(f"warning: {data.name}: {gaps}; only the boxes of such objects are learned")
+    gaps = mask_gaps(val)
+    if gaps:
+        notes.append(f"warning: masks are not measured on val, only boxes, because {gaps}")
     return notes
 
 

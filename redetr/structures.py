@@ -32,7 +32,8 @@ class StoredTarget(TypedDict):
     size: Size  # the same
     iscrowd: Tensor  # [T] bool; evaluation ignores detections in crowds, training drops crowds
     area: Tensor  # [T] float32, pixels of the stored image
-    masks: NotRequired[Tensor]  # [T, H, W] bool, pixels of the stored image
+    # [T, H, W] bool, pixels of the stored image; an empty mask means that it is not known
+    masks: NotRequired[Tensor]
     # the same, compressed (see `masks.py`): what `DetectionDataset.compact_target` has instead
     mask_counts: NotRequired[list[bytes]]
 
@@ -48,7 +49,7 @@ class Target(TypedDict):
     iscrowd: Tensor  # [T] bool, all False
     area: Tensor  # [T] float32, pixels of the stored image
     seed: NotRequired[int]  # of random numbers that belong to this sample, such as denoising's
-    masks: NotRequired[Tensor]  # [T, h, w] bool, of `size`
+    masks: NotRequired[Tensor]  # [T, h, w] bool, of `size`; an empty one is not known
 
 
 class Outputs(TypedDict):

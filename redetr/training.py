@@ -203,11 +203,9 @@ def _open(
         data, val = datasets
         for dataset in datasets:
             if not isinstance(dataset, AnnotatedDataset):
-                require_valid(dataset, config.masks)
+                require_valid(dataset, config.masks, is_val=dataset is not data)
             elif config.masks:  # its readers have checked everything else
                 require_masks(dataset.annotations)
-        if not len(data):
-            raise InputError("the training data holds no images", where=data.name)
         require_alike(data, val)
         faults = essential_faults(data, val)
     channels = config.channels or data.channels

@@ -18,7 +18,8 @@ SIZE = (60, 80)
 
 
 class Plates(DetectionDataset):
-    """Two images: a cup and a plate, then a plate whose mask is not known, and a crowd of cups."""
+    """Two images: a cup and a plate, then another plate, whose mask may be unknown, and a crowd of
+    cups."""
 
     name = "plates"
     class_names = ("cup", "plate")
@@ -27,13 +28,16 @@ class Plates(DetectionDataset):
     boxes = (((0, 0, 20, 20), (40, 0, 80, 40)), ((10, 10, 30, 30), (40, 20, 80, 60)))
     labels = ((0, 1), (1, 0))
 
+    def __init__(self, all_known=True):
+        self.all_known = all_known
+
     def __len__(self):
         return 2
 
     def target(self, index):
         boxes = torch.tensor(self.boxes[index], dtype=torch.float32)
         masks = rectangles(self.boxes[index])
-        if index == 1:
+        if index == 1 and not self.all_known:
             masks[0] = False
         return StoredTarget(
             boxes=boxes,
@@ -74,12 +78,12 @@ def test_pairs_by_hand():
     detections = found()
     numbers = make_report(Plates(), [("a.pt", detections)]).numbers["checkpoints"][0]
     masks = numbers["masks"]
-    assert masks["all"] == {"found": 2, "iou": pytest.approx(0.375), "poor": 1}
+    assert masks["all"] == {"found": 3, "iou": pytest.approx(1.75 / 3), "poor": 1}
     cup, plate = masks["per_class"].values()
     assert (cup["found"], cup["iou"], cup["poor"]) == (1, 0.25, 1)
-    assert (plate["found"], plate["iou"], plate["poor"]) == (1, 0.5, 0)
+    assert (plate["found"], plate["iou"], plate["poor"]) == (2, 0.75, 0)
     sizes = [(group["from_px"], group["found"], group["iou"]) for group in masks["by_size"]]
-    assert sizes == [(20.0, 1, 0.25), (40.0, 1, 0.5)]
+    assert sizes == [(20.0, 1, 0.25), (20.0, 1, 1.0), (40.0, 1, 0.5)]
     expected = coco_metrics(GroundTruth.from_dataset(Plates()), detections).masks
     assert masks["metrics"] == {
         name: None if np.isnan(value) else value for name, value in expected.metrics.items()
@@ -99,13 +103,24 @@ def test_a_detection_below_the_threshold_is_no_pair():
     )
     shown = DatasetDetections.concatenate([found((0.1, 0.8, 0.7)), wrong])
     report = make_report(Plates(), [("a.pt", shown)])
-    assert report.numbers["checkpoints"][0]["masks"]["all"]["found"] == 1
+    assert report.numbers["checkpoints"][0]["masks"]["all"]["found"] == 2
     boxes = DatasetDetections(*(getattr(detections, name) for name in BOXES))
     report = make_report(Plates(), [("a.pt", boxes)])
     assert report.numbers["checkpoints"][0]["masks"] is None
 
 
 BOXES = ("image_index", "labels", "scores", "boxes")
+
+
+def test_masks_are_not_measured_if_one_is_not_known(tmp_path):
+    why = GroundTruth.from_dataset(Plates(all_known=False)).why_no_masks
+    assert why == "1 of 4 objects has no mask (the first in image 4)"
+    report = make_report(Plates(all_known=False), [("a.pt", found())], why_no_masks=[why])
+    numbers = report.numbers["checkpoints"][0]
+    assert numbers["masks"] is None and numbers["why_no_masks"] == why
+    assert numbers["metrics"]["AP"] == pytest.approx(1.0)
+    write_report(report, tmp_path)
+    assert f"Masks are not measured, because {why}." in (tmp_path / "index.html").read_text()
 
 
 def quality(pq):
@@ -132,12 +147,12 @@ def test_masks_of_two_checkpoints_in_a_browser(tmp_path, browser):
     cup = section.find_element(By.CSS_SELECTOR, ".sortable tbody tr").text.split()
     assert cup[0] == "cup" and cup[4:] == ["25.0", "100.0", "+75.0", "1", "0"]
     captions = [figure.text for figure in section.find_elements(By.TAG_NAME, "figcaption")]
-    assert len(captions) == 4  # of two pairs each, the poorest first
+    assert len(captions) == 6  # of three pairs each, the poorest first
     assert captions[0].startswith("cup 90%: mask IoU 25.0 box IoU 100.0")
     sizes = browser.execute_script(
         "return [...document.querySelectorAll('#masks img')].map(x => x.naturalWidth)"
     )
-    assert len(sizes) == 8 and min(sizes) > 100
+    assert len(sizes) == 12 and min(sizes) > 100
     panoptic = browser.find_element(By.ID, "panoptic")
     assert "all 75.0 100.0 75.0" in panoptic.text and "stuff - - -" in panoptic.text
     assert browser.get_log("browser") == []

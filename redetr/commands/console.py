@@ -92,6 +92,10 @@ def print_results(results: list[dict[str, Any]]) -> None:
         if "panoptic" in result:
             OUT.print(_panoptic_table(f"panoptic {number}".strip(), result["panoptic"]))
     OUT.print(_class_table(results, numbers))
+    for number, result in zip(numbers, results, strict=True):
+        if "why_no_masks" in result:
+            title = f"masks {number}".strip()
+            OUT.print(f"{title}: not measured, because {result['why_no_masks']}", soft_wrap=True)
     if results[0]["AP"] is None:
         OUT.print(
             "AP is undefined (-): there are no objects to find (crowds and difficult objects "

@@ -91,9 +91,9 @@ class Evaluate:
         use_threads(self.threads)
         paths = [locate(checkpoint) for checkpoint in self._checkpoints]
         detectors = [load(checkpoint, device=self.device) for checkpoint in self._checkpoints]
-        masks = any(detector.model.has_masks for detector in detectors)
+        has_masks = [detector.model.has_masks for detector in detectors]
         dataset = detectors[0].open_data(
-            self.split, self.data, self.val_fraction, masks, self.skip_unreadable
+            self.split, self.data, self.val_fraction, any(has_masks), self.skip_unreadable
         )
         source = self.data or detectors[0].trained_on
         with process_group(self.device) as dist:
@@ -120,7 +120,7 @@ class Evaluate:
                 for detector, of_detector in zip(detectors, segments, strict=True):
                     measured = (detector.model, dataset, of_detector, dist)
                     qualities.append(quality_of(*measured, by_image=bool(self.compare)))
-                dist.main_only(self._show)(dataset, about, detections, qualities)
+                dist.main_only(self._show)(dataset, about, detections, qualities, has_masks)
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
@@ -191,11 +191,13 @@ class Evaluate:
         about: list[dict[str, Any]],
         detections: list["DatasetDetections"],
         qualities: list["PanopticResult | None"],
+        has_masks: list[bool],
     ) -> None:
         from redetr.metrics import GroundTruth, coco_evaluation, coco_result, mask_evaluation
         from redetr.report import make_report, write_report
 
         truth = GroundTruth.from_dataset(dataset)
+        reasons = [truth.why_no_masks if with_masks else "" for with_masks in has_masks]
         of_boxes = [coco_evaluation(truth, detected) for detected in detections]
         of_masks = [mask_evaluation(truth, detected) for detected in detections]
         results = []
@@ -203,7 +205,8 @@ class Evaluate:
             result = coco_result(truth, of_boxes[i])
             evaluation = of_masks[i]
             mask_result = None if evaluation is None else coco_result(truth, evaluation)
-            result = replace(result, masks=mask_result, panoptic=qualities[i])
+            result = replace(result, masks=mask_result, why_no_masks=reasons[i])
+            result = replace(result, panoptic=qualities[i])
             results.append(description | result.to_dict())
         differences = _differences(of_boxes, of_masks, qualities) if self.compare else None
         if self.json:
@@ -215,7 +218,7 @@ class Evaluate:
             self._print(results, differences)
         if self.report:
             checkpoints = list(zip(self._checkpoints, detections, strict=True))
-            report = make_report(dataset, checkpoints, differences, qualities)
+            report = make_report(dataset, checkpoints, differences, qualities, reasons)
             write_report(report, Path(self.report))
             ERRORS.print(f"{self.report}/index.html: the report; report.json holds its numbers")
 

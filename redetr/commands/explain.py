@@ -120,7 +120,17 @@ class Explain:
         if self.data is None and self.image_id is None:
             return None
         masks = detector.model.has_masks and self.image_id is not None  # for the loss page
-        return detector.open_data(self.split, self.data, self.val_fraction, masks=masks)
+        dataset = detector.open_data(self.split, self.data, self.val_fraction, masks=masks)
+        if masks:
+            self._say_missing_masks(dataset)
+        return dataset
+
+    def _say_missing_masks(self, dataset: "DetectionDataset") -> None:
+        from redetr.truth import mask_gaps
+
+        gaps = mask_gaps(dataset)
+        if gaps:
+            ERRORS.print(f"note: {gaps}; such objects add nothing to the losses of masks")
 
     def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
         from redetr.explain import query_habits

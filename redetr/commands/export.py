@@ -161,6 +161,8 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
     if comparison.mask_ap:
         pytorch_ap, file_ap = comparison.mask_ap
         OUT.print(f"mask AP {pytorch_ap:.2f} with PyTorch, {file_ap:.2f} with the file")
+    if comparison.why_no_masks:
+        OUT.print(f"mask AP is not measured, because {comparison.why_no_masks}", soft_wrap=True)
     if comparison.mask_iou:
         smallest, middle = comparison.mask_iou
         OUT.print(f"masks: minimum IoU {smallest:.4f}, median {middle:.4f}")

@@ -102,6 +102,9 @@ class Push:
                 f"{error}, or give --no-evaluate for a card without results"
             ) from error
         result = detector.evaluate(dataset).to_dict()
+        if "why_no_masks" in result:
+            why = f"the card has no numbers of masks, because {result['why_no_masks']}"
+            ERRORS.print(f"note: {why}", soft_wrap=True)
         picture = prediction_grid(detector, dataset, _SHOWN) if self.picture else None
         data = without_folders(str(self.data or detector.trained_on))
         return Evaluation(data, "val", len(dataset), result, picture)

@@ -231,7 +231,8 @@ def _sample(shown: _Shown, before: Target) -> Sample:
     is_kept = (sides >= _LEAST_PX).all(1)
     masks = shown.masks
     if masks is not None:
-        is_kept &= masks.flatten(1).any(1)
+        was_unknown = ~before["masks"].flatten(1).any(1)
+        is_kept &= masks.flatten(1).any(1) | was_unknown[shown.rows]
     rows = shown.rows[is_kept]
     fractions = corners[is_kept] / torch.tensor([width, height] * 2)
     target = copy.copy(before)

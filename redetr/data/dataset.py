@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from redetr.choices import Augment
 from redetr.data.contradictions import are_fractions
+from redetr.data.mask_faults import FEW, OVERSHOOT_PX, OVERSHOOT_SHARE
 from redetr.errors import InputError, NoMasksError
 from redetr.masks import encode
 from redetr.structures import Size, StoredTarget
@@ -149,45 +150,97 @@ def _compact(target: StoredTarget) -> StoredTarget:
     return compact
 
 
-def require_valid(dataset: DetectionDataset, masks: bool = False) -> None:
-    """Raises InputError unless a data set of a user's own is as the interface says; with `masks`,
-    NoMasksError if there are objects, but no target has masks. Looks at the first image and at up
-    to 1,000 targets."""
+def require_valid(dataset: DetectionDataset, masks: bool = False, is_val: bool = False) -> None:
+    """Raises InputError unless a data set of a user's own is as the interface says and, unless it
+    `is_val`, holds objects; with `masks`, NoMasksError if there are objects, but none has a mask.
+    Looks at the first image and at up to 1,000 targets."""
     if not isinstance(dataset, DetectionDataset):
         remedy = "derive it from redetr.data.DetectionDataset"
         raise InputError(f"a {type(dataset).__name__} is not a data set", remedy=remedy)
     _require_valid_classes(dataset)
-    stride = math.ceil(len(dataset) / _CHECKED)
+    if not len(dataset):
+        text = f"the {'val' if is_val else 'train'} split holds no images"
+        raise InputError(text, where=dataset.name, remedy="give at least one")
     boxes = []
     sizes = []
     has_objects = has_masks = False
-    for index in range(0, len(dataset), max(1, stride)):
+    for index in looked_at(dataset):
         target = dataset.target(index)
         _require_valid_target(dataset, target, f"target({index})")
         height, width = target["orig_size"]
         boxes.append(target["boxes"].numpy())
         sizes += [(width, height)] * len(target["boxes"])
         has_objects |= bool((~target["iscrowd"]).any())
-        has_masks |= "masks" in target
-    if masks and has_objects and not has_masks:
-        remedy = "give its targets masks, or train without masks"
-        raise NoMasksError("has only boxes, no masks", where=dataset.name, remedy=remedy)
-    if len(dataset):
-        _require_pixels(dataset, np.concatenate(boxes), np.array(sizes).reshape(-1, 2))
-        _require_valid_target(dataset, dataset.objects(0), "objects(0)")
-        _require_valid_image(dataset)
+        has_masks |= _has_mask(target)
+    _require_pixels(dataset, np.concatenate(boxes), np.array(sizes).reshape(-1, 2))
+    _require_valid_target(dataset, dataset.objects(0), "objects(0)")
+    _require_valid_image(dataset)
+    if not has_objects and not is_val:  # without objects in val, AP is undefined, as a run says
+        _require_objects(dataset)
+    if masks and not has_masks:
+        _require_masks(dataset)
+
+
+def looked_at(dataset: DetectionDataset) -> range:
+    """The indices of up to 1,000 targets that are spread over a data set."""
+    stride = math.ceil(len(dataset) / _CHECKED)
+    return range(0, len(dataset), max(1, stride))
+
+
+def _require_objects(dataset: DetectionDataset) -> None:
+    """Raises InputError if nothing can be learned from a data set. Looks at all targets."""
+    if dataset.max_objects():
+        return
+    num_crowds = sum(len(dataset.objects(index)["labels"]) for index in range(len(dataset)))
+    if not num_crowds:
+        text = f"the train split has no object in {counted(len(dataset), 'image')}"
+        remedy = "give its targets boxes and labels"
+        raise InputError(text, where=dataset.name, remedy=remedy)
+    objects = counted(num_crowds, "object")
+    text = f"the train split has {objects}, all of them crowds, which training ignores"
+    raise InputError(text, where=dataset.name, remedy="give iscrowd False for single objects")
+
+
+def _require_masks(dataset: DetectionDataset) -> None:
+    """Raises NoMasksError if there are objects, but none has a mask. Looks at all targets until one
+    has."""
+    if any(_has_mask(dataset.target(index)) for index in range(len(dataset))):
+        return
+    if not dataset.max_objects():
+        return
+    remedy = "give its targets masks, or train without masks"
+    raise NoMasksError("has only boxes, no masks", where=dataset.name, remedy=remedy)
+
+
+def _has_mask(target: StoredTarget) -> bool:
+    """Whether the mask of any object is known, that is, not empty."""
+    return "masks" in target and bool(target["masks"].any())
 
 
 def _require_pixels(dataset: DetectionDataset, boxes: np.ndarray, sizes: np.ndarray) -> None:
-    """Raises InputError if boxes `[A, 4]` are fractions of images of these `sizes` `[A, 2]`."""
+    """Raises InputError if boxes `[A, 4]` are fractions of images of these `sizes` `[A, 2]`, or if
+    more of them than in files have no area."""
     fractions = are_fractions(boxes, sizes)
     if not fractions.any():
+        _require_area(dataset, boxes, sizes)
         return
     boxes_in_all = counted(len(boxes), "box", "boxes")
     share = f"{fractions.sum():,} of {boxes_in_all} in the first pixel"
     text = f"boxes look like fractions of the image: {share}"
     remedy = "multiply x by the width of the image, y by its height"
     raise InputError(text, where=dataset.name, remedy=remedy)
+
+
+def _require_area(dataset: DetectionDataset, boxes: np.ndarray, sizes: np.ndarray) -> None:
+    """Raises InputError if too many boxes have no area in their images, which train nothing."""
+    inside = boxes.clip(0, np.tile(sizes, 2))
+    empty = (inside[:, 2:] <= inside[:, :2]).any(1)
+    if empty.sum() <= FEW * len(boxes):
+        return
+    box = boxes[int(empty.argmax())].tolist()
+    share = f"as {int(empty.sum()):,} of {counted(len(boxes), 'box', 'boxes')}"
+    text = f"box {box} has no area in its image, {share}"
+    raise InputError(text, where=dataset.name, remedy="correct or delete it")
 
 
 def _require_valid_classes(dataset: DetectionDataset) -> None:
@@ -262,7 +315,23 @@ def _fault_of(target: StoredTarget, num_classes: int) -> tuple[str, str]:
         return text, ""
     if not boxes.isfinite().all() or (boxes[:, 2:] < boxes[:, :2]).any():
         return "a box is not x1, y1, x2, y2 with x1 <= x2 and y1 <= y2, in pixels", ""
-    return "", ""
+    return _fault_of_position(boxes, target["orig_size"])
+
+
+def _fault_of_position(boxes: Tensor, size: Size) -> tuple[str, str]:
+    """What is wrong if a box `[T, 4]` leaves its image by more than annotators overshoot, as in
+    files."""
+    height, width = size
+    sides = torch.tensor([width, height])
+    slip = (OVERSHOOT_SHARE * sides).clamp(min=OVERSHOOT_PX)
+    leaves_start = (boxes[:, :2] < -slip).any(1)
+    leaves_end = (boxes[:, 2:] > sides + slip).any(1)
+    leaves = leaves_start | leaves_end
+    if not leaves.any():
+        return "", ""
+    box = boxes[int(leaves.int().argmax())].tolist()
+    text = f"box {box} leaves its image of {width}x{height} px"
+    return text, "give x1, y1, x2, y2 in pixels of the stored image"
 
 
 def _fault_of_image(target: StoredTarget) -> tuple[str, str] | None:

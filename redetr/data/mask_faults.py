@@ -1,7 +1,7 @@
 """Finds the faults of masks: of each mask alone, and compared with its image and its box.
 
-If masks are trained on, an invalid mask is an error, and so is an object without a mask among
-others that have one. If only boxes matter, these are warnings, and the mask is left out.
+If masks are trained on, an invalid mask is an error. If only boxes matter, it is a warning, and the
+mask is left out. An object without a mask among others that have one is learned by its box alone.
 """
 
 from typing import TYPE_CHECKING
@@ -136,17 +136,19 @@ def _report_problems(rows: "Rows", builder: MaskBuilder) -> None:
 def _report_missing(
     rows: "Rows", builder: MaskBuilder, masks: MaskColumns, is_there: np.ndarray
 ) -> None:
-    """Adds a fault for objects without a mask among others that have one."""
+    """Adds a fault for objects without a mask among others that have one. It is no error: their
+    boxes are learned, and mask AP, which would count them as missed, is not measured."""
     missing = rows.good & ~is_there
     with_mask = int(masks.has_mask.sum())
     if not with_mask:
         return
-    share = f"as {int(missing.sum()):,} of {counted(len(missing), 'object')}"
-    remedy = "draw its outline, or train only on boxes"
-    severity: Severity = "error" if builder.for_training else "note"
-    rows.fault(
-        "mask-missing", missing, lambda i: f"has a box but no mask, {share}", remedy, severity
-    )
+    text = f"has a box but no mask, as {int(missing.sum()):,} of {counted(len(missing), 'object')}"
+    remedy = "draw its outline, or train it by its box alone"
+    severity: Severity = "note"
+    if builder.for_training:
+        severity = "warning"
+        remedy = "only its box is used, and masks of this split are not measured: draw its outline"
+    rows.fault("mask-missing", missing, lambda i: text, remedy, severity)
 
 
 def _report_outside(

@@ -125,6 +125,14 @@ def _joined(targets: list[Target], image_id: int, orig_size: Size, size: Size) -
         orig_size=orig_size,
         size=size,
     )
-    if "masks" in targets[0]:
-        joined["masks"] = torch.cat([target["masks"] for target in targets])
+    if any("masks" in target for target in targets):
+        joined["masks"] = torch.cat([_masks_of(target, size) for target in targets])
     return joined
+
+
+def _masks_of(target: Target, size: Size) -> Tensor:
+    """The masks of a target, bool `[T, *size]`; empty ones, which mean that they are not known, if
+    it has none."""
+    if "masks" in target:
+        return target["masks"]
+    return torch.zeros(len(target["labels"]), *size, dtype=torch.bool)

@@ -199,7 +199,8 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
     """The target of a view of an image.
 
     Crowds are dropped, and so are boxes of which less than a pixel, or less than `min_visible` of
-    their area, is visible, and objects with a mask of which nothing is visible.
+    their area, is visible, and objects with a mask of which nothing is visible. An object whose
+    mask is not known, which is stored as an empty one, is kept by its box.
     """
     whole = view.boxes(target["boxes"].numpy())
     height, width = view.size
@@ -232,21 +233,23 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
 
 def _visible_masks(view: View, target: StoredTarget, kept: np.ndarray) -> Tensor | None:
     """The visible parts of the masks of objects that are `kept`, bool `[T]`, as bool
-    `[kept, *size]`; None if the target has no masks. Objects without visible pixels are removed
-    from `kept`."""
+    `[kept, *size]`; None if the target has no masks. Objects of whose masks no pixel is visible are
+    removed from `kept`; those with empty masks stay."""
     if "masks" not in target and "mask_counts" not in target:
         return None
     rows = np.flatnonzero(kept)
     masks = torch.zeros(len(rows), *view.size, dtype=torch.bool)
-    for mask, row in zip(masks, rows.tolist(), strict=True):
+    is_unknown = torch.zeros(len(rows), dtype=torch.bool)
+    for number, row in enumerate(rows.tolist()):
         if "masks" in target:
             stored = target["masks"][row]
         else:
             stored = decode([target["mask_counts"][row]], target["orig_size"])[0]
-        view.show_mask(stored.numpy(), mask.numpy())
-    is_seen = masks.flatten(1).any(1)
-    kept[rows] = is_seen.numpy()
-    return masks[is_seen]
+        view.show_mask(stored.numpy(), masks[number].numpy())
+        is_unknown[number] = not stored.any()
+    is_kept = masks.flatten(1).any(1) | is_unknown
+    kept[rows] = is_kept.numpy()
+    return masks[is_kept]
 
 
 class Resizing(Protocol):

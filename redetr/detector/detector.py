@@ -85,7 +85,7 @@ class Detector:
     ) -> DetectionDataset:
         """The data set at `source`; by default, the one that the model was trained on.
 
-        With `masks`, targets have masks if the data set has them. With `skip_unreadable`, images
+        With `masks`, targets have masks if the data set has some. With `skip_unreadable`, images
         that cannot be read are left out. Raises InputError if the data set cannot be opened, or if
         no `source` is given and the checkpoint does not name one.
         """
@@ -148,7 +148,7 @@ class Detector:
         batch_size: int = 16,
     ) -> CocoResult:
         """The twelve COCO numbers and the AP of each class on `data`; those of masks as well, if
-        both the model and the data have masks.
+        the model and all objects have masks. If only the model has, `why_no_masks` says why not.
 
         `data` is a data set or an argument of `open_dataset`; by default, it is the data that the
         model was trained on. Raises InputError if the data cannot be opened or has other classes.

@@ -98,14 +98,37 @@ class Report:
     def classes(self) -> dict[str, dict[str, int]]:
         """The number of objects by class and split, without crowds. Classes with the same name are
         distinguished by their labels."""
+        return self._by_class(class_counts)
+
+    def classes_with_masks(self) -> dict[str, dict[str, int]]:
+        """Those of the objects in `classes` that have a mask; empty if all of them have one, or
+        none has."""
+        with_masks = self._by_class(_masked_class_counts)
+        counts = sum(sum(row.values()) for row in with_masks.values())
+        return with_masks if counts and with_masks != self.classes() else {}
+
+    def class_columns(self) -> dict[str, dict[str, int]]:
+        """The columns of a table of the classes: the number of objects in each split and, if some
+        have no mask, of those with one. The most common class comes first."""
+        classes = self.classes()
+        with_masks = self.classes_with_masks()
+        most_common = sorted(classes, key=lambda name: sum(classes[name].values()), reverse=True)
+        table = {}
+        for name in most_common:
+            table[name] = dict(classes[name])
+            for split, count in with_masks.get(name, {}).items():
+                table[name][f"{split}, with masks"] = count
+        return table
+
+    def _by_class(self, count: Callable[[Annotations], np.ndarray]) -> dict[str, dict[str, int]]:
+        """A number for each class and split; `count` gives those of the classes of a split."""
         table: dict[str, dict[str, int]] = {}
         for split, annotations in self.splits.items():
             names = distinct_names(annotations.class_names)
-            counts = class_counts(annotations).tolist()
-            for name, count in zip(names, counts, strict=True):
+            for name, number in zip(names, count(annotations).tolist(), strict=True):
                 if name not in table:
                     table[name] = dict.fromkeys(self.splits, 0)
-                table[name][split] += count
+                table[name][split] += number
         return table
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +140,7 @@ class Report:
             "errors": self.errors,
             "splits": self.figures(),
             "classes": self.classes(),
+            "classes_with_masks": self.classes_with_masks(),
             "faults": faults,
         }
 
@@ -141,6 +165,14 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
 def _count_masks(annotations: Annotations) -> int:
     """How many objects have a mask."""
     return 0 if annotations.masks is None else int(annotations.masks.has_mask.sum())
+
+
+def _masked_class_counts(annotations: Annotations) -> np.ndarray:
+    """The number of objects of each class with a mask, without crowds, int64 `[C]`."""
+    counted = np.zeros(len(annotations.labels), bool)
+    if annotations.masks is not None:
+        counted = annotations.masks.has_mask & ~annotations.iscrowd
+    return np.bincount(annotations.labels[counted], minlength=len(annotations.class_names))
 
 
 def _size_range(sizes: np.ndarray) -> str:
@@ -427,17 +459,13 @@ def _split_table(report: Report) -> Table:
 
 
 def _class_table(report: Report) -> Table:
-    """Objects by class and split, the most common class first."""
-    table = Table("class", *report.splits, box=SIMPLE)
-    classes = report.classes()
-
-    def objects(name: str) -> int:
-        return sum(classes[name].values())
-
-    common = sorted(classes, key=objects, reverse=True)
+    """Objects by class and split, and those with a mask if some have none."""
+    columns = report.class_columns()
+    heads = next(iter(columns.values()), dict.fromkeys(report.splits, 0))
+    table = Table("class", *heads, box=SIMPLE)
+    common = list(columns)
     for name in common[:_MOST_CLASSES]:
-        row = classes[name]
-        counts = [f"{count:,}" for count in row.values()]
+        counts = [f"{count:,}" for count in columns[name].values()]
         table.add_row(Text(name), *counts)
     rest = len(common) - _MOST_CLASSES
     if rest > 0:

@@ -289,7 +289,7 @@ def _page(report: Report, images: dict[str, Image.Image]) -> str:
         faults=report.faults,
         histograms=histograms,
         pictures=pictures,
-        classes=_table("class", report.classes()),
+        classes=_table("class", report.class_columns()),
     )
 
 

@@ -164,6 +164,8 @@ def _numbers(evaluation: Evaluation | None) -> str:
     if "masks" in result:
         of_masks = result["masks"]
         lines.append(_row("masks", *(_percent(of_masks[metric]) for metric in METRIC_NAMES)))
+    if "why_no_masks" in result:
+        lines += ["", f"Masks were not measured, because {result['why_no_masks']}."]
     lines += ["", _row("class", "objects", "AP", "AP50"), _row("---", "---:", "---:", "---:")]
     for class_name, ap in result["per_class"].items():
         objects = result["objects"][class_name]

@@ -50,6 +50,7 @@ class Comparison:
     mask_ap: tuple[float, float] | None = None
     mask_interval: tuple[float, float] | None = None
     mask_iou: tuple[float, float] | None = None  # of paired detections: the smallest, the median
+    why_no_masks: str = ""  # why mask AP of a model with masks was not measured
 
     @property
     def ap_drop(self) -> float:

@@ -294,6 +294,7 @@ class Trial:
             mask_ap=mask_ap,
             mask_interval=mask_interval,
             mask_iou=apart.mask_iou,
+            why_no_masks=self._truth.why_no_masks if self._config.masks else "",
         )
 
     def _mask_ap(

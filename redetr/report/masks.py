@@ -11,8 +11,9 @@ import hotcoco.mask
 import numpy as np
 from hotcoco.primitives import bbox_iou
 
-from redetr.metrics import METRIC_NAMES, CocoResult, TruthObjects, segmentation
+from redetr.metrics import METRIC_NAMES, CocoResult, segmentation
 from redetr.report.analysis import Floats, Ints, Judgement
+from redetr.truth import TruthObjects
 
 POOR_IOU = 0.5  # the mask of a right box is poor below this IoU
 
@@ -37,17 +38,14 @@ class MaskPairs:
 
 def paired_masks(judged: Judgement, truth: TruthObjects, threshold: float) -> MaskPairs:
     """The pairs of objects and detections with a score of `threshold` or more. `truth` has the same
-    objects as `judged`, with their masks; the detections must have masks too.
-
-    An empty mask of an object counts as unknown.
-    """
+    objects as `judged`, with their masks; the detections must have masks too."""
     assert truth.masks is not None and judged.masks is not None
     true_masks = [truth.masks[row] for row in np.flatnonzero(~truth.iscrowd).tolist()]
     true_rles: Any = segmentation(true_masks, judged.objects.image, truth.image_sizes)
     rles: Any = segmentation(judged.masks, judged.detections.image, truth.image_sizes)
     areas = np.array([hotcoco.mask.area([rle])[0] for rle in true_rles], np.float64)
     shown = np.append(judged.scores >= threshold, False)  # -1 takes the False
-    objects = np.flatnonzero(shown[judged.finder] & (areas > 0))
+    objects = np.flatnonzero(shown[judged.finder])
     detections = judged.finder[objects]
     mask_iou = np.zeros(len(objects))
     box_iou = np.zeros(len(objects))

@@ -18,7 +18,6 @@ from redetr.metrics import (
     METRIC_NAMES,
     CocoResult,
     GroundTruth,
-    TruthObjects,
     ap_by_area,
     coco_evaluation,
     coco_result,
@@ -43,6 +42,7 @@ from redetr.report.analysis import (
 from redetr.report.comparison import Difference
 from redetr.report.masks import MaskPairs, mask_numbers, paired_masks
 from redetr.structures import DatasetDetections, StoredTarget
+from redetr.truth import TruthObjects
 
 THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
 IMAGES = 12  # shown
@@ -70,12 +70,14 @@ def make_report(
     checkpoints: Sequence[tuple[str, DatasetDetections]],
     differences: Mapping[str, Difference] | None = None,
     qualities: Sequence[PanopticResult | None] = (),
+    why_no_masks: Sequence[str] = (),
 ) -> Report:
     """The report on one or two checkpoints.
 
     Each checkpoint is given by its path and the result of `detect_classes` on `dataset`.
     `differences` come from `ap_differences`; those of masks have names such as "mask AP".
-    `qualities` are panoptic qualities, if they were measured.
+    `qualities` are panoptic qualities, if they were measured, and `why_no_masks` says why the masks
+    of each were not; empty if they were, or if it has none.
     """
     targets = [dataset.objects(i) for i in range(len(dataset))]
     objects = TruthObjects.from_dataset(dataset)
@@ -85,7 +87,8 @@ def make_report(
     errors = []
     pairs = []
     qualities = qualities or [None] * len(checkpoints)
-    for (path, detections), quality in zip(checkpoints, qualities, strict=True):
+    reasons = why_no_masks or [""] * len(checkpoints)
+    for (path, detections), quality, reason in zip(checkpoints, qualities, reasons, strict=True):
         evaluation = coco_evaluation(truth, detections)
         judgement = judge(targets, evaluation, detections)
         result = coco_result(truth, evaluation)
@@ -102,19 +105,33 @@ def make_report(
                 "by_size": _by_size(targets, truth, detections),
                 "by_objects_in_image": _by_objects_in_image(targets, truth, evaluation),
                 "masks": numbers_of_masks,
+                "why_no_masks": reason,
                 "panoptic": None if quality is None else quality.to_dict(),
                 "training": _training(Path(path)),
             }
         )
     images = _worst_images(errors)
-    numbers = {
-        "data": _data_numbers(dataset, targets, judged[0], list(described[0]["per_class"])),
-        "checkpoints": described,
-        "images": [_image_numbers(dataset, targets, errors, index) for index in images],
-    }
+    numbers = _numbers(dataset, targets, judged[0], described, errors, images)
     if differences is not None:
         numbers["differences"] = differences
     return Report(_plain(numbers), dataset, judged, images, pairs)
+
+
+def _numbers(
+    dataset: DetectionDataset,
+    targets: Sequence[StoredTarget],
+    judged: Judgement,
+    described: list[dict[str, Any]],
+    errors: list[tuple[Ints, Ints]],
+    images: list[int],
+) -> dict[str, Any]:
+    """The numbers of the data, of the checkpoints, which are `described`, and of these images."""
+    class_names = list(described[0]["per_class"])
+    return {
+        "data": _data_numbers(dataset, targets, judged, class_names),
+        "checkpoints": described,
+        "images": [_image_numbers(dataset, targets, errors, index) for index in images],
+    }
 
 
 def _masks(
@@ -124,7 +141,7 @@ def _masks(
     judged: Judgement,
     threshold: float,
 ) -> tuple[dict[str, Any] | None, MaskPairs | None]:
-    """The numbers of masks; empty unless detections and objects have masks."""
+    """The numbers of masks; empty unless detections and all objects have masks."""
     result = mask_metrics(truth, detections)
     if result is None:
         return None, None

@@ -101,6 +101,16 @@ def test_objects_that_are_cut_away_are_gone_and_the_size_stays(compose):
 
 
 @pytest.mark.parametrize("compose", [FLIPPED[0], FLIPPED[-1]], ids=["albumentations", "v2"])
+def test_an_object_whose_mask_is_not_known_is_kept(compose):
+    """Only those whose mask has left the image are dropped."""
+    image, target = sample()
+    target["masks"][1] = False
+    _, shown = CustomAugmentation(compose)(5, (image, target))
+    assert shown["masks"].flatten(1).any(1).tolist() == [True, False]
+    assert len(shown["boxes"]) == 2
+
+
+@pytest.mark.parametrize("compose", [FLIPPED[0], FLIPPED[-1]], ids=["albumentations", "v2"])
 @pytest.mark.parametrize("masks", [False, True])
 def test_an_image_without_objects(compose, masks):
     image, target = sample(masks)

@@ -225,10 +225,15 @@ DAMAGES = {
         )(root), "its box 2,400", is_learned=True,
     ),
     "no segmentation": Damage(
-        "mask-missing", without_segmentation, "has a box but no mask, as 1 of 8 objects"
+        "mask-missing", without_segmentation, "has a box but no mask, as 1 of 8 objects",
+        is_learned=True,
     ),
-    "null segmentation": Damage("mask-missing", segmentation(None), "draw its outline, or train"),
-    "empty segmentation": Damage("mask-missing", segmentation([]), "has a box but no mask"),
+    "null segmentation": Damage(
+        "mask-missing", segmentation(None), "draw its outline, or train", is_learned=True
+    ),
+    "empty segmentation": Damage(
+        "mask-missing", segmentation([]), "has a box but no mask", is_learned=True
+    ),
     # RLE
     "empty object": Damage("mask-invalid", segmentation({}), "has the size None, not [height"),
     "width before height": Damage(
@@ -352,7 +357,8 @@ DAMAGES = {
         boxes_are_sound=False,
     ),
     "a box among outlines": Damage(
-        "mask-missing", lines("0 0.5 0.5 0.2 0.2"), "as 1 of 2 objects", "line 2", "yolo"
+        "mask-missing", lines("0 0.5 0.5 0.2 0.2"), "as 1 of 2 objects", "line 2", "yolo",
+        is_learned=True,
     ),
     "a line that crosses itself": Damage(
         "mask-crossing", lines("0 0.1 0.1 0.5 0.5 0.5 0.1 0.1 0.5"), "crosses itself", "line 2",

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import pickle
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -419,12 +420,18 @@ def test_oriented_boxes_are_no_masks(tmp_path):
         open_dataset(root, "train", masks=True)
 
 
-def test_a_box_among_outlines_is_refused(tmp_path):
+def test_a_box_among_outlines_is_kept_and_reported(tmp_path):
+    """Its mask is not known, which an empty one means."""
     root = write_yolo(tmp_path, [line_of(TRIANGLE), "0 0.5 0.5 0.2 0.2"])
-    expected = "line 2: has a box but no mask, as 1 of 2 objects; draw its outline"
-    with pytest.raises(InputError, match=expected):
-        open_dataset(root, "train", masks=True)
-    assert len(open_dataset(root, "train").target(0)["boxes"]) == 2
+    dataset = open_dataset(root, "train", masks=True)
+    expected = "line 2: has a box but no mask, as 1 of 2 objects; only its box is used"
+    assert [note for note in dataset.notes if expected in note]
+    target = dataset.target(0)
+    assert len(target["boxes"]) == 2
+    assert target["masks"].flatten(1).any(1).tolist() == [True, False]
+    assert torch.equal(
+        decode(dataset.compact_target(0)["mask_counts"], (HEIGHT, WIDTH)), target["masks"]
+    )
 
 
 def test_masks_of_label_images_are_the_pixels_of_a_number(tmp_path):
@@ -475,5 +482,7 @@ def test_masks_of_labelme_are_its_shapes(tmp_path):
     shapes[0]["points"] = [[1, 1], [9, 9]]
     text["shapes"] = shapes
     (tmp_path / "train" / "a.json").write_text(json.dumps(text))
-    with pytest.raises(InputError, match=r"shape 1 .* has a box but no mask, as 1 of 4 objects"):
-        open_dataset(tmp_path, "train", masks=True)
+    dataset = open_dataset(tmp_path, "train", masks=True)
+    notes = "\n".join(dataset.notes)
+    assert re.search(r"shape 1 .* has a box but no mask, as 1 of 4 objects", notes)
+    assert dataset.target(0)["masks"].flatten(1).any(1).tolist().count(False) == 1

@@ -10,7 +10,7 @@ from torch import Tensor
 from redetr.data import open_dataset
 from redetr.data.cache import ImageCache
 from redetr.data.loader import Samples, load_batches
-from redetr.data.mosaic import mosaic
+from redetr.data.mosaic import mixed, mosaic
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import Transform, augmentation, draws_of, resizer, seen
 from redetr.data.views import Fit, Stretch, View, Whole
@@ -89,7 +89,7 @@ def test_resizing_by_hand():
 
 
 def stored_scene(seed: int, crowd: bool = False) -> tuple[Tensor, dict]:
-    """Rectangles in an image, with their masks; the last one is an empty mask in a large box."""
+    """Rectangles in an image, with their masks; that of the last one, a large box, is not known."""
     random = np.random.default_rng(seed)
     height, width = random.integers(40, 90, 2).tolist()
     masks = np.zeros((4, height, width), bool)
@@ -112,11 +112,13 @@ def stored_scene(seed: int, crowd: bool = False) -> tuple[Tensor, dict]:
 
 
 def assert_masks_fill_boxes(target: dict) -> None:
-    """Each rectangle is its box, up to a pixel at each edge."""
+    """Each rectangle is its box, up to a pixel at each edge; only that of the last is not known."""
     height, width = target["size"]
     assert target["masks"].shape == (len(target["boxes"]), height, width)
-    around = boxes_of_masks(target["masks"])
-    centers, sides = target["boxes"][:, :2], target["boxes"][:, 2:]
+    is_known = target["masks"].flatten(1).any(1)
+    assert torch.equal(is_known, target["labels"] != 3)
+    around = boxes_of_masks(target["masks"][is_known])
+    centers, sides = target["boxes"][is_known, :2], target["boxes"][is_known, 2:]
     corners = torch.cat([centers - sides / 2, centers + sides / 2], 1)
     pixels = corners * torch.tensor([width, height] * 2)
     torch.testing.assert_close(around, pixels, atol=1.0, rtol=0)
@@ -125,13 +127,12 @@ def assert_masks_fill_boxes(target: dict) -> None:
 @pytest.mark.parametrize("augment", ["plain", "detr", "photo", "strong", "aerial"])
 def test_masks_stay_in_their_boxes_in_every_augmentation(augment):
     transform = augmentation(augment, Stretch(64))
-    count = 0
+    count = count_unknown = 0
     for seed in range(30):
         image, target = stored_scene(seed, crowd=seed % 2 == 0)
         draws = draws_of(seed)
         view = transform.view(draws, target)
         _, shown = transform.show(draws, view, image, target)
-        assert 3 not in shown["labels"]  # nothing of its mask is seen
         assert_masks_fill_boxes(shown)
         compact = {key: value for key, value in target.items() if key != "masks"}
         compact["mask_counts"] = encode(target["masks"])
@@ -139,7 +140,9 @@ def test_masks_stay_in_their_boxes_in_every_augmentation(augment):
         assert torch.equal(again["masks"], shown["masks"])
         assert torch.equal(again["boxes"], shown["boxes"])
         count += len(shown["labels"])
-    assert count > 20
+        count_unknown += int((shown["labels"] == 3).sum())
+    assert count - count_unknown > 20
+    assert count_unknown > 5  # learned by their boxes
 
 
 def test_masks_of_a_mosaic_stay_in_their_boxes():
@@ -148,6 +151,26 @@ def test_masks_of_a_mosaic_stay_in_their_boxes():
         sources = [stored_scene(4 * seed + number) for number in range(4)]
         _, target = mosaic(draws_of(seed), transform, (70, 80), sources)
         assert_masks_fill_boxes(target)
+
+
+def test_images_without_masks_may_be_joined_with_others():
+    """A data set of a user's own need not give masks for all images: objects of the others are
+    learned by their boxes, whichever image comes first."""
+    transform = Transform(Whole(Stretch(64)))
+    for seed in range(6):
+        sources = [stored_scene(4 * seed + number) for number in range(4)]
+        for number in (seed % 4, (seed + 1) % 4):
+            del sources[number][1]["masks"]
+        _, joined = mosaic(draws_of(seed), transform, (70, 80), sources)
+        is_known = joined["masks"].flatten(1).any(1)
+        assert len(is_known) == len(joined["labels"])
+        assert is_known.any() and not is_known[joined["labels"] < 3].all()
+    masked = transform.show(draws_of(0), View((0, 0, 40, 40), (64, 64)), *stored_scene(0))
+    image, target = masked
+    plain = image, {key: value for key, value in target.items() if key != "masks"}
+    for pair in ((masked, plain), (plain, masked)):
+        _, joined = mixed(0.5, *pair)
+        assert joined["masks"].shape == (2 * len(target["labels"]), 64, 64)
 
 
 def test_an_object_goes_with_its_mask():

@@ -1,5 +1,6 @@
 """Data sets of a user's own are checked before anything is trained."""
 
+import io
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from command_line import SMALL
+from rich.console import Console
 from torch import Tensor
 
 import redetr
@@ -49,6 +51,12 @@ class Squares(DetectionDataset):
         return self.targets[index]
 
 
+NO_OBJECTS = {
+    "boxes": torch.zeros(0, 4),
+    "labels": torch.zeros(0, dtype=torch.int64),
+    "iscrowd": torch.zeros(0, dtype=torch.bool),
+    "area": torch.zeros(0),
+}
 EXPECTED = r"expected a uint8 tensor \[3, 32, 48\], the size that its target states"
 FAULTS = {
     "class": (
@@ -95,7 +103,24 @@ FAULTS = {
     "HWC": (Squares(pixels=torch.zeros(32, 48, 3, dtype=torch.uint8)), EXPECTED),
     "float": (Squares(pixels=torch.zeros(3, 32, 48)), "is torch.float32 .*" + EXPECTED),
     "array": (Squares(pixels=torch.zeros(3, 32, 48).numpy()), "is a ndarray, " + EXPECTED),
-    "no images": (Squares(0), "squares: the training data holds no images"),
+    "no images": (Squares(0), "squares: the train split holds no images; give at least one"),
+    "outside": (
+        Squares(boxes=torch.tensor([[20.0, 8.0, 360.0, 24.0]])),
+        r"squares: target\(2\): box \[20.0, 8.0, 360.0, 24.0\] leaves its image of 48x32 px; give",
+    ),
+    "before the image": (Squares(boxes=torch.tensor([[4.0, -3.0, 9.0, 9.0]])), "leaves its image"),
+    "no area": (
+        Squares(boxes=torch.tensor([[49.0, 4.0, 50.0, 9.0]])),
+        r"squares: box \[49.0, 4.0, 50.0, 9.0\] has no area in its image, as 1 of 3 boxes; correct",
+    ),
+    "no objects": (
+        Squares(1, **NO_OBJECTS),
+        "squares: the train split has no object in 1 image; give its targets boxes and labels",
+    ),
+    "crowds": (
+        Squares(1, iscrowd=torch.tensor([True])),
+        "squares: the train split has 1 object, all of them crowds, which training ignores",
+    ),
     "no data set": (
         [1, 2],
         "a list is not a data set; derive it from redetr.data.DetectionDataset",
@@ -109,6 +134,29 @@ def test_data_that_cannot_be_meant_is_refused(name, tmp_path):
     with pytest.raises(redetr.InputError, match=said):
         redetr.train(config_of(tmp_path / "run"), datasets=(data, Squares()))
     assert not (tmp_path / "run").exists()
+
+
+def test_val_without_images_is_refused(tmp_path):
+    """Training would end with an AP that is undefined."""
+    said = "squares: the val split holds no images; give at least one"
+    with pytest.raises(redetr.InputError, match=said):
+        redetr.train(config_of(tmp_path / "run"), datasets=(Squares(), Squares(0)))
+    assert not (tmp_path / "run").exists()
+
+
+def test_boxes_that_overshoot_a_little_are_sound():
+    """By up to 2 px, or 1% of a side, as in files."""
+    require_valid(Squares(boxes=torch.tensor([[-2.0, -2.0, 50.0, 34.0]])))
+
+
+def test_objects_that_are_rare_are_not_overlooked():
+    """The only object is in a target that the check of the types does not look at."""
+    data = Squares(2001)
+    for target in data.targets:
+        target |= NO_OBJECTS
+    sparse = Squares(1, masks=torch.ones(1, 32, 48, dtype=torch.bool))
+    data.targets[1] = sparse.targets[0]
+    require_valid(data, masks=True)
 
 
 def test_a_missing_key_is_named():
@@ -162,6 +210,35 @@ def masked(count: int = 3) -> Squares:
 def test_own_data_with_masks_is_learned(tmp_path):
     result = redetr.train(config_of(tmp_path / "run", masks=True), datasets=(masked(), masked()))
     assert "masks" in result
+
+
+@pytest.mark.parametrize("is_empty", [False, True])
+def test_own_data_with_some_masks_is_learned_and_measured_by_its_boxes(is_empty, tmp_path):
+    """A mask that is not known is empty, or its target has none."""
+    train, val = masked(), masked()
+    for data in (train, val):
+        data.targets[1]["masks"] = torch.zeros(1, 32, 48, dtype=torch.bool)
+        if not is_empty:
+            del data.targets[1]["masks"]
+    console = Console(file=io.StringIO(), width=200)
+    config = config_of(tmp_path / "run", masks=True, mosaic_until=1.0)
+    result = redetr.train(config, console, datasets=(train, val))
+    gaps = "1 of 3 objects has no mask (the first in image 1)"
+    assert "masks" not in result and result["why_no_masks"] == gaps
+    shown = console.file.getvalue()
+    assert f"warning: squares: {gaps}; only the boxes of such objects are learned" in shown
+    assert f"warning: masks are not measured on val, only boxes, because {gaps}" in shown
+    assert "masks" in redetr.train(
+        config_of(tmp_path / "other", masks=True), datasets=(train, masked())
+    )
+
+
+def test_own_data_with_empty_masks_only_is_refused(tmp_path):
+    data = masked()
+    for target in data.targets:
+        target["masks"] = torch.zeros(1, 32, 48, dtype=torch.bool)
+    with pytest.raises(NoMasksError, match="squares: has only boxes, no masks; give its targets"):
+        redetr.train(config_of(tmp_path / "run", masks=True), datasets=(data, masked()))
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

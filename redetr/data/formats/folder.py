@@ -18,7 +18,7 @@ from redetr.data.mask_columns import MaskUse
 from redetr.data.store import read_stored
 from redetr.data.unreadable import LeaveOut, without
 from redetr.errors import InputError, NoMasksError
-from redetr.masks import box_rle, decode
+from redetr.masks import box_rle, decode, empty_rle
 from redetr.structures import Size, StoredTarget
 
 
@@ -83,7 +83,8 @@ def unreadable_of(dataset: DetectionDataset) -> dict[str, str]:
 class AnnotatedDataset(DetectionDataset):
     """Images with their annotations. Sent to worker processes as a few arrays.
 
-    Targets have masks if masks were read. The mask of a crowd without one is its box.
+    Targets have masks if masks were read. The mask of a crowd without one is its box; that of any
+    other object without one is empty, which means that it is not known.
     """
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
@@ -119,6 +120,13 @@ class AnnotatedDataset(DetectionDataset):
     def max_objects(self) -> int:
         return int(self.annotations.object_counts().max(initial=0))
 
+    def without_mask(self) -> np.ndarray:
+        """Which objects have no mask, bool `[A]`. A crowd needs none."""
+        masks = self.annotations.masks
+        if masks is None:
+            return ~self.annotations.iscrowd
+        return ~(masks.has_mask | self.annotations.iscrowd)
+
     def target(self, index: int) -> StoredTarget:
         target = self.compact_target(index)
         if "mask_counts" in target:
@@ -131,10 +139,12 @@ class AnnotatedDataset(DetectionDataset):
         if masks is not None:
             size = target["size"]
             objects = self.annotations.objects_of(self._position(index))
-            boxes = target["boxes"].tolist()
+            columns = (masks.rles(objects, size), target["boxes"], target["iscrowd"])
             target["mask_counts"] = []
-            for counts, box in zip(masks.rles(objects, size), boxes, strict=True):
-                target["mask_counts"].append(counts or box_rle(box, size))
+            for counts, box, is_crowd in zip(*columns, strict=True):
+                if not counts:
+                    counts = box_rle(box.tolist(), size) if is_crowd else empty_rle(size)
+                target["mask_counts"].append(counts)
         return target
 
     def objects(self, index: int) -> StoredTarget:
