@@ -45,6 +45,12 @@ class InputError(RedetrError):
     do."""
 
 
+class UsageError(InputError):
+    """An argument of a command is missing, which the parser could not know."""
+
+    exit_code = 2  # as of the parser
+
+
 class NoMasksError(InputError):
     """Data was opened for masks and has boxes only."""
 

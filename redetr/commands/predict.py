@@ -39,7 +39,7 @@ from redetr.detector.records import (
     write_formats,
     written_images,
 )
-from redetr.errors import InputError, StoppedError
+from redetr.errors import InputError, StoppedError, UsageError
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
@@ -192,7 +192,7 @@ class Predict:
             raise InputError(f"--reconnect {self.reconnect} must be at least 0")
         require_images(self.batch_size)
         if not self.source:
-            raise InputError("no input: give images or folders after the checkpoint")
+            raise UsageError("no input: give images or folders after the checkpoint")
 
     def _require_free(self, folder: Path) -> None:
         """Raises InputError if the folder holds files that this run would mix with or replace."""

@@ -19,6 +19,7 @@ from rich.table import Column, Table
 from rich.text import Text
 from torch import Tensor
 
+from redetr.bounds import require_in_bounds
 from redetr.choices import ImageSize
 from redetr.data.annotations import SPLITS, Annotations, Fault, Split
 from redetr.data.dataset import DetectionDataset, Hints
@@ -174,6 +175,7 @@ def check(
     `masks`, and warnings otherwise. Raises InputError if there is no data set, or for `thorough`
     where images are not files.
     """
+    require_in_bounds("val_fraction", val_fraction)
     if source == "digits" or source.startswith("hf:"):
         if thorough:
             text = "--thorough looks at image files, but the images of this data set are not files"
@@ -298,16 +300,17 @@ def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fa
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
-    """The faults of annotations and image headers."""
-    faults = []
+    """The faults of annotations and image headers. One that splits have in common, such as that of
+    a file with the annotations of both, is reported once."""
+    faults: dict[Fault, None] = {}  # an ordered set
     for split, annotations in splits.items():
         of_split = list(annotations.faults)
         of_split += box_faults(annotations)
         if split in headers:
             of_split += image_faults(annotations, headers[split])
         for fault in of_split:
-            faults.append(fault.in_split(split))
-    return faults + class_faults(splits)
+            faults[fault.in_split(split)] = None
+    return [*faults, *class_faults(splits)]
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:

@@ -28,6 +28,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.commands import COMMANDS
 from redetr.commands.evaluate import thresholds
 from redetr.config import Settings, TrainConfig
 from redetr.postprocess import decode
@@ -47,9 +48,9 @@ def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
     return errors.strip().splitlines()
 
 
-def refused(capsys, arguments: list[str], *fragments: str) -> None:
+def refused(capsys, arguments: list[str], *fragments: str, code: int = 1) -> None:
     """The command says in one line what is wrong, and nothing else."""
-    lines = fails(capsys, arguments)
+    lines = fails(capsys, arguments, code)
     assert len(lines) == 1, lines
     assert lines[0].startswith("redetr: ")
     for fragment in fragments:
@@ -506,6 +507,12 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     shutil.copytree(trained, folder)
     refused(capsys, train_arguments(shared_coco, folder), "already holds a run", "--resume")
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.006", "0.5")
+    # The model is named first: with another one, the recipe's augmentation differs as well.
+    other = train_arguments(shared_coco, folder, recipe="detr_tiny", options=[])
+    said = "last.pt: saved with model=redetr_n, resumed with detr_r50; redetr train "
+    refused(capsys, [*other, "--resume"], said, "give another --output for a new run")
+    other = train_arguments(Path("digits"), folder)
+    refused(capsys, [*other, "--resume"], "saved with other data (8 images, now ", "--data")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
     assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err
@@ -677,14 +684,39 @@ def test_a_variable_of_the_shell_that_is_not_set(arguments, name, capsys):
     """As a path, an empty text would be the current folder."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == f"redetr: the value of {name} is empty; is a shell variable not set?\n"
 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or a run folder comes first, as in redetr train redetr_n --data: choose one of"
-    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
+    arguments = ["train", "--data", "digits"]
+    refused(capsys, arguments, said, "detr_r50", "redetr_mobile", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "runs/mine"], "no input: give images or folders after the checkpoint"),
+        (["predict", "runs/mine", "--json"], "no input: give images or folders"),
+        (["explain", "runs/mine"], "nothing to explain: give an image file"),
+    ],
+)
+def test_a_missing_argument_is_a_wrong_command_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_command_needs_its_arguments(capsys):
+    for command in COMMANDS:
+        if command in ("demo", "models", "verify"):  # they need none
+            continue
+        with pytest.raises(SystemExit) as ended:
+            main([command])
+        assert ended.value.code == 2, command
 
 
 class Payload:

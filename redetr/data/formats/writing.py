@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from redetr.bounds import require_in_bounds
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.archives import archives_in, copy_data_file
 from redetr.data.formats.cutting import Cut, cut_images
@@ -57,6 +58,7 @@ def convert(
     it, if `destination` already exists, or if images are symbolic links out of the data folder,
     which in untrusted data may lead to any file. `follow_links` allows them.
     """
+    require_in_bounds("val_fraction", val_fraction)
     if shard_bytes is not None and form != "coco":
         text = f"{form} cannot name images in archives"
         raise InputError(text, remedy="leave out --shards, or write coco")
