@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from redetr import cli
-from redetr.data.annotations import Fault
+from redetr.data.faults import Fault
 from redetr.data.images import decoder_errors
 from redetr.errors import DivergedError, InputError, exhausted_memory, first_line
 

@@ -48,7 +48,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from redetr.data.annotations import Fault
+    from redetr.data.faults import Fault
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector
     from redetr.detector.segments import PanopticDetections

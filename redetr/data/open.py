@@ -4,8 +4,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redetr.bounds import require_in_bounds
-from redetr.data.annotations import SPLITS, Fault, Split, data_folder
+from redetr.data.annotations import SPLITS, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.faults import Fault
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder, unreadable_of
 from redetr.data.formats.hub import Address, open_hub

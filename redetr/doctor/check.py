@@ -7,7 +7,7 @@ adds checks that take longer, and the figures that `redetr check` shows.
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from redetr.bounds import require_in_bounds
 from redetr.choices import ImageSize
-from redetr.data.annotations import SPLITS, Annotations, Fault, Split
+from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.faults import Fault
 from redetr.data.formats.folder import (
     AnnotatedDataset,
     FolderDataset,
@@ -39,13 +40,16 @@ from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
 from redetr.data.store import remembered
 from redetr.data.unclaimed import unclaimed_files
-from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.boxes import box_faults, is_sound, plan_faults
+from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 from redetr.metrics import distinct_names
 
 _MOST_CLASSES = 30  # in a printed table
+_ONE_ERROR = "1 error would spoil training. Fix it and run again."
+_OTHERS = 4  # items of a fault, after its first; --json lists all
 _SCENES = 300  # of a split that is drawn on demand
 COLORS = {"error": "bold red", "warning": "yellow", "note": "dim"}  # in order of weight
 
@@ -72,7 +76,7 @@ class Report:
     def verdict(self) -> str:
         """The conclusion, in plain words."""
         if self.errors == 1:
-            return "1 error would spoil training. Fix it and run again."
+            return _ONE_ERROR
         if self.errors:
             return f"{self.errors} errors would spoil training. Fix them and run again."
         command = f"redetr train {self.plan.recipe} --data {shlex.quote(self.source)}"
@@ -111,7 +115,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        faults = [_to_json(fault) for fault in self.faults]
+        faults = [fault.to_json() for fault in self.faults]
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -122,8 +126,19 @@ class Report:
         }
 
 
-def _to_json(fault: Fault) -> dict[str, Any]:
-    return asdict(fault) | {"file": str(fault.file)}
+def unopened(source: str, error: InputError | OSError) -> dict[str, Any]:
+    """What `Report.to_dict` says of a data set that cannot be opened, because of this error."""
+    if isinstance(error, OSError):
+        error = InputError(error.strerror or first_line(error), where=error.filename)
+    fault = Fault.from_error("data-unreadable", error, Path(source))
+    return {
+        "source": source,
+        "verdict": _ONE_ERROR,
+        "errors": 1,
+        "splits": {},
+        "classes": {},
+        "faults": [fault.to_json()],
+    }
 
 
 def _figures(annotations: Annotations) -> dict[str, Any]:
@@ -278,10 +293,10 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     annotated = [data.annotations for data in (train, val) if isinstance(data, AnnotatedDataset)]
 
     def compute() -> list[dict[str, Any]]:
-        return [_to_json(fault) for fault in _essential_faults(train, val)]
+        return [fault.to_json() for fault in _essential_faults(train, val)]
 
     rows = remembered(annotated, "faults", compute)
-    return [Fault(**row | {"file": Path(row["file"])}) for row in rows]
+    return [Fault.from_json(row) for row in rows]
 
 
 def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
@@ -455,5 +470,8 @@ def _fault_table(report: Report) -> Table:
         color = COLORS[fault.severity]
         kind = Text.assemble((fault.severity, color), f"\n{fault.code}")
         sentence = Text(str(fault))
+        others = fault.others(_OTHERS) if fault.severity != "note" else ""
+        if others:
+            sentence.append(f"\n{others}", style="dim")
         table.add_row(kind, sentence, f"{fault.count:,}")
     return table

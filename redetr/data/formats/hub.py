@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from redetr.data.annotations import Annotations, Fault, Rows, Split
+from redetr.data.annotations import Annotations, Split
+from redetr.data.faults import Fault, Rows
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
@@ -120,7 +121,10 @@ def open_hub(
 
 def _in_part(fault: Fault, name: str) -> Fault:
     """The fault with the name of the split that its place is in, if it has a place."""
-    return replace(fault, where=f"{fault.where} of {name}") if fault.where else fault
+    if not fault.where:
+        return fault
+    items = tuple(f"{item} of {name}" for item in fault.items)
+    return replace(fault, where=f"{fault.where} of {name}", items=items)
 
 
 def write_images(source: str, split: Split, folder: Path) -> Annotations:

@@ -5,7 +5,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.data.annotations import Annotations, Fault, Split, data_folder
+from redetr.data.annotations import Annotations, Split, data_folder
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.coco import read_coco
 from redetr.data.formats.coco_places import (
     coco_sought,
@@ -127,9 +128,9 @@ def _unread_json(root: Path) -> list[Fault]:
         return []
     text = "is in COCO format, but no split uses it"
     remedy = "nothing to do if that is intended"
-    example = unread[0].name
+    items = listed(file.name for file in unread)
     count = len(unread)
-    return [Fault("note", "json-unread", unread[0].parent, example, text, remedy, count)]
+    return [Fault("note", "json-unread", unread[0].parent, items[0], text, remedy, count, items)]
 
 
 def annotation_suffix(root: Path) -> str:

@@ -19,18 +19,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from redetr.data.annotations import (
-    NOT_READ,
-    SPLITS,
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Rows,
-    Severity,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import NOT_READ, SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.darknet import (
     darknet_config,
     darknet_file,
