@@ -11,6 +11,8 @@ from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
 
+from redetr.errors import InputError
+
 UNFINISHED = ".unfinished-"
 RUN_FILES = ("run.lock", "config.json", "metrics.jsonl")  # by which `holds_run` knows
 # Of files that are sources of data or weights; no name on a hub has them.
@@ -32,6 +34,25 @@ def without_folders(source: str) -> str:
     if is_on_hub and not is_path:
         return source
     return prefix + PurePath(name).name
+
+
+def require_folder(folder: Path) -> None:
+    """Raises InputError if files cannot be written to `folder`, which need not exist yet: for
+    commands that write their results after minutes of work."""
+    present = folder.absolute()
+    while not os.path.lexists(present):
+        present = present.parent
+    if not present.is_dir():
+        problem = "is not a folder"
+        remedy = "give another folder"
+    elif not os.access(present, os.W_OK | os.X_OK):
+        problem = "is a folder that you may not write to"
+        remedy = "change its permissions, or give another folder"
+    else:
+        return
+    if present != folder.absolute():
+        problem = f"cannot be made, because {present} {problem}"
+    raise InputError(problem, where=folder, remedy=remedy)
 
 
 def open_file(path: str | os.PathLike) -> BufferedReader:

@@ -208,7 +208,7 @@ class State:
         num_images = saved["num_images"]
         if saved["category_ids"] == list(self.category_ids) and num_images == self.num_images:
             return
-        difference = "with other classes"
+        difference = "other classes"
         if num_images != self.num_images:
             difference = f"{counted(num_images, 'image')}, now {self.num_images:,}"
         text = f"saved with other data ({difference})"

@@ -40,6 +40,7 @@ from redetr.detector.records import (
     written_images,
 )
 from redetr.errors import InputError, StoppedError, UsageError
+from redetr.files import require_folder
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
@@ -195,7 +196,9 @@ class Predict:
             raise UsageError("no input: give images or folders after the checkpoint")
 
     def _require_free(self, folder: Path) -> None:
-        """Raises InputError if the folder holds files that this run would mix with or replace."""
+        """Raises InputError if the folder cannot be written to, or holds files that this run would
+        mix with or replace."""
+        require_folder(folder)
         if self.resume:
             require_no_cut_stream(folder)
         elif not self.overwrite:

@@ -44,7 +44,7 @@ from redetr.doctor.boxes import box_faults, is_sound, plan_faults
 from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.errors import InputError, first_line
+from redetr.errors import InputError, explained
 from redetr.metrics import distinct_names
 
 _MOST_CLASSES = 30  # in a printed table
@@ -129,7 +129,7 @@ class Report:
 def unopened(source: str, error: InputError | OSError) -> dict[str, Any]:
     """What `Report.to_dict` says of a data set that cannot be opened, because of this error."""
     if isinstance(error, OSError):
-        error = InputError(error.strerror or first_line(error), where=error.filename)
+        error = explained(error)
     fault = Fault.from_error("data-unreadable", error, Path(source))
     return {
         "source": source,

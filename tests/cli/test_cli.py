@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -719,6 +720,65 @@ def test_every_command_needs_its_arguments(capsys):
         assert ended.value.code == 2, command
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "{data}", "--report", "{file}"],
+        ["check", "{data}", "--report", "{file}/page"],
+        ["convert", "{data}", "{file}/new"],
+        ["train", "redetr_n", "--data", "{data}", "--output", "{file}"],
+        ["predict", "{run}", "{data}/train", "--output", "{file}/a/b"],
+        ["evaluate", "{run}", "--report", "{file}"],
+        ["explain", "{run}", "{data}/train/a.png", "--output", "{file}"],
+        ["push", "a/b", "{run}", "--to", "{file}/new"],
+        ["export", "{run}", "--output", "{closed}/a.onnx"],
+        ["check", "{data}", "--report", "{closed}/page"],
+        ["train", "redetr_n", "--data", "{data}", "--output", "{closed}"],
+    ],
+)
+def test_results_that_cannot_be_written_are_refused_before_the_work(
+    arguments, trained, shared_coco, tmp_path, capsys, monkeypatch
+):
+    """Root may write everywhere, so the permission is taken away where it is looked up."""
+    file = tmp_path / "file"
+    file.write_text("")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **options: path != closed and access(path, mode, **options)
+    )
+    names = {"data": shared_coco, "run": trained, "file": file, "closed": closed}
+    start = time.monotonic()
+    filled = [argument.format(**names) for argument in arguments]
+    said = "is not a folder" if "file" in str(arguments) else "that you may not write to"
+    refused(capsys, filled, said, "give another folder")
+    assert time.monotonic() - start < 5
+    assert not any(closed.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "a\nb"], "redetr: a\\nb: no such folder"),
+        (["check", "hf:"], "redetr: hf:: names no data set; write hf:NAME or hf:FOLDER"),
+        (["check", "https://"], "redetr: https://: is an address without a server; write https://"),
+        (["check", "https://[a"], "redetr: https://[a: is not an address (Invalid IPv6 URL)"),
+        (["convert", "digits", "new"], "redetr: digits: is drawn on demand, so it has no images"),
+        (["check", "{run}"], "is the folder of a run, which is not data; give the data that it"),
+        (["train", "{odd}"], "odd/config.json: setting 'data' cannot be 7"),
+        (["train", "{data}"], "config.json: not the settings of a run (No such file or directory)"),
+    ],
+)
+def test_sources_that_cannot_be_any(arguments, said, trained, shared_coco, tmp_path, capsys):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    settings = json.loads((trained / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(settings | {"data": 7}))
+    names = {"run": trained, "odd": odd, "data": shared_coco}
+    refused(capsys, [argument.format(**names) for argument in arguments], said)
+
+
 class Payload:
     def __init__(self, marker: Path):
         self.marker = marker
@@ -1232,11 +1292,14 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
     )
 
 
+FULL = "redetr: cannot read or write: No space left on device; free some space\n"
+
+
 @pytest.mark.parametrize(
     ("output", "code", "said"),
     [
         ("| true", 1, ""),
-        ("> /dev/full", 1, "redetr: cannot read or write: No space left on device\n"),
+        ("> /dev/full", 1, FULL),
         (">&-", 0, ""),
     ],
     ids=["a pipe without a reader", "a full disk", "closed"],

@@ -163,6 +163,8 @@ def _load(source: str) -> dict[str, Any]:
     except ImportError:
         raise InputError('needs: pip install "redetr[hub]"', where=source) from None
     address = Address.of(source)
+    if not address.name:
+        raise InputError("names no data set", where=source, remedy="write hf:NAME or hf:FOLDER")
     folder = Path(address.name)
     try:
         if is_saved_by_datasets(folder):

@@ -33,6 +33,7 @@ from redetr.data.open import folder_of
 from redetr.data.tar_index import forget_index
 from redetr.data.unclaimed import unclaimed_files
 from redetr.errors import InputError
+from redetr.files import require_folder
 from redetr.wording import counted
 
 
@@ -91,6 +92,9 @@ def _read_folder(
     root = folder_of(source)
     if not root.exists():
         remedy = "give that of a data set, or crowns"
+        if source == "digits":
+            text = "is drawn on demand, so it has no images to write"
+            raise InputError(text, where=source, remedy=remedy)
         raise InputError("no such folder", where=source, remedy=remedy)
     _require_new(root, destination)
     names = splits_of(root)
@@ -194,6 +198,7 @@ def _require_new(root: Path, destination: Path) -> None:
     if destination.exists() and not is_empty_folder:
         remedy = "choose another folder"
         raise InputError("already exists", where=destination, remedy=remedy)
+    require_folder(destination)
     _require_apart(data_folder(root), destination)
 
 

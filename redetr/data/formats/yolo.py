@@ -179,6 +179,9 @@ def _parse_config(file: Path) -> dict[str, Any]:
     # ValueError: not UTF-8. RecursionError: nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError):
+            remedy = "save it in UTF-8, without control characters"
+            raise InputError(f"not a text: {reason}", where=file, remedy=remedy) from None
         raise InputError(f"not YAML: {reason}", where=file, remedy="mend its YAML syntax") from None
     if not isinstance(config, dict):
         remedy = "write names, train and val into it"
