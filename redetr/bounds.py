@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from numbers import Real
 
 from redetr.choices import MOST_BANDS
 from redetr.errors import InputError
@@ -77,8 +78,12 @@ BOUNDS = {
 def require_in_bounds(name: str, value: float | None) -> None:
     """Raises InputError, naming the flag, for a value out of the `BOUNDS` of `name`."""
     bounds = BOUNDS[name]
-    if value is not None and value not in bounds:
-        flag = name.replace("_", "-")
+    flag = name.replace("_", "-")
+    if value is None:
+        return
+    if not isinstance(value, Real):  # possible from Python, where nothing is parsed
+        raise InputError(f"--{flag} {value!r} is not a number", remedy=f"give one that is {bounds}")
+    if value not in bounds:
         raise InputError(f"--{flag} {value} must be {bounds}")
 
 

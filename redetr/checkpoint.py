@@ -109,7 +109,7 @@ def _unreadable(path: Path, error: Exception) -> InputError:
         return InputError(text, where=path, remedy=_REMEDY)
     first_sentence = first_line(error).split(". ")[0]
     text = f"not a checkpoint that can be read safely ({first_sentence[:160]})"
-    return InputError(text, where=path)
+    return InputError(text, where=path, remedy=_REMEDY)
 
 
 def _require_zip_whole(path: Path) -> None:

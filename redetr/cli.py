@@ -12,7 +12,7 @@ import redetr
 from redetr.commands import COMMANDS
 from redetr.commands.console import ERRORS
 from redetr.commands.recipe import HELP
-from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory
+from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory, explained
 from redetr.memory import keep_memory
 from redetr.threads import wait_politely
 
@@ -96,7 +96,8 @@ def main(arguments: list[str] | None = None) -> None:
             if sys.stdout is not None:
                 sys.stdout.flush()  # here, an error is reported; at exit, Python would print it
     except RedetrError as error:
-        ERRORS.print(f"redetr: {error}")
+        line = str(error).replace("\n", "\\n")  # in a name: an error is one line
+        ERRORS.print(f"redetr: {line}")
         raise SystemExit(error.exit_code) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
@@ -113,8 +114,6 @@ def main(arguments: list[str] | None = None) -> None:
         drop_output()
         raise SystemExit(InputError.exit_code) from None
     except OSError as error:  # a folder that cannot be written, a full disk
-        where = error.filename or "cannot read or write"
-        reason = error.strerror or error
-        ERRORS.print(f"redetr: {where}: {reason}")
+        ERRORS.print(f"redetr: {explained(error)}")
         drop_output()
         raise SystemExit(InputError.exit_code) from None

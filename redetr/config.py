@@ -295,10 +295,17 @@ class TrainConfig(
                 if name not in settings:
                     raise ValueError(f"no {name!r}")
             return cls.from_dict(settings)
+        except InputError as error:  # of a setting, which does not know the file
+            error.where = file
+            raise
         except (OSError, ValueError, TypeError) as error:
+            reason = str(error)
+            if isinstance(error, OSError):  # the path is named already
+                reason = error.strerror or reason
             raise InputError(
-                f"{file}: not the settings of a run ({error}); give the name of a recipe or a run "
-                "folder"
+                f"not the settings of a run ({reason})",
+                where=file,
+                remedy="give the name of a recipe or a run folder",
             ) from None
 
     def check(self, world_size: int) -> None:

@@ -3,6 +3,8 @@ resumes."""
 
 import hashlib
 import http.client
+import logging
+import os
 import re
 import socket
 import threading
@@ -23,6 +25,20 @@ from redetr.errors import InputError
 TIMEOUT_S = 30.0  # for a connection, and for each piece that is read from it
 _PIECE = 1 << 18
 _PIECE_S = 300.0  # for a piece as a whole
+
+
+@contextmanager
+def quiet_hub() -> Iterator[None]:
+    """Hides the warnings of huggingface_hub in the block: it prints two lines per failed attempt,
+    and an error that says the same follows. HF_HUB_VERBOSITY in the environment wins."""
+    logger = logging.getLogger("huggingface_hub")
+    level = logger.level
+    if "HF_HUB_VERBOSITY" not in os.environ:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class Deadline:

@@ -1,9 +1,21 @@
 """The errors a user can cause or meet. The command line prints each as one line and exits with its
 `exit_code`."""
 
+import errno
 import os
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every shell
+
+# What to do about an error of the operating system.
+_REMEDIES = {
+    errno.EACCES: "change its permissions, or give another path",
+    errno.EPERM: "change its permissions, or give another path",
+    errno.EROFS: "give a path that can be written",
+    errno.EEXIST: "give another path, or remove that file",
+    errno.ENOTDIR: "give another path: a part of it is a file",
+    errno.ENOENT: "give another path",
+    errno.ENOSPC: "free some space",
+}
 
 
 class RedetrError(Exception):
@@ -45,6 +57,12 @@ class InputError(RedetrError):
     do."""
 
 
+class UsageError(InputError):
+    """An argument of a command is missing, which the parser could not know."""
+
+    exit_code = 2  # as of the parser
+
+
 class NoMasksError(InputError):
     """Data was opened for masks and has boxes only."""
 
@@ -69,6 +87,14 @@ class StoppedError(RedetrError):
     """A signal ended the run: its state is saved, or it had not begun its first step."""
 
     exit_code = 75
+
+
+def explained(error: OSError) -> InputError:
+    """An error of the operating system as one of ours, with what to do about it."""
+    reason = error.strerror or first_line(error)
+    if error.filename is None:
+        reason = f"cannot read or write: {reason}"
+    return InputError(reason, where=error.filename, remedy=_REMEDIES.get(error.errno or 0))
 
 
 def first_line(error: BaseException) -> str:

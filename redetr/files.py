@@ -56,6 +56,25 @@ def without_folders(source: str) -> str:
     return prefix + PurePath(name).name
 
 
+def require_folder(folder: Path) -> None:
+    """Raises InputError if files cannot be written to `folder`, which need not exist yet: for
+    commands that write their results after minutes of work."""
+    present = folder.absolute()
+    while not os.path.lexists(present):
+        present = present.parent
+    if not present.is_dir():
+        problem = "is not a folder"
+        remedy = "give another folder"
+    elif not os.access(present, os.W_OK | os.X_OK):
+        problem = "is a folder that you may not write to"
+        remedy = "change its permissions, or give another folder"
+    else:
+        return
+    if present != folder.absolute():
+        problem = f"cannot be made, because {present} {problem}"
+    raise InputError(problem, where=folder, remedy=remedy)
+
+
 def open_file(path: str | os.PathLike) -> BufferedReader:
     """The file at `path`, opened for reading. Raises OSError if it cannot be opened or is not a
     regular file, because reading a pipe or a device may block or never end."""

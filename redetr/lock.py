@@ -20,6 +20,7 @@ from typing import Any
 
 from redetr.distributed import Dist
 from redetr.errors import InputError, LostError
+from redetr.files import require_folder
 
 try:
     import fcntl
@@ -115,11 +116,15 @@ class FolderLock:
         """Takes the lock; returns why it could not."""
         folder = self.path.parent
         try:
+            require_folder(folder)
             self._is_new = not folder.exists()
             folder.mkdir(parents=True, exist_ok=True)
             holder = self._take()
+        except InputError as error:
+            return str(error)
         except OSError as error:
-            return f"{error.filename or folder}: {error.strerror or error}"
+            reason = error.strerror or error
+            return f"{error.filename or folder}: {reason}: give another --output"
         if holder is not None:
             return f"{folder}: {holder}: wait for it, stop it, or give another --output"
         self._beats.start()

@@ -1,6 +1,7 @@
 """The state of a run: weights, their average, optimizer, position; how it is saved and resumed."""
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,8 @@ _MAY_CHANGE = {
     "recompute",
     "eval_batch_size",
 }
+
+_OF_THE_MODEL = ("model", "model_options")
 
 _FEWEST_EVALUATIONS = 2  # without a better AP before a run ends early
 _FALLEN_RATE = 0.26  # of the base rate: with "cosine" after two thirds of the run
@@ -173,11 +176,10 @@ class State:
         run."""
         settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
         before = TrainConfig.from_dict(settings)
-        self._require_same_settings(path, before)
-        num_images = saved["num_images"]
-        if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
-            images = counted(num_images, "image")
-            raise InputError(f"{path}: saved with other data ({images}): give another --output")
+        # The model and the data decide what other settings follow, so they are named first.
+        self._require_same_settings(path, before, _OF_THE_MODEL)
+        self._require_same_data(path, saved)
+        self._require_same_settings(path, before, sorted(asdict(before).keys() - _MAY_CHANGE))
         self.model.load_state_dict(with_present_names(saved["model"]))
         self.ema.model.load_state_dict(with_present_names(saved["ema"]))
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -201,19 +203,32 @@ class State:
         was_due = before.eval_every > 0 and self.step % before.eval_every == 0
         return was_due or self.evaluated == self.step
 
-    def _require_same_settings(self, path: Path, before: TrainConfig) -> None:
+    def _require_same_data(self, path: Path, saved: dict[str, Any]) -> None:
+        num_images = saved["num_images"]
+        if saved["category_ids"] == list(self.category_ids) and num_images == self.num_images:
+            return
+        difference = "other classes"
+        if num_images != self.num_images:
+            difference = f"{counted(num_images, 'image')}, now {self.num_images:,}"
+        text = f"saved with other data ({difference})"
+        raise InputError(text, where=path, remedy="give that --data, or another --output")
+
+    def _require_same_settings(self, path: Path, before: TrainConfig, names: Iterable[str]) -> None:
         # As they would be saved: Python may have given lists and paths, which are saved as others.
         present = TrainConfig.from_dict(self.config.to_dict())
-        for name in sorted(asdict(present).keys() - _MAY_CHANGE):
+        for name in names:
             saved, now = getattr(before, name), getattr(present, name)
             if name == "precision" and saved == "auto":
                 continue  # earlier versions chose anew at each start
             if name == "custom_augment":
                 _require_same_augmentation(path, saved, now)
             elif saved != now:
+                command = resume_command(path.parent)
                 raise InputError(
-                    f"{path}: saved with {name}={saved}, resumed with {now}: "
-                    f"{resume_command(path.parent)} takes all settings from the run"
+                    f"saved with {name}={saved}, resumed with {now}",
+                    where=path,
+                    remedy=f"{command} takes all settings from the run; give another --output for "
+                    "a new run",
                 )
 
 

@@ -20,9 +20,9 @@ from redetr.checkpoint import save_checkpoint, save_weights
 from redetr.choices import AUGMENT_IN_PYTHON
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
-from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import require_alike, require_valid
+from redetr.data.faults import Fault
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks

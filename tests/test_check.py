@@ -24,10 +24,13 @@ from redetr.cli import main
 from redetr.data import Hints, open_dataset
 from redetr.data.annotations import Annotations
 from redetr.data.contradictions import BoxFormat, to_corners
+from redetr.data.faults import Fault, Rows
 from redetr.data.header_cache import HeaderCache
 from redetr.data.headers import read_header, read_headers
-from redetr.doctor.boxes import box_faults, class_faults, plan_faults
-from redetr.doctor.check import check, essential_faults, print_report
+from redetr.doctor.boxes import box_faults, plan_faults
+from redetr.doctor.check import check, essential_faults
+from redetr.doctor.tables import print_report
+from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
 from redetr.doctor.sheet import _octaves, _whole_numbers, write_report
@@ -75,6 +78,85 @@ def annotations(
 
 def codes(faults: list) -> list[str]:
     return [fault.code for fault in faults]
+
+
+def test_a_fault_lists_all_that_it_concerns(root, tmp_path, capsys):
+    """The table names a few, the page and JSON all, up to a bound."""
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    for annotation in document["annotations"][:7]:
+        annotation["bbox"][0] = 5000
+    file.write_text(json.dumps(document))
+    ids = [1000 + number for number in range(7)]
+
+    assert main_ends(["check", str(root), "--json", "--report", str(tmp_path / "page")]) == 1
+    (fault,) = json.loads(capsys.readouterr().out)["faults"]
+    assert (fault["code"], fault["where"], fault["count"]) == ("box-outside", "annotation 1000", 7)
+    assert fault["items"] == [f"annotation {id_}" for id_ in ids]
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "<br>".join(fault["items"]) in page
+
+    assert main_ends(["check", str(root)]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    others = "also annotation 1001, annotation 1002, annotation 1003, annotation 1004 and 2 more"
+    assert others in said
+
+
+def test_the_list_of_a_fault_is_bounded():
+    faults: list[Fault] = []
+    rows = Rows(5000, faults, lambda i: (Path("a.json"), f"annotation {i}"))
+    rows.fault("odd", np.arange(5000) > 0, lambda i: "is odd", "mend it")
+    (fault,) = faults
+    assert (fault.count, len(fault.items), fault.items[0]) == (4999, 1000, "annotation 1")
+    assert fault.others(1) == "also annotation 2 and 4,997 more"
+    assert Fault.from_json(json.loads(json.dumps(fault.to_json()))) == fault
+
+
+def test_items_in_several_files_name_them():
+    faults: list[Fault] = []
+    rows = Rows(3, faults, lambda i: (Path(f"labels/{i // 2}.txt"), f"line {i}"))
+    rows.fault("odd", np.ones(3, bool), lambda i: "is odd", "mend it")
+    items = ("labels/0.txt: line 0", "labels/0.txt: line 1", "labels/1.txt: line 2")
+    assert faults[0].items == items
+    assert faults[0].others(4) == "also 0.txt: line 1, 1.txt: line 2"
+
+
+def main_ends(arguments: list[str]) -> int | str | None:
+    """The exit code of a command that does not succeed."""
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    return ended.value.code
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [("nowhere", "no such folder"), ("empty", "the folder is empty"), ("file.txt", "")],
+)
+def test_data_that_cannot_be_opened_is_a_fault_in_json(
+    source, text, root, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    Path("empty").mkdir()
+    Path("file.txt").write_text("no data")
+    assert main_ends(["check", source, "--json"]) == 1
+    told = capsys.readouterr()
+    report = json.loads(told.out)
+    (fault,) = report["faults"]
+    assert (fault["severity"], fault["code"]) == ("error", "data-unreadable")
+    assert text in fault["text"] and fault["text"] in told.err
+    assert len(told.err.splitlines()) == 1
+    assert report.keys() == check(str(root)).to_dict().keys()
+    assert fault.keys() == Fault("note", "a", Path("b"), "", "", "").to_json().keys()
+    assert (report["source"], report["errors"], report["splits"]) == (source, 1, {})
+
+
+def test_what_both_splits_have_in_common_is_reported_once(root):
+    (root / "annotations" / "instances_val.json").unlink()
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["categories"][1]["name"] = document["categories"][0]["name"]
+    file.write_text(json.dumps(document))
+    assert codes(check(str(root), val_fraction=0.5).faults).count("class-twice") == 1
 
 
 def test_a_val_split_that_is_held_out(tmp_path, capsys):

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from redetr import cli
-from redetr.data.annotations import Fault
+from redetr.data.faults import Fault
 from redetr.data.images import decoder_errors
-from redetr.errors import DivergedError, InputError, exhausted_memory, first_line
+from redetr.errors import DivergedError, InputError, exhausted_memory, explained, first_line
 
 FOLDER = Path("a: b; c")  # a name that no message can be split at
 
@@ -79,6 +79,19 @@ def test_a_decoder_that_gives_no_reason():
 def test_repetitions_are_counted_at_the_end():
     fault = Fault("note", "outline", FOLDER, "", "is odd", "mend it", 3)
     assert str(fault) == "a: b; c: is odd; mend it (and 2 more like it)"
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (OSError(28, "No space", "a/b"), "a/b: No space; free some space"),
+        (OSError(28, "No space"), "cannot read or write: No space; free some space"),
+        (PermissionError(13, "Denied", "a"), "a: Denied; change its permissions, or give another"),
+        (OSError("odd"), "cannot read or write: odd"),
+    ],
+)
+def test_errors_of_the_system_say_what_to_do(error, line):
+    assert str(explained(error)).startswith(line)
 
 
 TOO_MUCH = 2**60  # bytes

@@ -20,7 +20,7 @@ from tyro.constructors import (
 
 from redetr.bounds import require_all_in_bounds
 from redetr.choices import ImageSize, parsed_size, size_text
-from redetr.errors import InputError
+from redetr.errors import UsageError
 
 Command = TypeVar("Command")
 
@@ -78,7 +78,7 @@ def parse_flags(
     """The command, a dataclass, with the values in `args`.
 
     Like `tyro.cli`, prints help or an error and exits if `args` ask for help or are not valid.
-    Raises InputError for an empty value, and for a number that is out of its bounds.
+    Raises UsageError for an empty value, and InputError for a number that is out of its bounds.
     """
     parsed = tyro.cli(
         command,
@@ -95,7 +95,7 @@ def parse_flags(
 
 
 def _require_no_empty(flags: Any) -> None:
-    """Raises InputError if a value in a dataclass is an empty text: usually from a shell variable
+    """Raises UsageError if a value in a dataclass is an empty text: usually from a shell variable
     that is not set, and as a path the current folder."""
     for setting in dataclasses.fields(flags):
         value = getattr(flags, setting.name)
@@ -105,7 +105,7 @@ def _require_no_empty(flags: Any) -> None:
         values = value if isinstance(value, tuple) else (value,)
         if "" in values:
             name = setting.name.replace("_", "-")
-            raise InputError(f"the value of {name} is empty", remedy="is a shell variable not set?")
+            raise UsageError(f"the value of {name} is empty", remedy="is a shell variable not set?")
 
 
 @_RULES.primitive_rule

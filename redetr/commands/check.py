@@ -38,11 +38,12 @@ class Check:
     """Also draw augmented samples, as training sees them, into the folder of --report, if the data
     set has no errors."""
     json: bool = False
-    """Print JSON instead of tables."""
+    """Print JSON instead of tables, also if the data cannot be opened."""
 
     def run(self) -> None:
         with quick_imports():
-            from redetr.doctor.check import check, print_report
+            from redetr.doctor.check import check, unopened
+            from redetr.doctor.tables import print_report
             from redetr.doctor.sheet import write_report
             from redetr.pages.templates import require_redetr_page
 
@@ -50,15 +51,20 @@ class Check:
             raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")
         if self.report:
             require_redetr_page(Path(self.report), "sheet.png", "augmented.png")
-        report = check(
-            self.data,
-            self.recipe,
-            self.num_queries,
-            self.thorough,
-            self.val_fraction,
-            self.image_size,
-            self.masks,
-        )
+        try:
+            report = check(
+                self.data,
+                self.recipe,
+                self.num_queries,
+                self.thorough,
+                self.val_fraction,
+                self.image_size,
+                self.masks,
+            )
+        except (InputError, OSError) as error:
+            if self.json:  # programs read the reason there, whatever it is
+                print_json(unopened(self.data, error))
+            raise
         if self.json:
             print_json(report.to_dict())
         else:

@@ -9,7 +9,7 @@ from rich.progress import Progress
 
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
 from redetr.commands.console import ERRORS, OUT, print_json, say_fp32, say_origin, say_threshold
-from redetr.errors import InputError
+from redetr.errors import InputError, UsageError
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
@@ -97,7 +97,7 @@ class Explain:
 
     def _check(self) -> None:
         if self.image is None and self.image_id is None:
-            raise InputError(
+            raise UsageError(
                 "nothing to explain: give an image file after the checkpoint, or --image-id"
             )
         if self.image is not None and self.image_id is not None:

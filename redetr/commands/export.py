@@ -12,6 +12,7 @@ from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, NewFile, parse_flags
 from redetr.commands.console import ERRORS, OUT, require_images, say_fp32, say_origin
 from redetr.errors import InputError
+from redetr.files import require_folder
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
@@ -91,14 +92,7 @@ class Export:
             single=self.one_image,
         )
         config.check()
-        suffix = SUFFIXES[self.format]
-        path = Path(self.output or f"{_name(Path(self.checkpoint))}{suffix}")
-        if path.suffix != suffix:
-            raise InputError(
-                f"--output {path}: a file for --format {self.format} must end in {suffix}"
-            )
-        if not path.parent.is_dir():
-            raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
+        path = self._path(SUFFIXES[self.format])
         use_threads(self.threads)
         detector = load(self.checkpoint, device="cpu")
         held_out = self._images_of(detector, "val") if self.check else None
@@ -122,6 +116,18 @@ class Export:
             why = ": Core ML runs only on Apple's systems" if self.format in NOT_RUN else ""
             ERRORS.print(f"warning: {path} was not compared with PyTorch{why}", soft_wrap=True)
         OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
+
+    def _path(self, suffix: str) -> Path:
+        """The file to write. Raises InputError if it cannot be written."""
+        path = Path(self.output or f"{_name(Path(self.checkpoint))}{suffix}")
+        if path.suffix != suffix:
+            raise InputError(
+                f"--output {path}: a file for --format {self.format} must end in {suffix}"
+            )
+        if not path.parent.is_dir():
+            raise InputError(f"--output {path}: there is no folder {path.parent}; create it")
+        require_folder(path.parent)
+        return path
 
     def _size(self) -> "Size | None":
         """The size of --fixed-size, if it is given."""

@@ -39,7 +39,8 @@ from redetr.detector.records import (
     write_formats,
     written_images,
 )
-from redetr.errors import InputError, StoppedError
+from redetr.errors import InputError, StoppedError, UsageError
+from redetr.files import require_folder
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 from redetr.wording import counted
@@ -48,7 +49,7 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-    from redetr.data.annotations import Fault
+    from redetr.data.faults import Fault
     from redetr.detector.detections import Detections
     from redetr.detector.detector import Detector
     from redetr.detector.segments import PanopticDetections
@@ -192,10 +193,12 @@ class Predict:
             raise InputError(f"--reconnect {self.reconnect} must be at least 0")
         require_images(self.batch_size)
         if not self.source:
-            raise InputError("no input: give images or folders after the checkpoint")
+            raise UsageError("no input: give images or folders after the checkpoint")
 
     def _require_free(self, folder: Path) -> None:
-        """Raises InputError if the folder holds files that this run would mix with or replace."""
+        """Raises InputError if the folder cannot be written to, or holds files that this run would
+        mix with or replace."""
+        require_folder(folder)
         if self.resume:
             require_no_cut_stream(folder)
         elif not self.overwrite:

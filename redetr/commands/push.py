@@ -11,6 +11,7 @@ import tyro
 from redetr.commands.arguments import Checkpoint, parse_flags
 from redetr.commands.console import ERRORS, OUT
 from redetr.errors import InputError
+from redetr.files import require_folder
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
 
@@ -87,6 +88,7 @@ class Push:
     def _require_new(self, folder: Path) -> None:
         if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
             raise InputError("exists already", where=folder, remedy="give a new folder with --to")
+        require_folder(folder)
 
     def _evaluated(self, detector: "Detector") -> "Evaluation":
         """The numbers and the picture of the val split. Raises InputError if it is not there."""

@@ -19,7 +19,7 @@ from redetr.config import (
     augmentation_text,
     suitable_decay,
 )
-from redetr.errors import InputError
+from redetr.errors import InputError, UsageError
 from redetr.recipes import RECIPES, get_recipe
 
 HELP = ("-h", "--help")
@@ -88,14 +88,14 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
 
     Returns the recipe's settings, which are the defaults of the flags, the flags, and the program's
     name for its help. Without a recipe, lists them and exits. Raises InputError if there is none by
-    that name, or if a flag stands where the recipe should.
+    that name, and UsageError if a flag stands where the recipe should.
     """
     if not arguments or arguments[0] in HELP:
         _list_recipes(command)
         raise SystemExit(0 if arguments else 2)
     recipe_name, *flags = with_micro_batches(arguments)
     if recipe_name.startswith("-"):
-        raise InputError(
+        raise UsageError(
             f"the name of a recipe or a run folder comes first, as in redetr {command} redetr_n "
             f"{recipe_name}: choose one of {', '.join(RECIPES)}"
         )

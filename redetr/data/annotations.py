@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from redetr.data.contradictions import (
     BoxFormat,
     area_differs,
     other_format,
 )
+from redetr.data.faults import MOST_ITEMS, Fault, Rows, listed, listed_places
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.mask_faults import (
     FEW,
@@ -26,11 +26,9 @@ from redetr.data.mask_faults import (
     judge_outlines,
 )
 from redetr.data.segment_images import SegmentImages
-from redetr.errors import InputError
 from redetr.wording import counted
 
 Split = Literal["train", "val", "test"]
-Severity = Literal["error", "warning", "note"]
 # What an object is in its source: an annotation with an id, or a numbered part of a file.
 ObjectKind = Literal["annotation", "line", "object", "shape"]
 
@@ -50,56 +48,6 @@ def data_folder(root: Path) -> Path:
     if root.suffix == ".json" and parent.name == "annotations":
         return parent.parent
     return parent
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A kind of fault in a file: its first occurrence, the problem, the remedy, and how often it
-    occurs.
-
-    An error would spoil training, so `open_dataset` raises the first one. Warnings and notes are
-    reported, and users decide.
-    """
-
-    severity: Severity
-    code: str  # a short name of the kind that does not change, such as "box-outside"
-    file: Path
-    where: str  # such as "annotation 17" or "line 3"; empty for the file as a whole
-    text: str  # what is wrong there
-    remedy: str  # what to do about it
-    count: int = 1
-
-    @classmethod
-    def from_error(cls, code: str, error: InputError, source: Path) -> "Fault":
-        """The fault described by `error`; `source` is the file if the error names none."""
-        file = source
-        if error.where is not None:
-            file = Path(error.where)
-        remedy = error.remedy or ""
-        return cls("error", code, file, error.item, error.text, remedy)
-
-    def to_error(self, addition: str = "") -> InputError:
-        """An error with the same parts; `addition` ends its line."""
-        return InputError(
-            self.text,
-            where=self.file,
-            item=self.where,
-            remedy=self.remedy + self._repetitions() + addition,
-        )
-
-    def in_split(self, split: Split) -> "Fault":
-        """The fault with its severity in this split: an error in test does not spoil training."""
-        if split == "test" and self.severity == "error":
-            return replace(self, severity="warning")
-        return self
-
-    def _repetitions(self) -> str:
-        if self.count == 1:
-            return ""
-        return f" (and {self.count - 1} more like it)"
-
-    def __str__(self) -> str:
-        return str(self.to_error())
 
 
 @dataclass(frozen=True)
@@ -204,38 +152,10 @@ class Annotations:
         raise errors[0].to_error(addition)
 
 
-class Rows:
-    """Images, objects or classes while they are read. Collects faults; rows with errors are left
-    out."""
-
-    def __init__(self, count: int, faults: list[Fault], locate: Callable[[int], tuple[Path, str]]):
-        """`locate` returns the file of row `i`, and the place of the row in it."""
-        self.good = np.ones(count, bool)
-        self.faults = faults
-        self.locate = locate
-
-    def fault(
-        self,
-        code: str,
-        bad: ArrayLike,
-        text: Callable[[int], str],
-        remedy: str,
-        severity: Severity = "error",
-    ) -> None:
-        """Adds a fault for the rows that are `bad` (bool `[N]`), with the `text` of the first. Rows
-        with an earlier error do not count."""
-        bad = np.asarray(bad, bool) & self.good
-        if not bad.any():
-            return
-        row = int(bad.argmax())
-        file, where = self.locate(row)
-        count = int(bad.sum())
-        self.faults.append(Fault(severity, code, file, where, text(row), remedy, count))
-        if severity == "error":
-            self.good &= ~bad
-
-    def forget(self) -> None:
-        """Frees the memory of the rows. No more faults can be added afterwards."""
+def image_reference(annotations: Annotations, index: int) -> str:
+    """The name of an image in messages, such as "image 12 ('a.jpg')"."""
+    name = os.fsdecode(annotations.names[index])
+    return f"image {annotations.ids[index]} ({name!r})"
 
 
 @dataclass
@@ -348,7 +268,8 @@ def _repeated_names(source: Path, classes: dict[int, str]) -> list[Fault]:
     count = counts[name]
     text = f"{count} classes are called {name!r}"
     remedy = "give each its own name, or merge them"
-    return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated))]
+    items = listed(repr(name) for name in repeated)
+    return [Fault("warning", "class-twice", source, "", text, remedy, len(repeated), items)]
 
 
 @dataclass
@@ -395,10 +316,10 @@ def _unwritable_names(source: Path, classes: dict[int, str]) -> list[Fault]:
             ids.append(id_)
     if not ids:
         return []
-    where = f"category {ids[0]}"
+    items = listed(f"category {id_}" for id_ in ids)
     text = f"its name {classes[ids[0]]!a} is blank, or holds control characters or half a character"
     remedy = "write another name"
-    return [Fault("error", "name-invalid", source, where, text, remedy, len(ids))]
+    return [Fault("error", "name-invalid", source, items[0], text, remedy, len(ids), items)]
 
 
 def _is_writable(character: str) -> bool:
@@ -450,7 +371,9 @@ def _format_faults(
     file, where = objects.rows.locate(row)
     text = f"{objects.quoted(row)} fits its outline or area only as {box_format}"
     remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
-    return [Fault("error", f"format-{box_format}", file, where, text, remedy, count)]
+    shown_rows = np.flatnonzero(shown_by)[:MOST_ITEMS].tolist()
+    items = listed_places(map(objects.rows.locate, shown_rows))
+    return [Fault("error", f"format-{box_format}", file, where, text, remedy, count, items)]
 
 
 def _boxes_inside(objects: Objects, images: Images) -> np.ndarray:

@@ -15,7 +15,8 @@ from redetr.structures import Size
 from redetr.wording import counted
 
 if TYPE_CHECKING:
-    from redetr.data.annotations import Images, Objects, Rows, Severity
+    from redetr.data.annotations import Images, Objects
+    from redetr.data.faults import Rows, Severity
 
 # Annotators overshoot the border a little. Up to this many pixels, or this share of the side, boxes
 # and polygons are clipped.

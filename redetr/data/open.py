@@ -3,8 +3,10 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from redetr.data.annotations import SPLITS, Fault, Split, data_folder
+from redetr.bounds import require_in_bounds
+from redetr.data.annotations import SPLITS, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.faults import Fault
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder, unreadable_of
 from redetr.data.formats.hub import Address, open_hub
@@ -66,6 +68,7 @@ def open_dataset(
     """
     if split not in SPLITS:
         raise ValueError(f"split is train, val or test, not {split!r}")
+    require_in_bounds("val_fraction", val_fraction)
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":

@@ -347,8 +347,15 @@ def _mirrors() -> Path:
 def mirror(address: str) -> Path:
     """The local folder of the data set at a URL, which is updated. Files that have not changed are
     kept. Raises InputError if the server cannot be read."""
+    try:
+        parts = urlsplit(address.rstrip("/"))
+    except ValueError as error:
+        raise InputError(f"is not an address ({error})", where=address) from None
+    if not parts.hostname:
+        text = "is an address without a server"
+        raise InputError(text, where=address, remedy="write https://HOST/FOLDER")
     address = address.rstrip("/")
-    _, _, last_part = urlsplit(address).path.rpartition("/")
+    _, _, last_part = parts.path.rpartition("/")
     name = path_inside(last_part) or "data"
     folder = _mirrors() / hashed_name(address.encode()) / name
     folder.mkdir(parents=True, exist_ok=True)

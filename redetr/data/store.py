@@ -19,14 +19,15 @@ import tempfile
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 import redetr
-from redetr.data.annotations import Annotations, Fault, Masks, Split, data_folder
+from redetr.data.annotations import Annotations, Masks, Split, data_folder
+from redetr.data.faults import Fault
 from redetr.data.mask_columns import MaskColumns, MaskUse
 from redetr.data.segment_images import SegmentImages
 from redetr.files import (
@@ -142,9 +143,7 @@ def load(store: Path) -> tuple[Annotations, str]:
         if about["masks_folder"]:
             parts["folder"] = Path(about["masks_folder"])
         masks = kind(**parts)
-    faults = []
-    for fault in about["faults"]:
-        faults.append(Fault(**fault | {"file": Path(fault["file"])}))
+    faults = [Fault.from_json(fault) for fault in about["faults"]]
     annotations = Annotations(
         source=Path(about["source"]),
         folder=Path(about["folder"]),
@@ -294,9 +293,6 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
             np.save(file, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
-    faults = []
-    for fault in annotations.faults:
-        faults.append(asdict(fault) | {"file": str(fault.file)})
     about = {
         "source": str(annotations.source),
         "folder": str(annotations.folder),
@@ -304,7 +300,7 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
         "category_ids": annotations.category_ids,
         "class_names": annotations.class_names,
         "box_format": annotations.box_format,
-        "faults": faults,
+        "faults": [fault.to_json() for fault in annotations.faults],
         "note": note,
         "masks": kind,
         "masks_folder": str(masks.folder) if isinstance(masks, SegmentImages) else "",

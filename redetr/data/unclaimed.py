@@ -7,8 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from redetr.data.annotations import Annotations, Fault, Split, data_folder
+from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.archives import archives_in, open_archive, split_path
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.label_images import is_label_folder
 from redetr.data.formats.labels import LABEL_SUFFIX, label_name
 from redetr.data.formats.layouts import annotation_suffix, read_annotations, splits_of
@@ -161,14 +162,18 @@ def _unused_faults(folder: Path, unused: list[str], used: set[str]) -> list[Faul
         text = "no annotation names this image"
         remedy = "annotate it, or remove it from the folder"
         count = len(beside)
-        faults.append(Fault("warning", "image-unused", folder, beside[0], text, remedy, count))
+        items = listed(beside)
+        faults.append(
+            Fault("warning", "image-unused", folder, items[0], text, remedy, count, items)
+        )
     if elsewhere:
-        parent, names = next(iter(elsewhere.items()))
+        names = next(iter(elsewhere.values()))
         images = counted(len(names), "image")
         text = f"no split has {images} in this folder, such as {names[0]}"
         remedy = "nothing to do if that is intended"
-        where = parent or "."
-        faults.append(Fault("note", "folder-unused", folder, where, text, remedy, len(elsewhere)))
+        items = listed(parent or "." for parent in elsewhere)
+        count = len(elsewhere)
+        faults.append(Fault("note", "folder-unused", folder, items[0], text, remedy, count, items))
     return faults
 
 
@@ -178,7 +183,8 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
     folders = _folders(used)
     suffix = annotation_suffix(root)
     faults = []
-    for path, count in contents.namesakes.items():
+    for namesakes in contents.namesakes:
+        path = namesakes.paths[0]
         parent = posixpath.dirname(path)
         stem, ending = posixpath.splitext(path)
         is_read = ending.lower() == suffix
@@ -187,8 +193,18 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
         if parent in folders and not is_read:
             text = "is beside the image of that name, but is not read"
             remedy = "delete such files, or move the images that they describe to another folder"
-            fault = Fault("warning", "annotation-unread", contents.root, path, text, remedy, count)
-            faults.append(fault)
+            faults.append(
+                Fault(
+                    "warning",
+                    "annotation-unread",
+                    contents.root,
+                    path,
+                    text,
+                    remedy,
+                    namesakes.count,
+                    listed(namesakes.paths),
+                )
+            )
     return faults
 
 

@@ -22,9 +22,9 @@ from typing import TypeVar
 
 from torch import Tensor
 
-from redetr.data.annotations import Fault
 from redetr.data.archives import SUFFIX as ARCHIVE
 from redetr.data.archives import archives_in, open_archive, split_path
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.listing import (
     MOST_OTHERS,
     Contents,
@@ -123,7 +123,9 @@ def _further_pages(names: Iterable[str]) -> list[Fault]:
         return []
     text = f"holds {pages[several[0]]} images, of which only the first is used"
     remedy = "save the others as files"
-    return [Fault("note", "image-frames", Path(several[0]), "", text, remedy, len(several))]
+    count = len(several)
+    items = listed(several)
+    return [Fault("note", "image-frames", Path(several[0]), "", text, remedy, count, items)]
 
 
 def _names_of(source: str, faults: list[Fault]) -> list[str]:

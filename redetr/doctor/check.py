@@ -7,21 +7,19 @@ adds checks that take longer, and the figures that `redetr check` shows.
 import os
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 from torch import Tensor
 
+from redetr.bounds import require_in_bounds
 from redetr.choices import ImageSize
-from redetr.data.annotations import SPLITS, Annotations, Fault, Split
+from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
+from redetr.data.faults import Fault
 from redetr.data.formats.folder import (
     AnnotatedDataset,
     FolderDataset,
@@ -38,13 +36,14 @@ from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
 from redetr.data.store import remembered
 from redetr.data.unclaimed import unclaimed_files
-from redetr.doctor.boxes import box_faults, class_counts, class_faults, is_sound, plan_faults
+from redetr.doctor.boxes import box_faults, is_sound, plan_faults
+from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.errors import InputError
+from redetr.errors import InputError, explained
 from redetr.metrics import distinct_names
 
-_MOST_CLASSES = 30  # in a printed table
+_ONE_ERROR = "1 error would spoil training. Fix it and run again."
 _SCENES = 300  # of a split that is drawn on demand
 COLORS = {"error": "bold red", "warning": "yellow", "note": "dim"}  # in order of weight
 
@@ -71,7 +70,7 @@ class Report:
     def verdict(self) -> str:
         """The conclusion, in plain words."""
         if self.errors == 1:
-            return "1 error would spoil training. Fix it and run again."
+            return _ONE_ERROR
         if self.errors:
             return f"{self.errors} errors would spoil training. Fix them and run again."
         command = f"redetr train {self.plan.recipe} --data {shlex.quote(self.source)}"
@@ -133,7 +132,7 @@ class Report:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
-        faults = [_to_json(fault) for fault in self.faults]
+        faults = [fault.to_json() for fault in self.faults]
         return {
             "source": self.source,
             "verdict": self.verdict,
@@ -145,8 +144,19 @@ class Report:
         }
 
 
-def _to_json(fault: Fault) -> dict[str, Any]:
-    return asdict(fault) | {"file": str(fault.file)}
+def unopened(source: str, error: InputError | OSError) -> dict[str, Any]:
+    """What `Report.to_dict` says of a data set that cannot be opened, because of this error."""
+    if isinstance(error, OSError):
+        error = explained(error)
+    fault = Fault.from_error("data-unreadable", error, Path(source))
+    return {
+        "source": source,
+        "verdict": _ONE_ERROR,
+        "errors": 1,
+        "splits": {},
+        "classes": {},
+        "faults": [fault.to_json()],
+    }
 
 
 def _figures(annotations: Annotations) -> dict[str, Any]:
@@ -206,6 +216,7 @@ def check(
     `masks`, and warnings otherwise. Raises InputError if there is no data set, or for `thorough`
     where images are not files.
     """
+    require_in_bounds("val_fraction", val_fraction)
     if source == "digits" or source.startswith("hf:"):
         if thorough:
             text = "--thorough looks at image files, but the images of this data set are not files"
@@ -308,10 +319,10 @@ def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fau
     annotated = [data.annotations for data in (train, val) if isinstance(data, AnnotatedDataset)]
 
     def compute() -> list[dict[str, Any]]:
-        return [_to_json(fault) for fault in _essential_faults(train, val)]
+        return [fault.to_json() for fault in _essential_faults(train, val)]
 
     rows = remembered(annotated, "faults", compute)
-    return [Fault(**row | {"file": Path(row["file"])}) for row in rows]
+    return [Fault.from_json(row) for row in rows]
 
 
 def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
@@ -330,16 +341,17 @@ def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fa
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
-    """The faults of annotations and image headers."""
-    faults = []
+    """The faults of annotations and image headers. One that splits have in common, such as that of
+    a file with the annotations of both, is reported once."""
+    faults: dict[Fault, None] = {}  # an ordered set
     for split, annotations in splits.items():
         of_split = list(annotations.faults)
         of_split += box_faults(annotations)
         if split in headers:
             of_split += image_faults(annotations, headers[split])
         for fault in of_split:
-            faults.append(fault.in_split(split))
-    return faults + class_faults(splits)
+            faults[fault.in_split(split)] = None
+    return [*faults, *class_faults(splits)]
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:
@@ -434,51 +446,3 @@ def _annotations_of(dataset: DetectionDataset) -> Annotations:
         area=torch.cat(columns["area"]).numpy(),
         object_ids=np.arange(len(labels)),
     )
-
-
-def print_report(report: Report, console: Console) -> None:
-    """Prints the figures of each split, the classes, the faults, and the verdict."""
-    tables = [_split_table(report), _class_table(report), _fault_table(report)]
-    for table in tables:
-        if table.rows:
-            console.print(table)
-    console.print(report.verdict, markup=False, soft_wrap=True)
-
-
-def _split_table(report: Report) -> Table:
-    table = Table("split", box=SIMPLE)
-    figures = report.figures()
-    for title in next(iter(figures.values()), {}):
-        table.add_column(title)
-    for split, row in figures.items():
-        cells = []
-        for value in row.values():
-            cells.append(f"{value:,}" if isinstance(value, int) else value)
-        table.add_row(split, *cells)
-    return table
-
-
-def _class_table(report: Report) -> Table:
-    """Objects by class and split, and those with a mask if some have none."""
-    columns = report.class_columns()
-    heads = next(iter(columns.values()), dict.fromkeys(report.splits, 0))
-    table = Table("class", *heads, box=SIMPLE)
-    common = list(columns)
-    for name in common[:_MOST_CLASSES]:
-        counts = [f"{count:,}" for count in columns[name].values()]
-        table.add_row(Text(name), *counts)
-    rest = len(common) - _MOST_CLASSES
-    if rest > 0:
-        table.add_row(f"and {rest} more, rarer ones")
-    return table
-
-
-def _fault_table(report: Report) -> Table:
-    text_column = Column("what is wrong, and what to do", overflow="fold")
-    table = Table("", text_column, "times", box=SIMPLE, show_lines=True)
-    for fault in report.faults:
-        color = COLORS[fault.severity]
-        kind = Text.assemble((fault.severity, color), f"\n{fault.code}")
-        sentence = Text(str(fault))
-        table.add_row(kind, sentence, f"{fault.count:,}")
-    return table

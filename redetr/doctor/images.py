@@ -1,13 +1,13 @@
 """Faults of the image files of a data set: damaged, rotated, of another size, or duplicate."""
 
-import os
 from collections.abc import Callable, Mapping
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, Fault, Severity, Split
+from redetr.data.annotations import Annotations, Split, image_reference
+from redetr.data.faults import MOST_ITEMS, Fault, Severity
 from redetr.data.header_cache import PLAIN, Headers, first_same
 from redetr.data.images import READ_REMEDY, SIZE_REMEDY, TURNED_REMEDY
 
@@ -35,13 +35,8 @@ def faults_of(
     if not len(rows):
         return []
     where, text = describe(int(rows[0]))
-    return [Fault(severity, code, file, where, text, remedy, len(rows))]
-
-
-def image_reference(annotations: Annotations, index: int) -> str:
-    """The name of an image in messages, such as "image 12 ('a.jpg')"."""
-    name = os.fsdecode(annotations.names[index])
-    return f"image {annotations.ids[index]} ({name!r})"
+    items = tuple(describe(row)[0] for row in rows[:MOST_ITEMS].tolist())
+    return [Fault(severity, code, file, where, text, remedy, len(rows), items)]
 
 
 def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:

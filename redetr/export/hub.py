@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from redetr.download import quiet_hub
 from redetr.errors import InputError, first_line
 
 _NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -53,7 +54,8 @@ def _explained(name: str | None = None) -> Iterator[None]:
     # A broken connection raises an error of the HTTP library, whichever that is.
     transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
     try:
-        yield
+        with quiet_hub():
+            yield
     except errors.HFValidationError as error:
         raise InputError(first_line(error)[:160], where=name) from error
     except errors.HfHubHTTPError as error:

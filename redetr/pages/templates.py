@@ -7,7 +7,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from redetr.errors import InputError
-from redetr.files import write_whole
+from redetr.files import require_folder, write_whole
 
 _MARK = '<meta name="generator" content="redetr'
 _HEAD_CHARACTERS = 1000  # of a page, which show the program that wrote it
@@ -24,8 +24,10 @@ def render(template: str, **values: Any) -> str:
 
 
 def require_redetr_page(folder: Path, *others: str) -> None:
-    """Raises InputError if a tool would replace files in the folder that redetr did not write: an
-    `index.html`, or if there is none, `others`, which the tool writes next to it."""
+    """Raises InputError if a page cannot be written to the folder, or if a tool would replace files
+    there that redetr did not write: an `index.html`, or if there is none, `others`, which the tool
+    writes next to it."""
+    require_folder(folder)
     page = folder / "index.html"
     remedy = "give another folder"
     if page.exists():

@@ -13,6 +13,7 @@ from torch import Tensor
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
+from redetr.download import quiet_hub
 from redetr.earlier import with_earlier_network, with_present_names
 from redetr.errors import InputError, first_line
 from redetr.files import require_no_url, without_folders
@@ -479,7 +480,8 @@ def _download(name: str) -> Path:
     causes = (OSError, errors.HfHubHTTPError, errors.HFValidationError, transport)
     try:
         for weights in _WEIGHTS_ON_HUB:
-            path = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
+            with quiet_hub():
+                path = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
             if any(path.glob(weights[0])):
                 break
         return path

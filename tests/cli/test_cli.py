@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from PIL import Image
 
 import redetr
 from redetr.cli import main
+from redetr.commands import COMMANDS
 from redetr.commands.evaluate import thresholds
 from redetr.config import TrainConfig
 from redetr.data.dataset import Hints
@@ -48,9 +50,9 @@ def fails(capsys, arguments: list[str], code: int = 1) -> list[str]:
     return errors.strip().splitlines()
 
 
-def refused(capsys, arguments: list[str], *fragments: str) -> None:
+def refused(capsys, arguments: list[str], *fragments: str, code: int = 1) -> None:
     """The command says in one line what is wrong, and nothing else."""
-    lines = fails(capsys, arguments)
+    lines = fails(capsys, arguments, code)
     assert len(lines) == 1, lines
     assert lines[0].startswith("redetr: ")
     for fragment in fragments:
@@ -507,6 +509,12 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     shutil.copytree(trained, folder)
     refused(capsys, train_arguments(shared_coco, folder), "already holds a run", "--resume")
     refused(capsys, [*train_arguments(shared_coco, folder, lr=0.5), "--resume"], "lr=0.006", "0.5")
+    # The model is named first: with another one, the recipe's augmentation differs as well.
+    other = train_arguments(shared_coco, folder, recipe="detr_tiny", options=[])
+    said = "last.pt: saved with model=redetr_n, resumed with detr_r50; redetr train "
+    refused(capsys, [*other, "--resume"], said, "give another --output for a new run")
+    other = train_arguments(Path("digits"), folder)
+    refused(capsys, [*other, "--resume"], "saved with other data (8 images, now ", "--data")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
     assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err
@@ -678,14 +686,98 @@ def test_a_variable_of_the_shell_that_is_not_set(arguments, name, capsys):
     """As a path, an empty text would be the current folder."""
     with pytest.raises(SystemExit) as ended:
         main(arguments)
-    assert ended.value.code == 1
+    assert ended.value.code == 2
     said = capsys.readouterr().err
     assert said == f"redetr: the value of {name} is empty; is a shell variable not set?\n"
 
 
 def test_a_flag_in_place_of_the_recipe(capsys):
     said = "or a run folder comes first, as in redetr train redetr_n --data: choose one of"
-    refused(capsys, ["train", "--data", "digits"], said, "detr_r50", "redetr_mobile")
+    arguments = ["train", "--data", "digits"]
+    refused(capsys, arguments, said, "detr_r50", "redetr_mobile", code=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["predict", "runs/mine"], "no input: give images or folders after the checkpoint"),
+        (["predict", "runs/mine", "--json"], "no input: give images or folders"),
+        (["explain", "runs/mine"], "nothing to explain: give an image file"),
+    ],
+)
+def test_a_missing_argument_is_a_wrong_command_line(arguments, said, capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_command_needs_its_arguments(capsys):
+    for command in COMMANDS:
+        if command in ("demo", "models", "verify"):  # they need none
+            continue
+        with pytest.raises(SystemExit) as ended:
+            main([command])
+        assert ended.value.code == 2, command
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["check", "{data}", "--report", "{file}"],
+        ["check", "{data}", "--report", "{file}/page"],
+        ["convert", "{data}", "{file}/new"],
+        ["train", "redetr_n", "--data", "{data}", "--output", "{file}"],
+        ["predict", "{run}", "{data}/train", "--output", "{file}/a/b"],
+        ["evaluate", "{run}", "--report", "{file}"],
+        ["explain", "{run}", "{data}/train/a.png", "--output", "{file}"],
+        ["push", "a/b", "{run}", "--to", "{file}/new"],
+        ["export", "{run}", "--output", "{closed}/a.onnx"],
+        ["check", "{data}", "--report", "{closed}/page"],
+        ["train", "redetr_n", "--data", "{data}", "--output", "{closed}"],
+    ],
+)
+def test_results_that_cannot_be_written_are_refused_before_the_work(
+    arguments, trained, shared_coco, tmp_path, capsys, monkeypatch
+):
+    """Root may write everywhere, so the permission is taken away where it is looked up."""
+    file = tmp_path / "file"
+    file.write_text("")
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    access = os.access
+    monkeypatch.setattr(
+        os, "access", lambda path, mode, **options: path != closed and access(path, mode, **options)
+    )
+    names = {"data": shared_coco, "run": trained, "file": file, "closed": closed}
+    start = time.monotonic()
+    filled = [argument.format(**names) for argument in arguments]
+    said = "is not a folder" if "file" in str(arguments) else "that you may not write to"
+    refused(capsys, filled, said, "give another folder")
+    assert time.monotonic() - start < 5
+    assert not any(closed.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["check", "a\nb"], "redetr: a\\nb: no such folder"),
+        (["check", "hf:"], "redetr: hf:: names no data set; write hf:NAME or hf:FOLDER"),
+        (["check", "https://"], "redetr: https://: is an address without a server; write https://"),
+        (["check", "https://[a"], "redetr: https://[a: is not an address (Invalid IPv6 URL)"),
+        (["convert", "digits", "new"], "redetr: digits: is drawn on demand, so it has no images"),
+        (["check", "{run}"], "is the folder of a run, which is not data; give the data that it"),
+        (["train", "{odd}"], "odd/config.json: setting 'data' cannot be 7"),
+        (["train", "{data}"], "config.json: not the settings of a run (No such file or directory)"),
+    ],
+)
+def test_sources_that_cannot_be_any(arguments, said, trained, shared_coco, tmp_path, capsys):
+    odd = tmp_path / "odd"
+    odd.mkdir()
+    settings = json.loads((trained / "config.json").read_text())
+    (odd / "config.json").write_text(json.dumps(settings | {"data": 7}))
+    names = {"run": trained, "odd": odd, "data": shared_coco}
+    refused(capsys, [argument.format(**names) for argument in arguments], said)
 
 
 class Payload:
@@ -1203,11 +1295,14 @@ def test_ranks_that_do_not_meet_end_in_one_line(trained):
     )
 
 
+FULL = "redetr: cannot read or write: No space left on device; free some space\n"
+
+
 @pytest.mark.parametrize(
     ("output", "code", "said"),
     [
         ("| true", 1, ""),
-        ("> /dev/full", 1, "redetr: cannot read or write: No space left on device\n"),
+        ("> /dev/full", 1, FULL),
         (">&-", 0, ""),
     ],
     ids=["a pipe without a reader", "a full disk", "closed"],

@@ -11,8 +11,8 @@ from test_coco import refused, save_image
 from test_voc import write as write_voc
 
 from redetr.data import open_dataset
-from redetr.data.annotations import Fault
 from redetr.data.contradictions import FORMATS, from_corners, other_format, to_corners
+from redetr.data.faults import Fault
 from redetr.data.formats.layouts import read_annotations
 from redetr.doctor.check import check
 

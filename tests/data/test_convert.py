@@ -196,7 +196,8 @@ def test_nothing_is_overwritten_and_nothing_half_written(tmp_path, monkeypatch):
         with pytest.raises(InputError, match=words):
             convert(tmp_path / "source", tmp_path / place, "coco")
     with pytest.raises(
-        InputError, match="digits: no such folder; give that of a data set, or crowns"
+        InputError,
+        match="digits: is drawn on demand, so it has no images to write; give that of a data ",
     ):
         convert("digits", tmp_path / "new", "coco")
     monkeypatch.setattr(module, "require_same", lambda *_: 1 / 0)

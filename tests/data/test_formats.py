@@ -215,6 +215,29 @@ def test_val_fraction_that_leaves_a_split_empty(unsplit):
             open_dataset(unsplit, "val", fraction)
 
 
+@pytest.mark.parametrize(
+    ("fraction", "said"),
+    [
+        (1.5, "--val-fraction 1.5 must be at least 0 and below 1"),
+        (-0.1, "--val-fraction -0.1 must be at least 0 and below 1"),
+        (float("nan"), "--val-fraction nan must be at least 0 and below 1"),
+        ("x", "--val-fraction 'x' is not a number; give one that is at least 0 and below 1"),
+    ],
+)
+def test_an_impossible_val_fraction_is_refused_beside_a_val_split_as_well(
+    fraction, said, forms, tmp_path
+):
+    for opened in (
+        lambda: open_dataset(forms["coco"], "val", fraction),
+        lambda: open_dataset("digits", "train", fraction),
+        lambda: check(str(forms["coco"]), val_fraction=fraction),
+        lambda: convert(forms["coco"], tmp_path / "new", "yolo", val_fraction=fraction),
+    ):
+        with pytest.raises(InputError) as error:
+            opened()
+        assert str(error.value) == said
+
+
 def test_val_fraction_beside_a_val_split_is_told(forms):
     dataset = open_dataset(forms["coco"], "val", 0.1)
     assert (len(dataset), "--val-fraction is not used" in dataset.notes[0]) == (5, True)

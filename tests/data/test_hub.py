@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
@@ -276,8 +277,34 @@ def test_lists_of_different_lengths(tmp_path):
     sound = {"bbox": [[5, 4, 30, 22]], "category": [1]}
     short = {"bbox": [[5, 4, 30, 22], [40, 30, 20, 20]], "category": [1]}
     source = save(tmp_path, [sound, short, short], fields())
-    with pytest.raises(InputError, match=r"row 1: its lists differ in length: 2 bbox, 1 category"):
+    said = r"row 1 of train: its lists differ in length: 2 bbox, 1 category"
+    with pytest.raises(InputError, match=said):
         open_dataset(source, "train")
+
+
+def test_a_note_on_all_splits_is_reported_once(tmp_path):
+    corners = [{"bbox": [[40, 30, 90, 60]], "category": [1]}] * 4
+    report = check(save(tmp_path, corners, fields()))
+    (note,) = [fault for fault in report.faults if fault.code == "hub-form"]
+    assert (note.where, note.count) == ("", 1)
+
+
+def test_a_hub_out_of_reach_is_one_line(capsys, caplog, monkeypatch):
+    """The client's logger prints two lines per attempt."""
+    logger = logging.getLogger("huggingface_hub.utils._http")
+
+    def unreachable(name, **options):
+        logger.warning("Retrying in 1s [Retry 1/5].")
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", unreachable)
+    with pytest.raises(SystemExit):
+        main(["check", "hf:nobody/nothing"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and "`datasets` cannot read it (no network)" in lines[0]
+    assert not caplog.messages
+    logger.warning("a warning elsewhere")
+    assert caplog.messages == ["a warning elsewhere"]
 
 
 def test_key_points_are_passed_over_with_a_note(tmp_path):
@@ -288,7 +315,7 @@ def test_key_points_are_passed_over_with_a_note(tmp_path):
     lists = datasets.List(datasets.List(datasets.Value("float32")))
     dataset = open_dataset(save(tmp_path, objects, fields() | {"keypoints": lists}), "train")
     (fault,) = [fault for fault in dataset.faults if fault.code == "key-points"]
-    assert (fault.severity, fault.where, fault.count) == ("note", "row 0", 2)
+    assert (fault.severity, fault.where, fault.count) == ("note", "row 0 of train", 2)
     assert len(dataset) == 3
 
 
@@ -296,7 +323,7 @@ def test_columns_that_state_another_size(tmp_path):
     objects = [{"bbox": [[5, 4, 30, 22]], "category": [1]}] * 2
     source = save(tmp_path, objects, fields(), width=[WIDTH, HEIGHT], height=[HEIGHT, WIDTH])
     with pytest.raises(
-        InputError, match="row 1: its columns state 64x96 px, but its image is 96x64 px"
+        InputError, match="row 1 of train: its columns state 64x96 px, but its image is 96x64 px"
     ):
         open_dataset(source, "train")
 

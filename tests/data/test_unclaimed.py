@@ -14,7 +14,7 @@ from sound_data import WRITERS, scenes
 
 from redetr.cli import main
 from redetr.data import open_dataset, store
-from redetr.data.annotations import Fault
+from redetr.data.faults import Fault
 from redetr.data.formats import listing
 from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.listing import contents_of
@@ -121,6 +121,7 @@ def test_annotations_of_another_kind_beside_the_images(data, form, folder, endin
     assert faults.keys() == {"annotation-unread"}
     place = f"data/{folder}/{first.stem}{ending}"
     assert summary(faults["annotation-unread"]) == ("warning", place, count)
+    assert len(faults["annotation-unread"].items) == count
 
 
 def test_a_file_in_coco_format_that_no_split_reads(data):
@@ -150,6 +151,9 @@ def test_label_files_whose_names_are_not_those_of_their_images(data):
         (root / "labels/train" / label).write_text(LINE)
     fault = faults_of(root)["label-unclaimed"]
     assert summary(fault) == ("error", "lane_3.txt/", 6)
+    labels = root / "labels/train"
+    assert fault.items == tuple(str(labels / name) for name in sorted(NAMES.values()))
+    assert fault.others(4) == "also my%20picture.txt, photo.txt, street.txt, upper.TXT and 1 more"
     assert fault.text.startswith("belongs to no image; does it belong to images/train/lane#3.png")
     assert fault.remedy.startswith("call it lane#3.txt")
 

@@ -196,7 +196,8 @@ def test_fault_of_a_line_is_named(tmp_path, line):
 
 CONFIGS = {
     "not YAML": ("names: [ant", "data.yaml: not YAML", "line 1"),
-    "not text": (b"\xff\xfe\x00\xd8", "data.yaml: not YAML"),
+    "not text": (b"\xff\xfe\x00\xd8", "data.yaml: not a text", "save it in UTF-8"),
+    "Latin-1": (b"names: [caf\xe9]", "data.yaml: not a text", "save it in UTF-8"),
     "deep": ("[" * 1000, "data.yaml: not YAML"),
     "a list": ("- 1", "holds no settings"),
     "empty": ("", "holds no settings"),

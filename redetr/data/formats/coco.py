@@ -15,14 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from redetr.data.annotations import (
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault
 from redetr.data.formats.coco_places import coco_locate, coco_sought
 from redetr.data.formats.columns import Columns, Row, Table
 from redetr.data.formats.foreign import FoundFiles, find_files

@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 import numpy as np
 from numpy.typing import ArrayLike
 
-from redetr.data.annotations import Fault, Rows
+from redetr.data.faults import Fault, Rows
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.outlines import LARGEST, is_number
 

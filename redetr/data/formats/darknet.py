@@ -6,7 +6,7 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
-from redetr.data.annotations import Fault
+from redetr.data.faults import Fault
 from redetr.data.formats.listing import first_below
 from redetr.data.formats.paths import Listing, read_lines
 from redetr.data.images import IMAGE_SUFFIXES

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.data.annotations import SPLITS, Annotations, Fault, Split
+from redetr.data.annotations import SPLITS, Annotations, Split
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
 from redetr.data.formats.cvat import cvat_splits, is_cvat, read_cvat
@@ -90,29 +91,32 @@ def _faults_of_shapes(file: Path, document: Document) -> list[Fault]:
         text = "has no class, or several"
         remedy = "give it one in the tool, and export again"
         count = len(document.without_class)
-        faults.append(Fault("error", "class-missing", file, where, text, remedy, count))
+        items = listed(document.without_class)
+        faults.append(Fault("error", "class-missing", file, where, text, remedy, count, items))
     if document.left_out:
         kind, where = document.left_out[0]
         kinds = Counter(kind for kind, _ in document.left_out)
-        listed = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
-        text = f"a {kind} is not an object and is left out (such shapes: {listed})"
+        by_kind = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+        text = f"a {kind} is not an object and is left out (such shapes: {by_kind})"
         remedy = "draw a box or a polygon"
         count = len(document.left_out)
-        faults.append(Fault("warning", "shape-left-out", file, where, text, remedy, count))
+        items = listed(where for _, where in document.left_out)
+        faults.append(Fault("warning", "shape-left-out", file, where, text, remedy, count, items))
     if document.grouped_in:
         where = document.grouped_in[0]
         text = "polygons of one label and one group are parts of one object"
         remedy = "the box around all of them is used"
         count = len(document.grouped_in)
-        faults.append(Fault("note", "shape-grouped", file, where, text, remedy, count))
+        items = listed(document.grouped_in)
+        faults.append(Fault("note", "shape-grouped", file, where, text, remedy, count, items))
     return faults
 
 
 def _unread_subsets(file: Path, subsets: list[str]) -> Fault:
     """A warning about images whose subset is no split; `subsets` has an entry for each image."""
     names = Counter(subsets)
-    listed = ", ".join(f"{count} in {name!r}" for name, count in names.most_common())
-    text = f"it has images in subsets that are not splits, which are not read ({listed})"
+    by_name = ", ".join(f"{count} in {name!r}" for name, count in names.most_common())
+    text = f"it has images in subsets that are not splits, which are not read ({by_name})"
     remedy = "call the subset Train, Validation or Test in CVAT, and export again"
     return Fault("warning", "subset-unread", file, "", text, remedy, len(subsets))
 

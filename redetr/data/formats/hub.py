@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from redetr.data.annotations import Annotations, Fault, Rows, Split
+from redetr.data.annotations import Annotations, Split
+from redetr.data.faults import Fault, Rows
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
@@ -38,6 +39,7 @@ from redetr.data.formats.hub_rows import (
 from redetr.data.formats.layouts import is_saved_by_datasets
 from redetr.data.images import decode, image_size, open_image, suffix_of
 from redetr.data.mask_columns import MaskBuilder, MaskUse
+from redetr.download import quiet_hub
 from redetr.errors import InputError
 
 _SPLITS: dict[Split, tuple[str, ...]] = {
@@ -105,6 +107,9 @@ def open_hub(
     classes = find_classes(source, columns, similar)
     builder = MaskBuilder.of(masks) if "segmentation" in columns.fields else None
     annotations = _annotations(source, rows, columns, classes, form, builder)
+    # Splits are of one source, which does not say in which of them a row is.
+    faults = [_in_part(fault, name) for fault in annotations.faults]
+    annotations = replace(annotations, faults=faults)
     if masks == "train":
         annotations.require_sound()
         require_masks(annotations)
@@ -112,6 +117,14 @@ def open_hub(
     if is_held_out:
         annotations, note = hold_out(annotations, split, val_fraction, source)
     return HubDataset(annotations, rows, columns.image, note)
+
+
+def _in_part(fault: Fault, name: str) -> Fault:
+    """The fault with the name of the split that its place is in, if it has a place."""
+    if not fault.where:
+        return fault
+    items = tuple(f"{item} of {name}" for item in fault.items)
+    return replace(fault, where=f"{fault.where} of {name}", items=items)
 
 
 def write_images(source: str, split: Split, folder: Path) -> Annotations:
@@ -150,6 +163,8 @@ def _load(source: str) -> dict[str, Any]:
     except ImportError:
         raise InputError('needs: pip install "redetr[hub]"', where=source) from None
     address = Address.of(source)
+    if not address.name:
+        raise InputError("names no data set", where=source, remedy="write hf:NAME or hf:FOLDER")
     folder = Path(address.name)
     try:
         if is_saved_by_datasets(folder):
@@ -158,7 +173,8 @@ def _load(source: str) -> dict[str, Any]:
             with _no_progress_bars():
                 loaded = datasets.load_dataset(address.name)
         else:
-            loaded = datasets.load_dataset(address.name, revision=address.revision or None)
+            with quiet_hub():
+                loaded = datasets.load_dataset(address.name, revision=address.revision or None)
     # OSError: offline, unknown name, or no permission. RuntimeError: the data set needs to run its
     # own code. The others: damaged files, because `datasets` does not check their contents.
     except (

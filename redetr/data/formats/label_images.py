@@ -20,16 +20,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from redetr.data.annotations import (
-    SPLITS,
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Rows,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault, Rows, listed
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image
@@ -152,7 +144,8 @@ def _report_matches(folder: Path, names: list[str], matches: _Matches, faults: l
         text = f"{used} is a label image of the same image"
         remedy = "keep one of them"
         count = len(matches.rivals)
-        faults.append(Fault("error", "image-twice", folder / other, "", text, remedy, count))
+        items = listed(str(folder / other) for _, other in matches.rivals)
+        faults.append(Fault("error", "image-twice", folder / other, "", text, remedy, count, items))
     first_with: dict[str, str] = {}
     shared = []
     for name, label_name in zip(names, matches.of_image, strict=True):
@@ -163,8 +156,18 @@ def _report_matches(folder: Path, names: list[str], matches: _Matches, faults: l
         label_name, first, name = shared[0]
         text = f"{first} and {name} share this file: both have its objects"
         remedy = "give each image its own name and label image"
-        file = folder / label_name
-        faults.append(Fault("warning", "annotation-shared", file, "", text, remedy, len(shared)))
+        faults.append(
+            Fault(
+                "warning",
+                "annotation-shared",
+                folder / label_name,
+                "",
+                text,
+                remedy,
+                len(shared),
+                listed(str(folder / label_name) for label_name, _, _ in shared),
+            )
+        )
 
 
 @dataclass

@@ -24,16 +24,8 @@ from typing import Any
 
 import numpy as np
 
-from redetr.data.annotations import (
-    SPLITS,
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Rows,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault, Rows, listed
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
@@ -474,6 +466,7 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
                 text,
                 "draw a rectangle or a polygon",
                 len(lines),
+                listed(str(root / scene.file) for scene, _ in lines),
             )
         )
     groups = [scene for scene in scenes if scene.grouped]
@@ -482,4 +475,5 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
         text = "shapes of one label and one group_id are parts of one object"
         remedy = "the box around all of them is used"
         file = root / groups[0].file
-        faults.append(Fault("note", "shape-grouped", file, "", text, remedy, count))
+        items = listed(str(root / scene.file) for scene in groups)
+        faults.append(Fault("note", "shape-grouped", file, "", text, remedy, count, items))

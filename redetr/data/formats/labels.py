@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from urllib.parse import unquote
 
-from redetr.data.annotations import Fault
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import Listing
 from redetr.data.images import IMAGE_SUFFIXES
@@ -97,7 +97,9 @@ def _shared(root: Path, images: list[str], labels: list[str], listing: Listing) 
     label, first, image = pairs[0]
     text = f"{first} and {image} share this file: both have its objects"
     remedy = "give each image its own name and label file"
-    return [Fault("warning", "annotation-shared", root / label, "", text, remedy, len(pairs))]
+    items = listed(str(root / label) for label, _, _ in pairs)
+    count = len(pairs)
+    return [Fault("warning", "annotation-shared", root / label, "", text, remedy, count, items)]
 
 
 def _unclaimed(
@@ -147,7 +149,8 @@ def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
     label, image = meant[0]
     text = f"belongs to no image; does it belong to {image}, which has no label file?"
     remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
-    return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant))
+    items = listed(str(root / label) for label, _ in meant)
+    return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant), items)
 
 
 def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: Listing) -> Fault:
@@ -161,7 +164,9 @@ def _of_no_image(root: Path, labels: list[str], folders: set[str], listing: List
             if path != label and label_name(path) == label:
                 text = f"is left out, because {path} is not read as an image"
                 remedy = "convert it to JPEG or PNG"
-    return Fault("warning", "label-unclaimed", root / label, "", text, remedy, len(labels))
+    items = listed(str(root / label) for label in labels)
+    count = len(labels)
+    return Fault("warning", "label-unclaimed", root / label, "", text, remedy, count, items)
 
 
 def _image_meant(label: str, unlabelled: Iterable[str]) -> str:

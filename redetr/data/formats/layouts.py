@@ -1,11 +1,13 @@
 """Determines the format of a data folder and its splits, and reads a split."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from redetr.data.annotations import Annotations, Fault, Split, data_folder
+from redetr.data.annotations import Annotations, Split, data_folder
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.coco import read_coco
 from redetr.data.formats.coco_places import (
     coco_sought,
@@ -31,6 +33,7 @@ from redetr.data.formats.voc_places import other_voc_splits, voc_sought, voc_spl
 from redetr.data.formats.yolo import darknet_splits, read_yolo, yolo_files, yolo_sought, yolo_splits
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.errors import InputError
+from redetr.files import holds_run
 
 _REMEDIES = {
     "train": "add it: a model learns from it",
@@ -127,9 +130,9 @@ def _unread_json(root: Path) -> list[Fault]:
         return []
     text = "is in COCO format, but no split uses it"
     remedy = "nothing to do if that is intended"
-    example = unread[0].name
+    items = listed(file.name for file in unread)
     count = len(unread)
-    return [Fault("note", "json-unread", unread[0].parent, example, text, remedy, count)]
+    return [Fault("note", "json-unread", unread[0].parent, items[0], text, remedy, count, items)]
 
 
 def annotation_suffix(root: Path) -> str:
@@ -194,6 +197,9 @@ def _no_folder(root: Path) -> InputError:
 
 def _no_data_set(root: Path) -> InputError:
     """The error for a folder without a data set, with the most helpful remedy."""
+    if holds_run(os.listdir(root)):
+        text = "is the folder of a run, which is not data"
+        return InputError(text, where=root, remedy="give the data that it was trained on")
     for folder in sorted(root.glob("*/")):
         if any(layout.splits(folder) for layout in _LAYOUTS.values()):
             remedy = f"give {folder}, which holds one"

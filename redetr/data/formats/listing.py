@@ -7,11 +7,13 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from heapq import nsmallest
 from pathlib import Path
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, Fault, Severity
+from redetr.data.annotations import Annotations, image_reference
+from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
 from redetr.files import holds_run, open_file
 from redetr.wording import counted
@@ -57,15 +59,22 @@ class Contents:
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
     caches: list[str] = field(default_factory=list)  # arrays that Ultralytics wrote
-    # of each folder and ending, how many such files lie beside one asked for and are called as it
-    # is, like the annotations of an image; by the path of the first
-    namesakes: dict[str, int] = field(default_factory=dict)
+    namesakes: list["Namesakes"] = field(default_factory=list)  # of each folder and ending
     is_whole: bool = True  # False: the search ended early, as there are far too many other files
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
         lists = (self.files, self.others, self.system, self.links, self.closed)
         return *lists, self.outputs, self.caches
+
+
+@dataclass(frozen=True)
+class Namesakes:
+    """Files that lie beside one asked for and are called as it is, like the annotations of an
+    image."""
+
+    paths: list[str]  # the first ones
+    count: int
 
 
 def contents_of(
@@ -95,7 +104,7 @@ def contents_of(
             contents.is_whole = False
             break
         _add_files(contents, parent, below, files, suffixes)
-        contents.namesakes.update(_namesakes(below, files, suffixes))
+        contents.namesakes.extend(_namesakes(below, files, suffixes))
     for paths in contents.lists():
         paths.sort(key=os.fsencode)
     return contents
@@ -123,12 +132,12 @@ def _add_files(
             contents.others.append(path)
 
 
-def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[str, int]:
-    """Counts the files of a folder that have a suffix of annotations and the stem of a file with
-    one of the `suffixes`, by the path of the first file with each suffix."""
+def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> list[Namesakes]:
+    """The files of a folder that have a suffix of annotations and the stem of a file with one of
+    the `suffixes`, for each suffix of annotations."""
     texts = [file for file in files if file.lower().endswith(_ANNOTATION_SUFFIXES)]
     if not texts:
-        return {}
+        return []
     stems = set()
     for file in files:
         if file.lower().endswith(suffixes):
@@ -139,7 +148,11 @@ def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> dict[
         stem, ending = posixpath.splitext(text)
         if stem in stems and not _is_system(text):
             by_ending.setdefault(ending.lower(), []).append(text)
-    return {below + min(names): len(names) for names in by_ending.values()}
+    namesakes = []
+    for names in by_ending.values():
+        paths = [below + name for name in nsmallest(MOST_ITEMS, names)]
+        namesakes.append(Namesakes(paths, len(names)))
+    return namesakes
 
 
 def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
@@ -231,8 +244,9 @@ def passed_over(contents: Contents) -> list[Fault]:
     faults = _cut_short(contents)
     for severity, code, paths, text, remedy in _reasons(contents):
         if paths:
-            example = paths[0]
-            faults.append(Fault(severity, code, contents.root, example, text, remedy, len(paths)))
+            items = listed(paths)
+            root = contents.root
+            faults.append(Fault(severity, code, root, items[0], text, remedy, len(paths), items))
     return faults
 
 
@@ -321,10 +335,20 @@ def listed_twice(annotations: Annotations) -> list[Fault]:
     text = f"is the same file as image {other} ({entries} for {counted(num_files, 'file')})"
     if differing:
         text += ", and each entry lacks objects of the other"
-    where = f"image {annotations.ids[i]} ({os.fsdecode(names[i])!r})"
+    where = image_reference(annotations, i)
     remedy = "merge them into one entry with all objects"
-    source = annotations.source
-    return [Fault(severity, "image-listed-twice", source, where, text, remedy, len(repeated))]
+    return [
+        Fault(
+            severity,
+            "image-listed-twice",
+            annotations.source,
+            where,
+            text,
+            remedy,
+            len(repeated),
+            listed(image_reference(annotations, k) for k in repeated.tolist()),
+        )
+    ]
 
 
 def _same_objects(annotations: Annotations, first: int, second: int) -> bool:

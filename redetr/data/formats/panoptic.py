@@ -18,16 +18,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from redetr.data.annotations import (
-    SPLITS,
-    Annotations,
-    Fault,
-    Rows,
-    Severity,
-    Split,
-    data_folder,
-)
+from redetr.data.annotations import SPLITS, Annotations, Split, data_folder
 from redetr.data.contradictions import outline_differs
+from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.coco import read_file
 from redetr.data.formats.coco_places import SPLIT_FOLDERS, image_folders
 from redetr.data.formats.columns import Row

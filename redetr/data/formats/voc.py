@@ -18,16 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from redetr.data.annotations import (
-    SPLITS,
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Rows,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault, Rows, listed
 from redetr.data.formats.flags import flag_of
 from redetr.data.formats.foreign import is_foreign, listed_stem
 from redetr.data.formats.listing import contents_of, repeats
@@ -139,7 +131,11 @@ def _read_files(
             others.append(file)
     if others:
         text = "is not an annotation, and is skipped"
-        faults.append(Fault("note", "xml-other", others[0], "", text, "nothing to do", len(others)))
+        count = len(others)
+        items = listed(map(str, others))
+        faults.append(
+            Fault("note", "xml-other", others[0], "", text, "nothing to do", count, items)
+        )
     if not scene_of:
         remedy = "write one name per line, without suffix"
         where = location.listed or location.annotations
@@ -220,7 +216,9 @@ def _files(location: VocLocation, faults: list[Fault]) -> dict[str, Path]:
         first, second = repeated[0]
         text = f"{first.name} beside it is the file of the same image"
         remedy = "keep one of them"
-        faults.append(Fault("error", "image-twice", second, "", text, remedy, len(repeated)))
+        items = listed(str(file) for _, file in repeated)
+        count = len(repeated)
+        faults.append(Fault("error", "image-twice", second, "", text, remedy, count, items))
     return files
 
 

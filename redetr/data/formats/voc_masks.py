@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from redetr.data.annotations import Fault, Rows
+from redetr.data.faults import Fault, Rows
 from redetr.data.images import open_image
 from redetr.data.mask_columns import MaskBuilder, MaskProblem
 from redetr.data.segment_images import object_numbers

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import islice, product
 from pathlib import Path
 
-from redetr.data.annotations import SPLITS, Fault, Split
+from redetr.data.annotations import SPLITS, Split
+from redetr.data.faults import Fault, listed
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import in_capitals, read_lines
 from redetr.files import open_file
@@ -133,7 +134,8 @@ def unread_lists(root: Path) -> list[Fault]:
         return []
     text = "is not read, and all images are train"
     remedy = "copy the lists to ImageSets/Main if they are the splits"
-    return [Fault("warning", "list-unread", lists[0], "", text, remedy, len(lists))]
+    items = listed(map(str, lists))
+    return [Fault("warning", "list-unread", lists[0], "", text, remedy, len(lists), items)]
 
 
 def _is_voc(file: str) -> bool:

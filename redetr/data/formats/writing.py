@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from redetr.bounds import require_in_bounds
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.archives import archives_in, copy_data_file
 from redetr.data.formats.cutting import Cut, cut_images
@@ -35,6 +36,7 @@ from redetr.data.open import folder_of
 from redetr.data.tar_index import forget_index
 from redetr.data.unclaimed import unclaimed_files
 from redetr.errors import InputError
+from redetr.files import require_folder
 from redetr.wording import counted
 
 
@@ -61,6 +63,7 @@ def convert(
     symbolic links out of the data folder, which in untrusted data may lead to any file.
     `follow_links` allows them.
     """
+    require_in_bounds("val_fraction", val_fraction)
     if shard_bytes is not None and form != "coco":
         text = f"{form} cannot name images in archives"
         raise InputError(text, remedy="leave out --shards, or write coco")
@@ -93,6 +96,9 @@ def _read_folder(
     root = folder_of(source)
     if not root.exists():
         remedy = "give that of a data set, or crowns"
+        if source == "digits":
+            text = "is drawn on demand, so it has no images to write"
+            raise InputError(text, where=source, remedy=remedy)
         raise InputError("no such folder", where=source, remedy=remedy)
     _require_new(root, destination)
     names = splits_of(root)
@@ -210,6 +216,7 @@ def _require_new(root: Path, destination: Path) -> None:
     if destination.exists() and not is_empty_folder:
         remedy = "choose another folder"
         raise InputError("already exists", where=destination, remedy=remedy)
+    require_folder(destination)
     _require_apart(data_folder(root), destination)
 
 

@@ -22,18 +22,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from redetr.data.annotations import (
-    NOT_READ,
-    SPLITS,
-    Annotations,
-    Fault,
-    Images,
-    Objects,
-    Rows,
-    Severity,
-    Split,
-    assemble,
-)
+from redetr.data.annotations import NOT_READ, SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.darknet import (
     darknet_config,
     darknet_file,
@@ -205,6 +195,9 @@ def _parse_config(file: Path) -> dict[str, Any]:
     # ValueError: not UTF-8. RecursionError: nested too deeply.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())
+        if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError):
+            remedy = "save it in UTF-8, without control characters"
+            raise InputError(f"not a text: {reason}", where=file, remedy=remedy) from None
         raise InputError(f"not YAML: {reason}", where=file, remedy="mend its YAML syntax") from None
     if not isinstance(config, dict):
         remedy = "write names, train and val into it"

@@ -7,7 +7,8 @@ import reprlib
 from pathlib import Path
 from typing import Any
 
-from redetr.data.annotations import Fault, Rows, Severity, Split
+from redetr.data.annotations import Split
+from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.darknet import data_root
 from redetr.data.formats.paths import Finder, Resolved, read_lines
 from redetr.errors import InputError
