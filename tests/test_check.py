@@ -29,11 +29,11 @@ from redetr.data.header_cache import HeaderCache
 from redetr.data.headers import read_header, read_headers
 from redetr.doctor.boxes import box_faults, plan_faults
 from redetr.doctor.check import check, essential_faults
-from redetr.doctor.tables import print_report
 from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
 from redetr.doctor.sheet import _octaves, _whole_numbers, write_report
+from redetr.doctor.tables import print_report
 from redetr.errors import InputError
 
 

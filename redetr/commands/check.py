@@ -43,8 +43,8 @@ class Check:
     def run(self) -> None:
         with quick_imports():
             from redetr.doctor.check import check, unopened
-            from redetr.doctor.tables import print_report
             from redetr.doctor.sheet import write_report
+            from redetr.doctor.tables import print_report
             from redetr.pages.templates import require_redetr_page
 
         if self.augment and not self.report:
