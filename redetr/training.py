@@ -32,6 +32,7 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError, exhausted_memory
 from redetr.evaluation import evaluate
+from redetr.judging import in_words, measured_in
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
@@ -71,7 +72,8 @@ def train(
     keep_memory: bool = True,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
-    "time_s"; and of the "best" one its "AP" and "step".
+    "time_s"; and of the "best" one its "AP" and "step", and where masks were measured, its
+    "mask_AP" (and "PQ" of a panoptic model) and the name of the number that decided, "by".
 
     `datasets` are your own (train, val), instead of what `config.data` names. `augment` is your
     own augmentation, a `Compose` of Albumentations or torchvision: see
@@ -465,7 +467,8 @@ class _Run:
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
         quality = line.get("panoptic", {}).get("PQ")
-        is_best = state.record(line["AP"], line["threshold"], quality)
+        mask_ap = line.get("masks", {}).get("AP")
+        is_best = state.record(line["AP"], line["threshold"], quality, mask_ap)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -483,10 +486,11 @@ class _Run:
         """Reports how the run ended, and saves it with its last evaluation; returns the last and
         the best results."""
         best = self.state.best
-        ap = in_percent(best["AP"])
-        numbers = f"AP {ap}"
-        if "PQ" in best:
-            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
-        self.monitor.say(f"{self.state.ending()}; best.pt is from step {best['step']}: {numbers}")
+        names = measured_in(best)
+        numbers = ", ".join(f"{in_words(name)} {in_percent(best[name])}" for name in names)
+        rule = f", with the highest {in_words(names[0])}" if len(names) > 1 else ""
+        self.monitor.say(
+            f"{self.state.ending()}; best.pt is from step {best['step']}{rule}: {numbers}"
+        )
         self._save()
         return result | {"best": best}

@@ -39,6 +39,15 @@ def _detector(model: nn.Module) -> list[str]:
     return parts
 
 
+def trains_only_masks(model: nn.Module) -> bool:
+    """Whether everything on which boxes depend is frozen, so that training cannot change them."""
+    for name, parameter in model.named_parameters():
+        part, _, _ = name.partition(".")
+        if parameter.requires_grad and part not in _MASK_PARTS:
+            return False
+    return True
+
+
 def what_is_frozen(model: DetectionModel) -> str:
     """The frozen parts, and how many parameters are trained, in words."""
     total = 0
