@@ -69,3 +69,7 @@ def _next_multiples(side: int, multiple: int) -> tuple[int, int]:
     below = side // multiple
     above = math.ceil(side / multiple)
     return max(1, below) * multiple, max(1, above) * multiple
+
+
+# Before the widths, in the name of a backbone of `models/basic_resnet.py`.
+BASIC_RESNET = "basic:"

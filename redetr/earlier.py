@@ -1,11 +1,9 @@
-"""Converts settings of earlier versions, and drops weights that this version does not need."""
+"""Converts the settings and the names of weights of earlier versions."""
 
 from collections.abc import Collection
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from redetr.choices import PATIENCE
-from redetr.errors import InputError
+from redetr.choices import BASIC_RESNET, PATIENCE
 from redetr.model_options import ALSO_SETTINGS, parsed_options
 
 if TYPE_CHECKING:
@@ -26,8 +24,10 @@ _EARLIER_MODELS = {
 # An option that backbones of three widths took and ignored.
 _IGNORED_NORM = "norm=sync_batch"
 
-# A layer of the small backbone of earlier versions, which this version does not have.
+# A layer of `BasicResNet`, the backbone of models that earlier versions trained from scratch.
 _EARLIER_LAYER = "backbone.0.stem.0.weight"
+# The defaults of redetr_n in those versions.
+_EARLIER_DEFAULTS = {"backbone": (32, 64, 128), "hidden_dim": 128, "dim_feedforward": 512}
 
 # Layers of the fast variants by their names in earlier versions; now they are those of RT-DETR.
 _EARLIER_NAMES = {
@@ -47,16 +47,24 @@ def with_present_names(tensors: dict[str, "Tensor"]) -> dict[str, "Tensor"]:
     return renamed
 
 
-def require_present_network(tensor_names: Collection[str], path: Path) -> None:
-    """Raises InputError for weights of a model whose network has changed since."""
+def with_earlier_network(
+    model: str, options: dict[str, Any], tensor_names: Collection[str]
+) -> dict[str, Any]:
+    """The options that build the model of a run, given those in its settings.
+
+    Three widths stood for another backbone in earlier versions, and redetr_n was wider. The names
+    of the run's tensors tell.
+    """
     # A panoptic DETR has a prefix before it.
-    if any(name.endswith(_EARLIER_LAYER) for name in tensor_names):
-        raise InputError(
-            "these weights are from an earlier version of redetr, whose models trained from "
-            "scratch had another backbone",
-            where=path,
-            remedy="train again, or use that version",
-        )
+    if not any(name.endswith(_EARLIER_LAYER) for name in tensor_names):
+        return options
+    if model == "redetr_n":
+        options = _EARLIER_DEFAULTS | options
+    widths = options.get("backbone")
+    if not isinstance(widths, tuple | list):
+        return options
+    name = BASIC_RESNET + ",".join(map(str, widths))
+    return {**options, "backbone": name}
 
 
 def as_of_today(values: dict[str, Any]) -> dict[str, Any]:

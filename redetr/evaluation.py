@@ -147,9 +147,8 @@ def detect_share(
     Each image is processed once, over all ranks. `on_batch` is called with the number of images
     after each batch. If panoptic quality can be measured, the segments of each batch are appended
     to `segments`; `is_thing` `[C]` says which classes of the model are things, by default all.
-    Detections have masks if both the model and the targets have them. Leaves the model in
-    evaluation mode. Raises RuntimeError unless each image was seen exactly once. Communicates at
-    the end.
+    Detections have masks if both the model and the targets do. Leaves the model in evaluation mode.
+    Raises RuntimeError unless each image was seen exactly once. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()

@@ -9,23 +9,25 @@ from typing import Any
 
 import torch
 
+from redetr.checkpoint import newest_checkpoint
 from redetr.choices import AUGMENT_IN_PYTHON, size_text
 from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Split
 from redetr.data.cache import ImageCache, host, spare_bytes
 from redetr.data.custom_augmentation import CustomAugmentation, load_augmentation
-from redetr.data.formats.folder import AnnotatedDataset
+from redetr.data.formats.folder import AnnotatedDataset, unreadable_of
 from redetr.data.loader import Samples, spare_workers
 from redetr.data.sampler import SizeOf
 from redetr.data.transforms import Transform, augmentation, final_size
-from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list
+from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list, what_was_left_out
 from redetr.distributed import Dist, check_norms, restart_notes
+from redetr.earlier import with_earlier_network
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.micro_batches import choose_accumulation
-from redetr.models import build
+from redetr.models import build, options_of
 from redetr.models.freezing import freeze, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.optim import build_optimizer
@@ -120,13 +122,28 @@ def _model(
     user."""
     # A resumed run has its weights in its checkpoint; the file from which it started may be gone.
     start = config if fresh else replace(config, weights=None)
-    model = build(config.model, len(data.class_names), **start.model_kwargs())
+    options = start.model_kwargs()
+    if not fresh:
+        options = _options_of_run(config, options)
+    model = build(config.model, len(data.class_names), **options)
     names, _, model.is_thing = _classes_of(data)
     notes = starting_point(model, config, names, is_training) if fresh else []
     if config.freeze:
         freeze(model, config.freeze)
         notes.append(what_is_frozen(model))
     return model, notes
+
+
+def _options_of_run(config: TrainConfig, options: dict[str, Any]) -> dict[str, Any]:
+    """The options of the model of a resumed run; an earlier version may have begun it."""
+    backbone = options.get("backbone", options_of(config.model)["backbone"])
+    checkpoint = None
+    if not isinstance(backbone, str):  # only these have another network; their files are small
+        checkpoint = newest_checkpoint(Path(config.output))
+    if checkpoint is None:
+        return options
+    _, saved, _ = checkpoint
+    return with_earlier_network(config.model, options, saved["model"])
 
 
 def _with_threads(
@@ -190,6 +207,8 @@ def first_notes(
     notes += state.notes
     notes += outlook(config, data, val)
     notes += [*restart_notes(), *data.notes]
+    notes += what_was_left_out(unreadable_of(data), "train")
+    notes += what_was_left_out(unreadable_of(val), "val")
     return notes
 
 

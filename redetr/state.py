@@ -21,7 +21,7 @@ from redetr.data.inventory import (
 from redetr.data.open import absolute_source
 from redetr.data.unreadable import LIST_FILE
 from redetr.distributed import Dist, read_launch
-from redetr.earlier import require_present_network, with_present_names
+from redetr.earlier import with_present_names
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
@@ -185,7 +185,6 @@ class State:
         if saved["category_ids"] != list(self.category_ids) or num_images != self.num_images:
             images = counted(num_images, "image")
             raise InputError(f"{path}: saved with other data ({images}): give another --output")
-        require_present_network(saved["model"], path)
         self.model.load_state_dict(with_present_names(saved["model"]))
         self.ema.model.load_state_dict(with_present_names(saved["ema"]))
         self.optimizer.load_state_dict(saved["optimizer"])

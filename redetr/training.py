@@ -4,6 +4,7 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -22,12 +23,11 @@ from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
 from redetr.data.dataset import require_alike, require_valid
-from redetr.data.formats.folder import AnnotatedDataset, require_masks, unreadable_of
+from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import drawn_from
-from redetr.data.unreadable import what_was_left_out
 from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError, exhausted_memory
@@ -131,8 +131,6 @@ def _train(
     with FolderLock(folder, dist) as lock:
         resumed = start_folder(folder, state, {"train": data, "val": val}, dist)
         notes = first_notes(data, val, state, dist)
-        notes += what_was_left_out(unreadable_of(data), "train")
-        notes += what_was_left_out(unreadable_of(val), "val")
         notes += [f"{fault.severity}: {fault}" for fault in faults]
         notes += resumed
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
@@ -155,20 +153,28 @@ def _train(
         try:
             for note in notes:
                 monitor.say(note)
-            result = run.train()
+            with _memory_errors():
+                result = run.train()
             failed = False
             return result
-        except (MemoryError, RuntimeError) as error:
-            exhausted = exhausted_memory(error)
-            if exhausted is None:
-                raise
-            raise InputError(
-                f"{exhausted}: raise --accumulate (the gradient stays the same), or let "
-                "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
-                "single image is too large, use --recompute or a smaller --image-size"
-            ) from error
         finally:
             monitor.close(failed)
+
+
+@contextmanager
+def _memory_errors() -> Iterator[None]:
+    """A context in which exhausted memory becomes an InputError that says what needs less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        exhausted = exhausted_memory(error)
+        if exhausted is None:
+            raise
+        raise InputError(
+            f"{exhausted}: raise --accumulate (the gradient stays the same), or let "
+            "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
+            "single image is too large, use --recompute or a smaller --image-size"
+        ) from error
 
 
 def _continuation(config: TrainConfig, has_datasets: bool) -> str:

@@ -3,10 +3,12 @@
 import json
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
+import torch.nn.functional as F
 from rich.console import Console
 
 import redetr
@@ -14,10 +16,14 @@ from redetr import memory, training
 from redetr.boxes import box_xyxy_to_cxcywh
 from redetr.checkpoint import read_safetensors, save_weights
 from redetr.commands.demonstration import demo_config
+from redetr.config import TrainConfig
 from redetr.data.formats.digits import DigitsDataset
 from redetr.detector.detections import Detections
+from redetr.earlier import with_earlier_network
 from redetr.evaluation import evaluate, labels_in
+from redetr.model_options import parsed_options
 from redetr.models import build
+from redetr.models.basic_resnet import BasicResNet
 from redetr.structures import DetectionModel, Outputs
 from redetr.training import train
 from redetr.weights.official import coco_class_names
@@ -188,26 +194,101 @@ def test_the_names_of_an_earlier_version_are_read(weights_file):
     torch.testing.assert_close(redetr.load(path).model.state_dict(), tensors)
 
 
-# A layer of the small backbone that models trained from scratch had before.
-EARLIER_LAYER = "backbone.0.stem.0.weight"
+# The network of redetr_n in earlier versions, whose runs did not state it.
+EARLIER_OPTIONS = ("backbone=basic:32,64,128", "hidden_dim=128", "dim_feedforward=512")
 
 
-@pytest.mark.parametrize("prefix", ["", "detr."])  # of the panoptic DETR
-def test_weights_of_the_network_of_an_earlier_version_are_refused(prefix, tmp_path, shared_coco):
-    """By everything that reads them, in one line that says what to do."""
+@pytest.fixture
+def earlier_run(tmp_path, shared_coco) -> Path:
+    """A run of one step as an earlier version wrote it."""
     run = tmp_path / "run"
-    config = replace(demo_config("digits", run, 1), data=str(shared_coco), eval_batch_size=2)
+    config = replace(
+        demo_config("digits", run, 1),
+        data=str(shared_coco),
+        eval_batch_size=2,
+        image_size=64,
+        model_options=EARLIER_OPTIONS,
+    )
     train(config, Console(stderr=True))
-    checkpoint = torch.load(run / "last.pt", weights_only=True)
-    for weights in (checkpoint["model"], checkpoint["ema"]):
-        weights[prefix + EARLIER_LAYER] = torch.zeros(32, 3, 3, 3)
     for name in ("last.pt", "best.pt"):
+        checkpoint = torch.load(run / name, weights_only=True)
+        checkpoint["config"]["model_options"] = []
         torch.save(checkpoint, run / name)
-    message = "are from an earlier version of redetr.*; train again, or use that version"
-    with pytest.raises(redetr.InputError, match=message):
-        redetr.load(run)
-    with pytest.raises(redetr.InputError, match=message):
-        train(replace(config, resume=True), Console(stderr=True))
-    with pytest.raises(redetr.InputError, match=message):
-        starting = replace(config, weights=str(run), output=str(tmp_path / "next"))
-        train(starting, Console(stderr=True))
+    settings = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**settings, "model_options": []}))
+    tensors, metadata = read_safetensors(run / "best.safetensors")
+    about = json.loads(metadata["redetr"])
+    about["config"]["model_options"] = []
+    save_weights(run / "best.safetensors", tensors, about)
+    return run
+
+
+def test_a_run_with_the_network_of_an_earlier_version_loads_and_resumes(earlier_run, tmp_path):
+    tensors, _ = read_safetensors(earlier_run / "best.safetensors")
+    images = torch.rand(2, 3, 64, 96)
+    num_queries = len(tensors["query_embed.weight"])
+    options = parsed_options(EARLIER_OPTIONS)
+    model = build("redetr_n", 3, num_queries=num_queries, **options)
+    model.load_state_dict(tensors)
+    expected = model.eval()(images)["pred_boxes"]
+    for name in ("", "last.pt", "best.safetensors"):
+        detector = redetr.load(earlier_run / name)
+        torch.testing.assert_close(detector.model(images)["pred_boxes"], expected)
+
+    resumed = replace(TrainConfig.read(earlier_run / "config.json"), steps=1, resume=True)
+    train(replace(resumed, output=str(earlier_run)), Console(stderr=True))
+    checkpoint = torch.load(earlier_run / "last.pt", weights_only=True)
+    assert checkpoint["model"].keys() == tensors.keys()
+
+    config = replace(resumed, resume=False, weights=str(earlier_run), output=str(tmp_path / "next"))
+    flags = "--model-options backbone=basic:32,64,128 hidden_dim=128 dim_feedforward=512"
+    with pytest.raises(redetr.InputError, match=flags):
+        train(config, Console(stderr=True))
+    train(replace(config, model_options=EARLIER_OPTIONS), Console(stderr=True))
+
+
+def test_the_tensors_of_a_run_say_which_network_it_has():
+    earlier = ["backbone.0.stem.0.weight"]
+    options = {"backbone": [64, 128, 256], "hidden_dim": 192}
+    basic = {"backbone": "basic:64,128,256", "hidden_dim": 192}
+    assert with_earlier_network("detr_r50", options, earlier) == basic
+    assert with_earlier_network("redetr_n", options, earlier) == basic | {"dim_feedforward": 512}
+    panoptic = ["detr.backbone.0.stem.0.weight"]
+    assert with_earlier_network("detr_r50_panoptic", options, panoptic) == basic
+    assert with_earlier_network("redetr_n", options, ["backbone.0.conv1.weight"]) == options
+    named = {"backbone": "resnet18"}
+    assert with_earlier_network("detr_r50", named, earlier) == named
+
+
+def test_the_network_of_an_earlier_version_by_hand():
+    """Every map by functions, from the names and shapes that those checkpoints have."""
+    torch.manual_seed(0)
+    backbone = BasicResNet((8, 16, 24), strides=(4, 8, 16))
+    for parameter in backbone.parameters():
+        torch.nn.init.normal_(parameter)
+    tensors = backbone.state_dict()
+
+    def normed(x, conv, norm, stride):
+        x = F.conv2d(x, tensors[f"{conv}.weight"], stride=stride, padding=1)
+        return F.group_norm(x, 8, tensors[f"{norm}.weight"], tensors[f"{norm}.bias"])
+
+    images = torch.rand(1, 3, 64, 48)
+    x = normed(images, "stem.0", "stem.1", 2).relu()
+    expected = []
+    for stage, blocks in enumerate((1, 2, 2)):
+        for block in range(blocks):
+            name = f"stages.{stage}.{block}"
+            stride = 2 if block == 0 else 1
+            out = normed(x, f"{name}.conv1", f"{name}.norm1", stride).relu()
+            out = normed(out, f"{name}.conv2", f"{name}.norm2", 1)
+            if block == 0:
+                x = F.conv2d(x, tensors[f"{name}.shortcut.weight"], stride=2)
+            x = (out + x).relu()
+        expected.append(x)
+    torch.testing.assert_close(backbone(images), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["basic:", "basic:32,64", "basic:32,64,100", "basic:8,8,x"])
+def test_widths_of_a_basic_backbone_are_three_multiples_of_8(name):
+    with pytest.raises(redetr.InputError, match="three widths that are multiples of 8"):
+        build("redetr_n", 3, backbone=name)

@@ -338,13 +338,7 @@ def detections_of(
             groups = decode_masks(
                 outputs, i, best, batch.sizes[i], batch.canvas, (height, width), original_masks
             )
-            if crop_masks:
-                crops: list[MaskCrop] = []
-                for group in groups:
-                    crops += crops_of(group)
-                masks = CroppedMasks(tuple(crops), (height, width))
-            else:
-                masks = torch.cat(list(groups))
+            masks = _cropped(groups, (height, width)) if crop_masks else torch.cat(list(groups))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
@@ -356,3 +350,11 @@ def detections_of(
         )
         detections.append(in_image)
     return detections
+
+
+def _cropped(groups: Iterator[Tensor], size: Size) -> CroppedMasks:
+    """The masks of all `groups`, bool `[n, H, W]`, as their crops from an image of this size."""
+    crops: list[MaskCrop] = []
+    for group in groups:
+        crops += crops_of(group)
+    return CroppedMasks(tuple(crops), size)

@@ -1,6 +1,5 @@
 """Loads all weights of a file into a model."""
 
-from redetr.earlier import require_present_network
 from redetr.errors import InputError
 from redetr.structures import DetectionModel
 from redetr.weights.reading import Weights
@@ -48,7 +47,6 @@ def require_fitting(model: DetectionModel, weights: Weights) -> None:
             misshapen.add(name)
     unfit = missing | unknown | misshapen
     if unfit:
-        require_present_network(given, weights.path)
         raise InputError(
             f"the weights do not fit the model: {len(missing)} missing, {len(unknown)} unknown, "
             f"{len(misshapen)} of another shape, such as {min(unfit)}",

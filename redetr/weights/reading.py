@@ -13,7 +13,7 @@ from torch import Tensor
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
-from redetr.earlier import with_present_names
+from redetr.earlier import with_earlier_network, with_present_names
 from redetr.errors import InputError, first_line
 from redetr.files import without_folders
 from redetr.models import options_of
@@ -110,7 +110,9 @@ def _read_torch(path: Path, model: str | None) -> Weights:
         if averaged is None or averaged == {}:
             averaged = content["model"]
         tensors = with_present_names(require_tensors(path, averaged))
-        return Weights(path, tensors, _origin_of_run(path, content), _start_of_run(path, content))
+        return Weights(
+            path, tensors, _origin_of_run(path, content, tensors), _start_of_run(path, content)
+        )
     arguments = content.get("args") if isinstance(content, dict) else None
     content = unwrapped(content)
     values = content.values() if isinstance(content, dict) else []
@@ -143,7 +145,7 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
     except (ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
     tensors = with_present_names(tensors)
-    return Weights(path, tensors, _origin_of_run(path, about), _start_of_run(path, about))
+    return Weights(path, tensors, _origin_of_run(path, about, tensors), _start_of_run(path, about))
 
 
 def locate(source: str | os.PathLike) -> Path:
@@ -186,7 +188,7 @@ def _damaged(path: Path, reason: str) -> InputError:
     return InputError(f"its metadata is damaged ({reason[:160]})", where=path)
 
 
-def _origin_of_run(path: Path, about: Any) -> Origin:
+def _origin_of_run(path: Path, about: Any, tensors: dict[str, Tensor]) -> Origin:
     """The description that a run wrote about its weights. Raises InputError if it is damaged, or
     written by a newer version."""
     if not isinstance(about, dict):
@@ -197,7 +199,7 @@ def _origin_of_run(path: Path, about: Any) -> Origin:
         reason = f"{len(class_names)} class names and {len(category_ids)} category ids"
         raise _damaged(path, reason)
     config = _config_of_run(path, about.get("config"))
-    options = config.model_kwargs()
+    options = with_earlier_network(config.model, config.model_kwargs(), tensors)
     options.pop("weights", None)
     return Origin(
         model=config.model,

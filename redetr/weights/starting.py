@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from redetr.class_names import other_spellings, same_classes
 from redetr.config import TrainConfig
-from redetr.earlier import require_present_network
 from redetr.errors import InputError
 from redetr.models import options_of
 from redetr.models.backbone import TimmBackbone
@@ -159,7 +158,6 @@ def start_from(
     origin = weights.origin
     if origin is None:
         return _start_backbone(weights, model, config)
-    require_present_network(weights.tensors, weights.path)
     _require_same_model(weights.path, origin, config)
     others = origin.class_names
     prefix = panoptic.PREFIX if isinstance(model, PanopticDETR) else ""

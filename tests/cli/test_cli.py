@@ -29,7 +29,8 @@ from PIL import Image
 import redetr
 from redetr.cli import main
 from redetr.commands.evaluate import thresholds
-from redetr.config import Settings, TrainConfig
+from redetr.config import TrainConfig
+from redetr.data.dataset import Hints
 from redetr.postprocess import decode
 from redetr.state import State
 from redetr.step import announce
@@ -937,7 +938,9 @@ def test_patience_is_a_share_of_the_run(schedule, steps, every, end):
     """AP is best at the first evaluation."""
     state = object.__new__(State)
     config = replace(TrainConfig(), steps=steps, schedule=schedule, patience=0.25, warmup=0.0)
-    state.config = Settings(**vars(config))
+    with torch.device("meta"):
+        model = redetr.build("redetr_n", 3)
+    state.config = config.resolved(model, Hints(), 4)
     state.best, state.since_best, state.evaluated, state.step = {"AP": None, "step": 0}, 0, 0, 0
     while not state.ending():
         state.step += 1
