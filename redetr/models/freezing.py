@@ -19,15 +19,22 @@ def freeze(model: DetectionModel, names: Sequence[str]) -> None:
     can be left out. Raises InputError for a name that `model` does not have, or if nothing is left
     to train.
     """
-    paths = []
-    for name in names:
-        paths += _detector(model) if name == "detector" else [_path_of(model, name)]
+    paths = paths_of(model, names)
     for path in paths:
         model.get_submodule(path).requires_grad_(False)
     model.frozen = tuple(paths)
     model.train(model.training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze {' '.join(names)}: nothing is left to train")
+
+
+def paths_of(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The paths of the modules that `freeze` freezes by these names. Raises InputError for a name
+    that `model` does not have."""
+    paths = []
+    for name in names:
+        paths += _detector(model) if name == "detector" else [_path_of(model, name)]
+    return paths
 
 
 def _detector(model: nn.Module) -> list[str]:
