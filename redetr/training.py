@@ -22,8 +22,6 @@ from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.annotations import Fault
 from redetr.data.custom_augmentation import CustomAugmentation
-from redetr.data.dataset import require_alike, require_valid
-from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
@@ -32,6 +30,13 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError, exhausted_memory
 from redetr.evaluation import evaluate
+from redetr.in_python import (
+    require_callable,
+    require_config,
+    require_console,
+    require_pair,
+    require_usable,
+)
 from redetr.judging import in_words, measured_in
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
@@ -87,7 +92,12 @@ def train(
     memory is exhausted; DivergedError for a loss that is not finite; LostError for a rank or loader
     process that died; StoppedError after a signal, when the state is saved.
     """
+    require_config(config)
     require_all_in_bounds(config)  # the group of processes needs some of them
+    require_console(console)
+    require_callable(after_evaluation=after_evaluation, callback=callback)
+    if datasets is not None:
+        require_pair(datasets)
     with stop_signals() as signals:
         try:
             with (
@@ -201,33 +211,11 @@ def _open(
             images_to_leave_out(config),
         )
     else:
-        _require_used(config, datasets)
+        require_usable(config, datasets)
         data, val = datasets
-        for dataset in datasets:
-            if not isinstance(dataset, AnnotatedDataset):
-                require_valid(dataset, config.masks)
-            elif config.masks:  # its readers have checked everything else
-                require_masks(dataset.annotations)
-        if not len(data):
-            raise InputError("the training data holds no images", where=data.name)
-        require_alike(data, val)
         faults = essential_faults(data, val)
     channels = config.channels or data.channels
     return data.with_channels(channels), _in_channels(val, channels), faults
-
-
-def _require_used(config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset]) -> None:
-    """Raises InputError for settings that have no effect on data sets given in Python."""
-    if config.skip_unreadable:
-        raise InputError(
-            "skip_unreadable applies to image files, which a data set of your own does not have"
-        )
-    if config.val_fraction:
-        remedy = "give val_fraction to redetr.data.open_dataset, or divide your own data"
-        raise InputError("val_fraction has no effect on datasets", remedy=remedy)
-    if config.cache_dir and not isinstance(datasets[0], AnnotatedDataset):
-        text = "cache_dir has no effect on a data set of your own, whose images are not cached"
-        raise InputError(text, remedy="leave it out, or cache them in image()")
 
 
 def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:

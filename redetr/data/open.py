@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from redetr.bounds import require_share
 from redetr.data.annotations import SPLITS, Fault, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.formats.digits import DigitsDataset
@@ -62,7 +63,11 @@ def open_dataset(
     annotations are faulty, or no object has a mask where they are asked for.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is train, val or test, not {split!r}")
+        raise InputError(f"split={split!r} is not train, val or test")
+    require_share("val_fraction", val_fraction)
+    if not isinstance(source, str | Path):
+        remedy = "give digits, crowns, a folder or hf:NAME"
+        raise InputError(f"source={source!r} is not the name of a data set", remedy=remedy)
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":

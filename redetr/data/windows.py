@@ -4,6 +4,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+from redetr.bounds import require_count, require_share
 from redetr.errors import InputError
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom in px of the whole image
@@ -15,11 +16,10 @@ def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
     Neighbours share at least `overlap` of their side, all about the same. Raises InputError for an
     impossible tile or overlap.
     """
-    if tile < 1 or not 0 <= overlap < 1:
-        raise InputError(
-            f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
-            "1"
-        )
+    require_count("tile", tile)
+    require_share("overlap", overlap)
+    if overlap == 1:
+        raise InputError("overlap=1 leaves no step from tile to tile", remedy="give less than 1")
     windows = []
     for top, bottom in _spans(height, tile, overlap):
         for left, right in _spans(width, tile, overlap):
