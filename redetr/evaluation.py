@@ -57,14 +57,11 @@ def evaluate(
     to `image_size` px, by default that with which the model of a `Detector` was trained, of others
     `model.image_size`. `batch_size` is that of a rank, `dtype` the precision. `num_workers`
     processes load the images, 0 = this one; each must answer within `loader_timeout_s`. `on_batch`
-    is called with the number of images after each batch.
-
-    A model in training mode is in it again afterwards. Raises InputError for an argument that is
-    invalid, or if the model lacks classes of the data set (see `detect_classes`). Communicates.
+    is called with the number of images after each batch. A model in training mode is in it again
+    afterwards. Raises InputError for an argument that is invalid, or if the model lacks classes of
+    the data set (see `detect_classes`). Communicates.
     """
-    require_model(model)
-    require_dataset(dataset, "dataset")
-    _require_options(classes, batch_size, dtype, num_workers)
+    _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
     require_callable(criterion=criterion, on_batch=on_batch)
     dist = dist or _alone(model)
     segments: list[DatasetDetections] = []
@@ -90,10 +87,17 @@ def evaluate(
     return replace(result, losses=losses)
 
 
-def _require_options(
-    classes: Sequence[tuple[int, str]] | None, batch_size: int, dtype: torch.dtype, num_workers: int
+def _require_usable(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    classes: Sequence[tuple[int, str]] | None,
+    batch_size: int,
+    dtype: torch.dtype,
+    num_workers: int,
 ) -> None:
-    """Raises InputError for options of `evaluate` that cannot work."""
+    """Raises InputError for arguments of `evaluate` that cannot work."""
+    require_model(model)
+    require_dataset(dataset, "dataset")
     for entry in classes or ():
         if not isinstance(entry, tuple | list) or len(entry) != 2:
             remedy = "give detector.classes, or leave it out"

@@ -34,9 +34,9 @@ def detector(digits):
         ({"threshold": "0.5"}, "threshold='0.5' is not a number between 0 and 1"),
         ({"threshold": [0.5]}, r"threshold=\[0.5\] is not a number"),
         ({"threshold": True}, "threshold=True is not a number"),
-        ({"tile": "640"}, "tile='640' is not a whole number of at least 1"),
-        ({"tile": 32.5}, "tile=32.5 is not a whole number"),
-        ({"tile": 32, "overlap": "0.2"}, "overlap='0.2' is not a number between 0 and 1"),
+        ({"tile": "640"}, "tile='640' with overlap=0.2: tile must be a whole number"),
+        ({"tile": 32.5}, "tile=32.5 with overlap=0.2: tile must be a whole number"),
+        ({"tile": 32, "overlap": "0.2"}, "tile=32 with overlap='0.2': .* overlap a number"),
     ],
 )
 def test_predict(detector, arguments, expected):

@@ -46,7 +46,7 @@ def test_windows_by_hand():
     ("tile", "overlap"), [(0, 0.2), (-3, 0.2), (10, 1.0), (10, -0.1), (10, float("nan"))]
 )
 def test_tiles_that_cannot_be(tile, overlap):
-    with pytest.raises(InputError, match=r"^(tile|overlap)="):
+    with pytest.raises(InputError, match="tiles of"):
         tile_windows(50, 50, tile, overlap)
 
 

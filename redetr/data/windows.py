@@ -3,8 +3,8 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 
-from redetr.bounds import require_count, require_share
 from redetr.errors import InputError
 
 Window = tuple[int, int, int, int]  # left, top, right, bottom in px of the whole image
@@ -16,10 +16,14 @@ def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
     Neighbours share at least `overlap` of their side, all about the same. Raises InputError for an
     impossible tile or overlap.
     """
-    require_count("tile", tile)
-    require_share("overlap", overlap)
-    if overlap == 1:
-        raise InputError("overlap=1 leaves no step from tile to tile", remedy="give less than 1")
+    if not isinstance(tile, Integral) or not isinstance(overlap, Real):
+        text = f"tile={tile!r} with overlap={overlap!r}: tile must be a whole number of px"
+        raise InputError(f"{text}, overlap a number")
+    if tile < 1 or not 0 <= overlap < 1:
+        raise InputError(
+            f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
+            "1"
+        )
     windows = []
     for top, bottom in _spans(height, tile, overlap):
         for left, right in _spans(width, tile, overlap):

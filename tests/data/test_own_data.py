@@ -98,7 +98,7 @@ FAULTS = {
     "no images": (Squares(0), "squares: the training data holds no images"),
     "no data set": (
         [1, 2],
-        "a list is not a data set; derive it from redetr.data.DetectionDataset",
+        "is of type list, not a data set; open it with .* derive it from redetr.data.DetectionDataset",
     ),
 }
 
