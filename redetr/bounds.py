@@ -2,7 +2,8 @@
 
 import math
 from dataclasses import dataclass
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 from redetr.choices import MOST_BANDS
 from redetr.errors import InputError
@@ -94,3 +95,24 @@ def require_all_in_bounds(settings: object) -> None:
         numbers = value if isinstance(value, tuple) else (value,)
         for number in numbers:
             require_in_bounds(name, number)
+
+
+def require_share(name: str, value: Any) -> None:
+    """Raises InputError unless the argument `name` of a function is a number from 0 to 1."""
+    if not _is_number(value, Real) or not 0 <= value <= 1:
+        raise InputError(f"{name}={value!r} is not a number between 0 and 1")
+
+
+def require_count(name: str, value: Any, least: int = 1) -> None:
+    """Raises InputError unless the argument `name` of a function is a whole number, not below the
+    `least`."""
+    if not _is_number(value, Integral) or value < least:
+        raise InputError(f"{name}={value!r} is not a whole number of at least {least}")
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    """Whether a value is a number of this `kind`, also one of NumPy or PyTorch."""
+    is_number_of_array = hasattr(value, "item") and getattr(value, "ndim", None) == 0
+    if is_number_of_array:
+        value = value.item()
+    return isinstance(value, kind) and not isinstance(value, bool)

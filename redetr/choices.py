@@ -28,6 +28,9 @@ MOST_BANDS = 64  # of an image
 # What `custom_augment` says in a run whose augmentation `redetr.train` was given as a function.
 AUGMENT_IN_PYTHON = "an augmentation given in Python"
 
+# What `weights` says in a recipe that has no weights of its own and cannot do without.
+WEIGHTS_REQUIRED = "required"
+
 PATIENCE = 0.25  # share of the run without a better AP after which fine-tuning recipes end
 
 

@@ -62,9 +62,9 @@ def other_spellings(names: Sequence[str], known: Sequence[str]) -> str:
 def chosen_classes(names: str | Collection[str], known: Sequence[str]) -> set[str]:
     """The classes that a user names; a text is one name. Raises InputError for a name that is not
     among the `known` ones."""
-    chosen = {names} if isinstance(names, str) else set(names)
+    chosen = set(names) if isinstance(names, Collection) and not isinstance(names, str) else {names}
     unknown = chosen - set(known)
     if unknown:
-        text = f"no class is called {min(unknown)!r}"
+        text = f"no class is called {min(unknown, key=str)!r}"
         raise InputError(f"{text}: the model knows {', '.join(known)}")
     return chosen

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from redetr.bounds import require_all_in_bounds
 from redetr.choices import (
     AUGMENT_IN_PYTHON,
+    WEIGHTS_REQUIRED,
     Augment,
     ClassNormalization,
     Compression,
@@ -56,7 +57,7 @@ class ModelOptions:
     keep the value of the recipe or run."""
     weights: str | None = None
     """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
-    folder or hub name (fine-tuning), or a file of backbone weights."""
+    folder or hub name (fine-tuning), or a file of backbone weights. required: give one of these."""
     freeze: tuple[str, ...] = ()
     """Parts of the model to freeze, such as backbone or encoder."""
     denoising: int = 0
@@ -158,8 +159,9 @@ class ScheduleOptions:
     eval_batch_size: int = 16
     """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Stop early if AP (of a panoptic model, PQ) has not improved for this share of the steps, but
-    not before the learning rate has fallen to a quarter; 0 = never."""
+    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained) has not improved
+    for this share of the steps, but not before the learning rate has fallen to a quarter; 0 =
+    never."""
 
 
 @dataclass(frozen=True)
@@ -311,6 +313,10 @@ class TrainConfig(
     def check(self, world_size: int) -> None:
         """Raises InputError for settings that cannot work, naming the flag."""
         require_all_in_bounds(self)
+        if self.weights == WEIGHTS_REQUIRED:
+            text = "this recipe fine-tunes a run, at a rate too low for random weights"
+            remedy = "give --weights RUN, the folder of that run, or use redetr_n, which needs none"
+            raise InputError(text, remedy=remedy)
         per_rank = max(self.accumulate, 1)
         if self.batch_size < world_size * per_rank:
             ranks = counted(world_size, "rank")

@@ -11,15 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from redetr.bounds import require_count
 from redetr.choices import ImageSize
 from redetr.class_names import same_classes
 from redetr.class_shares import shared_metrics
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
-from redetr.data.transforms import final_size, resizer
+from redetr.data.transforms import Final, final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
+from redetr.in_python import require_callable, require_dataset, require_model
 from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult
@@ -36,24 +38,76 @@ _CLASSES_NAMED = 3  # in an error
 
 
 def evaluate(
-    model: DetectionModel, dataset: DetectionDataset, dist: Dist | None = None, **options: Any
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    dist: Dist | None = None,
+    *,
+    classes: Sequence[tuple[int, str]] | None = None,
+    image_size: ImageSize | None = None,
+    batch_size: int = 16,
+    dtype: torch.dtype = torch.float32,
+    num_workers: int = 0,
+    loader_timeout_s: float = ANSWER_S,
+    criterion: SetCriterion | None = None,
+    on_batch: Callable[[int], Any] = lambda images: None,
 ) -> CocoResult:
     """The twelve COCO numbers, per-class AP and, with a `criterion`, the losses on `dataset`.
 
     Masks are measured if the model and all objects have them; if only the model has, `why_no_masks`
     of the result says why not. Where a panoptic model meets panoptic data, also the panoptic
-    quality. Options and errors are those of `detect_classes`. A model in training mode is in it
-    again afterwards. Communicates.
+    quality. `classes` are the (category id, name) of the model's labels, by default those of the
+    data set. Images are resized to `image_size` px, by default that with which the model of a
+    `Detector` was trained, of others `model.image_size`. `batch_size` is that of a rank, `dtype`
+    the precision. `num_workers` processes load the images, 0 = this one; each must answer within
+    `loader_timeout_s`. `on_batch` is called with the number of images after each batch. A model in
+    training mode is in it again afterwards. Raises InputError for an argument that is invalid, or
+    if the model lacks classes of the data set (see `detect_classes`). Communicates.
     """
+    _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
+    require_callable(criterion=criterion, on_batch=on_batch)
     dist = dist or _alone(model)
     segments: list[DatasetDetections] = []
     was_training = model.training
     try:
-        share, losses = detect_classes(model, dataset, dist, segments=segments, **options)
+        share, losses = detect_classes(
+            model,
+            dataset,
+            dist,
+            classes=classes,
+            segments=segments,
+            image_size=image_size,
+            batch_size=batch_size,
+            dtype=dtype,
+            num_workers=num_workers,
+            loader_timeout_s=loader_timeout_s,
+            criterion=criterion,
+            on_batch=on_batch,
+        )
     finally:
         model.train(was_training)
     result = with_quality(model, dataset, share, segments, dist)
     return replace(result, losses=losses)
+
+
+def _require_usable(
+    model: DetectionModel,
+    dataset: DetectionDataset,
+    classes: Sequence[tuple[int, str]] | None,
+    batch_size: int,
+    dtype: torch.dtype,
+    num_workers: int,
+) -> None:
+    """Raises InputError for arguments of `evaluate` that cannot work."""
+    require_model(model)
+    require_dataset(dataset, "dataset")
+    for entry in classes or ():
+        if not isinstance(entry, tuple | list) or len(entry) != 2:
+            remedy = "give detector.classes, or leave it out"
+            raise InputError(f"classes holds {entry!r}, not (category id, name)", remedy=remedy)
+    require_count("batch_size", batch_size)
+    require_count("num_workers", num_workers, least=0)
+    if not isinstance(dtype, torch.dtype):
+        raise InputError(f"dtype={dtype!r} is not a type of PyTorch, such as torch.float32")
 
 
 def with_quality(
@@ -139,7 +193,7 @@ def detect_share(
     dataset: DetectionDataset,
     dist: Dist | None = None,
     *,
-    image_size: ImageSize,
+    image_size: ImageSize | None = None,
     batch_size: int = 16,
     dtype: torch.dtype = torch.float32,
     num_workers: int = 0,
@@ -151,16 +205,16 @@ def detect_share(
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
-    Each image is processed once, over all ranks. `on_batch` is called with the number of images
-    after each batch. If panoptic quality can be measured, the segments of each batch are appended
-    to `segments`; `is_thing` `[C]` says which classes of the model are things, by default all.
+    Each image is processed once, over all ranks. Options are those of `evaluate`. If panoptic
+    quality can be measured, the segments of each batch are appended to `segments`; `is_thing` `[C]`
+    says which classes of the model are things, by default all.
     Detections have masks if both the model and the targets do. Leaves the model in evaluation mode.
     Raises RuntimeError unless each image was seen exactly once. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
     dataset = dataset.with_channels(model.channels)
-    samples = Samples(dataset, resizer(final_size(model, image_size)), seed=0)
+    samples = Samples(dataset, resizer(_final_size(model, image_size)), seed=0)
     sampler = EvalSampler(len(dataset), batch_size, dist.rank, dist.world_size)
     pin_memory = dist.device.type == "cuda"
     batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
@@ -184,6 +238,20 @@ def detect_share(
     if sorted(dist.gather(indices)) != list(range(len(dataset))):
         raise RuntimeError("evaluation did not see each image exactly once")
     return DatasetDetections.concatenate(parts), sums.losses(dist)
+
+
+def _final_size(model: DetectionModel, image_size: ImageSize | None) -> Final:
+    """The size at which a model is evaluated. Raises InputError for one that it cannot take."""
+    size = image_size or model.trained_size or model.image_size
+    sides = (size,) if not isinstance(size, tuple) else size
+    for side in sides:
+        require_count("image_size", side)
+    if len(sides) > 2:
+        raise InputError(f"image_size={size} is neither a side nor (height, width)")
+    if isinstance(size, tuple) and model.resize == "aspect":
+        text = f"image_size={size}, but the model keeps the aspect ratio of images"
+        raise InputError(text, remedy="give one number, the shorter side")
+    return final_size(model, size)
 
 
 def outputs_of(model: DetectionModel, batch: Batch) -> Outputs:

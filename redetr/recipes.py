@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from redetr.choices import PATIENCE
+from redetr.choices import PATIENCE, WEIGHTS_REQUIRED
 from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.weights.published import PUBLISHED
@@ -176,7 +176,7 @@ def redetr_n_finetune() -> TrainConfig:
 
     A lower learning rate; ends early without progress.
     """
-    return replace(redetr_n(), lr=5e-4, patience=PATIENCE)
+    return replace(redetr_n(), weights=WEIGHTS_REQUIRED, lr=5e-4, patience=PATIENCE)
 
 
 def rtdetr_r18() -> TrainConfig:

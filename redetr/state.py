@@ -26,6 +26,8 @@ from redetr.earlier import with_present_names
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
+from redetr.judging import by_importance, in_words, is_better, judge_of
+from redetr.models.freezing import trains_only_masks
 from redetr.optim import learning_rate_factor
 from redetr.structures import DetectionModel
 from redetr.wording import counted
@@ -117,29 +119,34 @@ class State:
         }
 
     def record(
-        self, ap: float | None, threshold: float | None = None, pq: float | None = None
+        self,
+        ap: float | None,
+        threshold: float | None = None,
+        pq: float | None = None,
+        mask_ap: float | None = None,
     ) -> bool:
-        """Notes the AP of an evaluation and the threshold that it found, and returns whether it is
-        the best. An evaluation that is repeated counts once.
+        """Notes the numbers of an evaluation and the threshold that it measured, and returns
+        whether it is the best. An evaluation that is repeated counts once.
 
-        None is an AP that is undefined: there was no object. Then the last evaluation is the best,
-        since nothing can be compared. Where panoptic quality was measured, `pq` decides: with a
-        frozen detector, AP stays as it is.
+        An `ap` of None is undefined: there was no object. Then the last evaluation is the best,
+        since nothing can be compared. `pq` and `mask_ap` are None where they were not measured.
+        `by_importance` says which number decides.
         """
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
         self.threshold = threshold
-        judged, best = ap, self.best["AP"]
-        if pq is not None:
-            judged, best = pq, self.best.get("PQ")
-        is_best = best is None or (judged is not None and judged > best)
-        if is_best:
+        numbers = {"AP": ap, "mask_AP": mask_ap, "PQ": pq}
+        boxes_are_fixed = mask_ap is not None and trains_only_masks(self.model)
+        names = by_importance(numbers, boxes_are_fixed)
+        better = is_better(numbers, self.best, names)
+        if better:
             self.since_best = 0
             self.best = {"AP": ap, "step": self.step}
-            if pq is not None:
-                self.best["PQ"] = pq
-        return is_best
+            if len(names) > 1:
+                self.best |= {name: numbers[name] for name in names}
+                self.best["by"] = names[0]
+        return better
 
     def ending(self) -> str:
         """Why the run has ended; empty while it has not."""
@@ -151,7 +158,7 @@ class State:
             return ""
         if not self._rate_has_fallen():
             return ""
-        judge = "PQ" if "PQ" in self.best else "AP"  # as in `record`
+        judge = in_words(judge_of(self.best))
         return (
             f"ended early at step {self.step} of {steps}: no better {judge} in {waited} steps and "
             f"{self.since_best} evaluations (--patience {patience:g})"

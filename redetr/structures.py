@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from redetr.choices import ClassLoss
+from redetr.choices import ClassLoss, ImageSize
 
 Size = tuple[int, int]  # height, width in px
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
@@ -145,6 +145,8 @@ class DetectionModel(nn.Module):
     # images keep their aspect ratio, or are stretched to a square
     resize: Literal["aspect", "square"]
     image_size: int  # default of the shorter side ("aspect") or of the side ("square"), px
+    # the size with which the weights were trained, where it is known
+    trained_size: ImageSize | None = None
     max_size: int | None  # longer side at most ("aspect"), px
     frozen: tuple[str, ...] = ()  # paths of the modules that are not trained
     # where the weights, or those that training began with, come from, and their licence, in words

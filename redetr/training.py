@@ -21,9 +21,7 @@ from redetr.choices import AUGMENT_IN_PYTHON
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.custom_augmentation import CustomAugmentation
-from redetr.data.dataset import require_alike, require_valid
 from redetr.data.faults import Fault
-from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
@@ -32,6 +30,14 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError, exhausted_memory
 from redetr.evaluation import evaluate
+from redetr.in_python import (
+    require_callable,
+    require_config,
+    require_console,
+    require_pair,
+    require_usable,
+)
+from redetr.judging import in_words, measured_in
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
@@ -71,7 +77,8 @@ def train(
     keep_memory: bool = True,
 ) -> dict[str, Any]:
     """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
-    "time_s"; and of the "best" one its "AP" and "step".
+    "time_s"; and of the "best" one its "AP" and "step", and where masks were measured, its
+    "mask_AP" (and "PQ" of a panoptic model) and the name of the number that decided, "by".
 
     `datasets` are your own (train, val), instead of what `config.data` names. `augment` is your
     own augmentation, a `Compose` of Albumentations or torchvision: see
@@ -85,7 +92,12 @@ def train(
     memory is exhausted; DivergedError for a loss that is not finite; LostError for a rank or loader
     process that died; StoppedError after a signal, when the state is saved.
     """
+    require_config(config)
     require_all_in_bounds(config)  # the group of processes needs some of them
+    require_console(console)
+    require_callable(after_evaluation=after_evaluation, callback=callback)
+    if datasets is not None:
+        require_pair(datasets)
     with stop_signals() as signals:
         try:
             with (
@@ -199,31 +211,11 @@ def _open(
             images_to_leave_out(config),
         )
     else:
-        _require_used(config, datasets)
+        require_usable(config, datasets)
         data, val = datasets
-        for dataset in datasets:
-            if not isinstance(dataset, AnnotatedDataset):
-                require_valid(dataset, config.masks, is_val=dataset is not data)
-            elif config.masks:  # its readers have checked everything else
-                require_masks(dataset.annotations)
-        require_alike(data, val)
         faults = essential_faults(data, val)
     channels = config.channels or data.channels
     return data.with_channels(channels), _in_channels(val, channels), faults
-
-
-def _require_used(config: TrainConfig, datasets: tuple[DetectionDataset, DetectionDataset]) -> None:
-    """Raises InputError for settings that have no effect on data sets given in Python."""
-    if config.skip_unreadable:
-        raise InputError(
-            "skip_unreadable applies to image files, which a data set of your own does not have"
-        )
-    if config.val_fraction:
-        remedy = "give val_fraction to redetr.data.open_dataset, or divide your own data"
-        raise InputError("val_fraction has no effect on datasets", remedy=remedy)
-    if config.cache_dir and not isinstance(datasets[0], AnnotatedDataset):
-        text = "cache_dir has no effect on a data set of your own, whose images are not cached"
-        raise InputError(text, remedy="leave it out, or cache them in image()")
 
 
 def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:
@@ -469,7 +461,8 @@ class _Run:
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
         quality = line.get("panoptic", {}).get("PQ")
-        is_best = state.record(line["AP"], line["threshold"], quality)
+        mask_ap = line.get("masks", {}).get("AP")
+        is_best = state.record(line["AP"], line["threshold"], quality, mask_ap)
         if is_best:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
@@ -487,10 +480,11 @@ class _Run:
         """Reports how the run ended, and saves it with its last evaluation; returns the last and
         the best results."""
         best = self.state.best
-        ap = in_percent(best["AP"])
-        numbers = f"AP {ap}"
-        if "PQ" in best:
-            numbers = f"PQ {in_percent(best['PQ'])}, {numbers}"
-        self.monitor.say(f"{self.state.ending()}; best.pt is from step {best['step']}: {numbers}")
+        names = measured_in(best)
+        numbers = ", ".join(f"{in_words(name)} {in_percent(best[name])}" for name in names)
+        rule = f", with the highest {in_words(names[0])}" if len(names) > 1 else ""
+        self.monitor.say(
+            f"{self.state.ending()}; best.pt is from step {best['step']}{rule}: {numbers}"
+        )
         self._save()
         return result | {"best": best}

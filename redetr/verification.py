@@ -22,6 +22,7 @@ from redetr.data.loader import Sample, canvas_of, to_batch
 from redetr.data.sampler import global_batch, slice_of
 from redetr.distributed import Dist, process_group, replicate
 from redetr.errors import InputError
+from redetr.in_python import require_config
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
 from redetr.precision import PRECISIONS, autocast, weights_dtype
@@ -129,6 +130,7 @@ def verify(config: TrainConfig) -> Verification:
     needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
     Raises InputError as `train` does, and for `compile`. A frozen detector may be random.
     """
+    require_config(config)
     require_all_in_bounds(config)  # the group of processes needs some of them
     if config.compile:  # it rounds in its own way, so that other queries win near ties
         text = "--compile: the gradients of a compiled model are not compared"

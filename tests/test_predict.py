@@ -1056,7 +1056,7 @@ def test_arrays_are_taken_as_the_same_pil_images_are(detector):
 
 @pytest.mark.parametrize("threshold", [3, -0.1, float("nan")])
 def test_thresholds_that_are_none(detector, threshold):
-    with pytest.raises(InputError, match=f"threshold={threshold} is not between 0 and 1"):
+    with pytest.raises(InputError, match=f"threshold={threshold} is not a number between 0"):
         detector.predict([], threshold=threshold)
 
 

@@ -10,6 +10,7 @@ from redetr.commands.console import ERRORS, OUT, percent, print_results
 from redetr.commands.recipe import ConfigFlags, notes_on_run, split_recipe
 from redetr.config import TrainConfig
 from redetr.garbage import quick_imports
+from redetr.judging import in_words, judge_of
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Train:
         step, best = result["step"], result["best"]
         line = f"final evaluation (step {step})"
         if best["step"] != step:
-            judge = "PQ" if "PQ" in best else "AP"  # by which it is the best
-            line += f"; best.pt is from step {best['step']}, {judge} {percent(best[judge])}"
+            judge = judge_of(best)
+            number = f"{in_words(judge)} {percent(best[judge])}"
+            line += f"; best.pt is from step {best['step']}, {number}"
         OUT.print(line, soft_wrap=True)
         print_results([result])
         written = "best.pt, best.safetensors, last.pt, metrics.jsonl"

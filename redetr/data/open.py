@@ -67,8 +67,11 @@ def open_dataset(
     annotations are faulty, or no object has a mask where they are asked for.
     """
     if split not in SPLITS:
-        raise ValueError(f"split is train, val or test, not {split!r}")
+        raise InputError(f"split={split!r} is not train, val or test")
     require_in_bounds("val_fraction", val_fraction)
+    if not isinstance(source, str | Path):
+        remedy = "give digits, crowns, a folder or hf:NAME"
+        raise InputError(f"source={source!r} is not the name of a data set", remedy=remedy)
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":

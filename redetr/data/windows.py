@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
 
 from redetr.errors import InputError
 
@@ -15,6 +16,9 @@ def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
     Neighbours share at least `overlap` of their side, all about the same. Raises InputError for an
     impossible tile or overlap.
     """
+    if not isinstance(tile, Integral) or not isinstance(overlap, Real):
+        text = f"tile={tile!r} with overlap={overlap!r}: tile must be a whole number of px"
+        raise InputError(f"{text}, overlap a number")
     if tile < 1 or not 0 <= overlap < 1:
         raise InputError(
             f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "

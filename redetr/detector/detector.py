@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from redetr import memory, panoptic
+from redetr.bounds import require_share
 from redetr.choices import ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
@@ -58,10 +59,12 @@ class Detector:
         threshold: float | None = None,
         run_precision: Precision | None = None,
     ):
+        if threshold is not None:
+            require_share("threshold", threshold)
         self.device = pick_device(device)
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.run_precision = run_precision
-        self.image_size = image_size
+        self.image_size = self.model.trained_size = image_size
         self.compute_in(precision)
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
@@ -153,7 +156,7 @@ class Detector:
         `data` is a data set or an argument of `open_dataset`; by default, it is the data that the
         model was trained on. Raises InputError if the data cannot be opened or has other classes.
         """
-        if not isinstance(data, DetectionDataset):
+        if data is None or isinstance(data, str | os.PathLike):
             source = None if data is None else os.fspath(data)
             data = self.open_data(split, source, masks=self.model.has_masks)
         return evaluate(
@@ -213,8 +216,7 @@ class Detector:
         """
         if threshold is None:
             threshold = self.threshold
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold={threshold} is not between 0 and 1")
+        require_share("threshold", threshold)
         if not isinstance(images, (list, tuple)):
             image = as_image(images, self.model.channels)
             (detections,) = self._predict_all([image], threshold, tile, overlap, masks)
@@ -297,8 +299,7 @@ class Detector:
         if not isinstance(self.model, PanopticDETR):
             remedy = "load detr_r50_panoptic, detr_r50_dc5_panoptic or detr_r101_panoptic"
             raise InputError("this model has no panoptic segmentation", remedy=remedy)
-        if not 0 <= threshold <= 1:
-            raise InputError(f"threshold={threshold} is not between 0 and 1")
+        require_share("threshold", threshold)
         if not isinstance(images, (list, tuple)):
             image = as_image(images, self.model.channels)
             (single,) = self._segments([image], threshold)

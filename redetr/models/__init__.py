@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from redetr.bounds import require_count
 from redetr.choices import MOST_BANDS
 from redetr.errors import InputError
 from redetr.models import detr, dfine, fast, panoptic, rtdetr
@@ -107,7 +108,8 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
             raise InputError(
                 f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"
             )
-    if num_classes < 1:
+    require_count("num_classes", num_classes, least=0)
+    if num_classes == 0:
         raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
     try:
         _require_possible(name, defaults, overrides)

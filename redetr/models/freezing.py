@@ -19,15 +19,22 @@ def freeze(model: DetectionModel, names: Sequence[str]) -> None:
     can be left out. Raises InputError for a name that `model` does not have, or if nothing is left
     to train.
     """
-    paths = []
-    for name in names:
-        paths += _detector(model) if name == "detector" else [_path_of(model, name)]
+    paths = paths_of(model, names)
     for path in paths:
         model.get_submodule(path).requires_grad_(False)
     model.frozen = tuple(paths)
     model.train(model.training)
     if not any(parameter.requires_grad for parameter in model.parameters()):
         raise InputError(f"--freeze {' '.join(names)}: nothing is left to train")
+
+
+def paths_of(model: nn.Module, names: Sequence[str]) -> list[str]:
+    """The paths of the modules that `freeze` freezes by these names. Raises InputError for a name
+    that `model` does not have."""
+    paths = []
+    for name in names:
+        paths += _detector(model) if name == "detector" else [_path_of(model, name)]
+    return paths
 
 
 def _detector(model: nn.Module) -> list[str]:
@@ -37,6 +44,15 @@ def _detector(model: nn.Module) -> list[str]:
         if name not in _MASK_PARTS and any(True for _ in module.parameters()):
             parts.append(name)
     return parts
+
+
+def trains_only_masks(model: nn.Module) -> bool:
+    """Whether everything on which boxes depend is frozen, so that training cannot change them."""
+    for name, parameter in model.named_parameters():
+        part, _, _ = name.partition(".")
+        if parameter.requires_grad and part not in _MASK_PARTS:
+            return False
+    return True
 
 
 def what_is_frozen(model: DetectionModel) -> str:

@@ -156,6 +156,8 @@ def locate(source: str | os.PathLike) -> Path:
     `best.safetensors`; a hub name is downloaded. Raises InputError if there is no such file or
     folder, or if a run has no checkpoint yet.
     """
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(f"{source!r:.80} is not the path or the hub name of weights")
     path = Path(source)
     if path.is_dir():
         path = _file_of_folder(path)

@@ -30,6 +30,11 @@ from redetr.weights.dfine import lacking_activation
 from redetr.weights.filling import is_for_denoising
 from redetr.weights.reading import Origin, Weights, read_weights
 from redetr.weights.resnet_d import from_timm, is_resnet_d
+from redetr.weights.untrained import (
+    notes_on_random_parts,
+    require_detector_in_training,
+    require_known_if_frozen,
+)
 from redetr.wording import counted
 
 # Options that affect no tensor, or only tensors that are copied row by row.
@@ -67,50 +72,37 @@ def starting_point(
     """Initialises `model`, which was just built for a new run, from `config.weights`; returns notes
     for the user.
 
-    Raises InputError if the weights do not fit, or, for training, if they leave a detector random
-    that the run is to freeze.
+    Raises InputError if the weights do not fit, or, for training, if they leave a detector or the
+    heads of classes random that the run is to freeze.
     """
     if config.weights not in (None, "none", "imagenet"):
         weights = read_weights(config.weights)
         is_backbone = weights.origin is None
         if is_backbone and is_training:
-            _require_detector_in_training(config)
+            require_detector_in_training(config)
         model.weights_from = weights.weights_from
-        notes = [start_from(weights, model, config, class_names)]
+        notes = [start_from(weights, model, config, class_names, is_training)]
         if is_backbone:
             notes += _random_norms_outside_backbone(model)
+            if is_training:
+                notes += notes_on_random_parts(model, config, "backbone")
         return notes
+    notes = []
     if is_training:
-        _require_detector_in_training(config)
+        require_detector_in_training(config)
+        has_backbone = config.weights == "imagenet"
+        notes = notes_on_random_parts(model, config, "backbone" if has_backbone else None)
     if config.weights == "imagenet":
         model.weights_from = _imagenet_origin(
             model, options_of(config.model) | config.model_kwargs()
         )
-        return ["backbone: ImageNet weights"]  # `build` has loaded them
+        return ["backbone: ImageNet weights", *notes]  # `build` has loaded them
     if _parts_with_frozen_norms(model):
-        return [
+        notes.append(
             "warning: BatchNorm is frozen, but the weights are random: give --weights, or "
             "--model-options norm=group"
-        ]
-    return []
-
-
-def _require_detector_in_training(config: TrainConfig) -> None:
-    """Raises InputError if only the mask head is to be trained."""
-    remedy = "give --weights RUN, a run of "
-    if config.model.endswith("_panoptic"):
-        names = {"detector", panoptic.PREFIX.rstrip(".")}
-        remedy += f"redetr train {config.model.removesuffix('_panoptic')}"
-    elif config.masks:
-        names = {"detector"}
-        remedy += config.model
-    else:  # then `freeze` says that nothing is left to train
-        return
-    if not names.isdisjoint(config.freeze):
-        raise InputError(
-            f"{config.model} with a frozen detector needs the weights of a trained detector",
-            remedy=f"{remedy} on the same classes, or leave --freeze out",
         )
+    return notes
 
 
 def _parts_with_frozen_norms(model: DetectionModel) -> list[str]:
@@ -146,14 +138,19 @@ def _imagenet_origin(model: DetectionModel, options: dict[str, Any]) -> str:
 
 
 def start_from(
-    weights: Weights, model: DetectionModel, config: TrainConfig, class_names: Sequence[str]
+    weights: Weights,
+    model: DetectionModel,
+    config: TrainConfig,
+    class_names: Sequence[str],
+    is_training: bool = True,
 ) -> str:
     """Copies all weights that fit into `model`, built for the run `config`; returns a line on what
     was copied.
 
     Weights of a detector must have the same model and options. Rows of classes are matched by name,
     that of "no object" is always copied, and so are the queries that both models have. Weights of a
-    backbone fill the backbone. Raises InputError if the weights do not fit.
+    backbone fill the backbone. Raises InputError if the weights do not fit, or, for training, if
+    they leave a part of a detector random that the run is to freeze.
     """
     origin = weights.origin
     if origin is None:
@@ -162,29 +159,22 @@ def start_from(
     others = origin.class_names
     prefix = panoptic.PREFIX if isinstance(model, PanopticDETR) else ""
     weights = replace(weights, tensors=_for_prefix(weights.tensors, prefix))
-    num_classes = len(class_names)
-    rows_of_classes = list(same_classes(class_names, others).items())  # here, there
-    num_shared = len(rows_of_classes)
-    if model.loss_config.scores == "softmax":  # "no object" is the last row
-        rows_of_classes.append((num_classes, len(others)))
+    matches = same_classes(class_names, others)  # here, there
     state = model.state_dict()
     num_queries = model.num_queries
     queries = prefix + "query_embed.weight"
     if queries in state:  # RT-DETR has no learned queries
         num_queries = min(num_queries, len(weights.tensors.get(queries, ())))
-    padding_row = (num_classes, len(others))
-    by_row = {
-        "class_embed.": rows_of_classes,
-        "denoising_class_embed.": [*rows_of_classes, padding_row],
-        "score_head.": rows_of_classes,  # RT-DETR's name for it
-        "query_embed.": [(row, row) for row in range(num_queries)],
-    }
+    by_row = _rows_to_copy(model, matches, len(class_names), len(others), num_queries)
     tensors = _for_channels(weights.path, weights.tensors, model)
     left_out = _left_out(weights.path, origin, tensors.keys() - state.keys())
     filled = _copy(replace(weights, tensors=tensors), state, by_row)
+    if is_training:
+        unknown = [name for label, name in enumerate(class_names) if label not in matches]
+        require_known_if_frozen(model, config, weights.path, filled, unknown, num_queries)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
-    notes = [f"loaded {filled} of {len(names)} tensors from {weights.path}"]
-    notes += _of_classes(num_shared, num_classes, len(others))
+    notes = [f"loaded {len(filled)} of {len(names)} tensors from {weights.path}"]
+    notes += _of_classes(len(matches), len(class_names), len(others))
     spellings = other_spellings(class_names, others)
     if spellings:
         notes.append(f"classes here = there: {spellings}")
@@ -193,6 +183,23 @@ def start_from(
     notes += _missing(names - weights.tensors.keys())
     notes += left_out
     return "; ".join(notes)
+
+
+def _rows_to_copy(
+    model: DetectionModel, matches: dict[int, int], here: int, there: int, num_queries: int
+) -> dict[str, list[tuple[int, int]]]:
+    """The rows (here, there) to copy of tensors that are not copied as a whole, by a part of their
+    name; `matches` are those of the classes, of which there are so many `here` and `there`."""
+    rows_of_classes = list(matches.items())
+    last_row = (here, there)  # of "no object", or of the padding of noisy queries
+    if model.loss_config.scores == "softmax":
+        rows_of_classes.append(last_row)
+    return {
+        "class_embed.": rows_of_classes,
+        "denoising_class_embed.": [*rows_of_classes, last_row],
+        "score_head.": rows_of_classes,  # RT-DETR's name for it
+        "query_embed.": [(row, row) for row in range(num_queries)],
+    }
 
 
 def _for_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -270,8 +277,8 @@ def _missing(names: set[str]) -> list[str]:
 
 def _copy(
     weights: Weights, state: dict[str, Tensor], by_row: dict[str, list[tuple[int, int]]]
-) -> int:
-    """Copies weights into `state`, and returns the number of tensors that were filled.
+) -> set[str]:
+    """Copies weights into `state`, and returns the names of the tensors that were wholly filled.
 
     For tensors that are not copied as a whole, `by_row` has the rows (here, there), by a part of
     their name. Tensors for denoising may be missing, and so may the mask head as a whole; both keep
@@ -279,7 +286,7 @@ def _copy(
     """
     given = weights.tensors
     has_masks = any(name.startswith(panoptic.HEADS) for name in given)
-    filled = 0
+    filled = set()
     missing = []
     misshapen = []
     for name, tensor in state.items():
@@ -295,11 +302,12 @@ def _copy(
             misshapen.append(name)
         elif rows is None:
             tensor.copy_(given[name])
-            filled += 1
+            filled.add(name)
         else:
             for here, there in rows:
                 tensor[here] = given[name][there]
-            filled += len(rows) == len(tensor)
+            if len(rows) == len(tensor):
+                filled.add(name)
     if missing:
         text = f"lacks {counted(len(missing), 'tensor')} of this model, such as {missing[0]}"
         raise InputError(text, where=weights.path)

@@ -50,6 +50,9 @@ def test_the_head_alone_is_trained_from_boxes(run, tmp_path, capsys):
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), name
     assert any(name.startswith("mask_head.") for name in after)
+    best = torch.load(both / "best.pt", weights_only=True)["best"]
+    assert best["by"] == "mask_AP"  # that of boxes does not change
+    assert "best.pt is from step 1, with the highest mask AP: mask AP " in shown
 
 
 def test_the_split_of_a_step_with_masks_is_verified():

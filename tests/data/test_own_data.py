@@ -123,7 +123,7 @@ FAULTS = {
     ),
     "no data set": (
         [1, 2],
-        "a list is not a data set; derive it from redetr.data.DetectionDataset",
+        "is of type list, not a data set; open it with .* derive it from redetr.data.DetectionDataset",
     ),
 }
 
