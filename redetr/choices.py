@@ -2,6 +2,7 @@
 completion need no PyTorch."""
 
 import math
+import shlex
 from typing import Literal
 
 Augment = Literal["plain", "detr", "photo", "strong", "aerial"]
@@ -76,3 +77,17 @@ def _next_multiples(side: int, multiple: int) -> tuple[int, int]:
 
 # Before the widths, in the name of a backbone of `models/basic_resnet.py`.
 BASIC_RESNET = "basic:"
+
+
+def augmentation_text(source: str | None) -> str:
+    """A `custom_augment` in words."""
+    if source is None:
+        return "no augmentation of your own"
+    return source if source == AUGMENT_IN_PYTHON else f"your own augmentation {source}"
+
+
+def augmentation_remedy(verb: str, source: str) -> str:
+    """How to resume or start, the `verb`, a run with the `custom_augment` that it had before."""
+    if source == AUGMENT_IN_PYTHON:
+        return f"{verb} from Python: redetr.train with the same augment"
+    return f"to allow its code to run, add --custom-augment {shlex.quote(source)}"

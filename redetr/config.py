@@ -8,14 +8,12 @@ the first into the second, once the data and the model are known.
 import json
 import math
 import os
-import shlex
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from redetr.bounds import require_all_in_bounds
 from redetr.choices import (
-    AUGMENT_IN_PYTHON,
     WEIGHTS_REQUIRED,
     Augment,
     ClassNormalization,
@@ -422,20 +420,6 @@ class Settings(TrainConfig):
     def warmup_steps(self) -> int:
         """The number of steps in which the learning rate rises."""
         return round(self.warmup * self.steps)
-
-
-def augmentation_text(source: str | None) -> str:
-    """A `custom_augment` in words."""
-    if source is None:
-        return "no augmentation of your own"
-    return source if source == AUGMENT_IN_PYTHON else f"your own augmentation {source}"
-
-
-def augmentation_remedy(verb: str, source: str) -> str:
-    """How to resume or start, the `verb`, a run with the `custom_augment` that it had before."""
-    if source == AUGMENT_IN_PYTHON:
-        return f"{verb} from Python: redetr.train with the same augment"
-    return f"to allow its code to run, add --custom-augment {shlex.quote(source)}"
 
 
 def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from redetr.checkpoint import newest_checkpoint, save_checkpoint
-from redetr.config import Settings, TrainConfig, augmentation_remedy, augmentation_text
+from redetr.choices import augmentation_remedy, augmentation_text
+from redetr.config import Settings, TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import unreadable_of
 from redetr.data.inventory import (

@@ -183,7 +183,7 @@ def test_load(source):
 def test_open_dataset():
     with pytest.raises(InputError, match=r"^source=5 is not the name of a data set"):
         open_dataset(5, "val")
-    with pytest.raises(InputError, match=r"^val_fraction='0.2' is not a number between 0 and 1"):
+    with pytest.raises(InputError, match=r"^--val-fraction '0.2' is not a number"):
         open_dataset("digits", "val", val_fraction="0.2")
 
 

@@ -533,7 +533,7 @@ def test_a_damaged_checkpoint_says_what_is_wrong(tmp_path):
     content[len(content) // 2] ^= 0xFF
     (tmp_path / "best.pt").write_bytes(content)
     with pytest.raises(
-        redetr.InputError, match=r"read safely \(the checksum of best/data/0 is wrong\)$"
+        redetr.InputError, match=r"read safely \(the checksum of best/data/0 is wrong\); give"
     ):
         redetr.load(tmp_path / "best.pt")
 

@@ -6,6 +6,7 @@ from typing import Any, Self, TypeVar
 
 from rich.table import Table
 
+from redetr.choices import augmentation_remedy, augmentation_text
 from redetr.commands.console import OUT
 from redetr.config import (
     DataOptions,
@@ -15,8 +16,6 @@ from redetr.config import (
     RunOptions,
     ScheduleOptions,
     TrainConfig,
-    augmentation_remedy,
-    augmentation_text,
     suitable_decay,
 )
 from redetr.errors import InputError, UsageError

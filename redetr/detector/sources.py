@@ -136,28 +136,38 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     if is_camera(source) and not path.exists():
         return [source]
     if path.is_dir():
-        contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES, is_wide=False)
-        if not contents.is_whole:
-            images = counted(len(contents.files), "image or video", "images and videos")
-            raise InputError(
-                f"more than {MOST_OTHERS:,} files in it are not images, and {images} so far",
-                where=source,
-                remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
-            )
-        reports = passed_over(contents)
-        archives = [] if contents.files else archives_in(path)
-        if not contents.files and not archives:
-            why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
-            if reports:
-                why += f"; {reports[0].where} {reports[0].text}"
-            raise InputError(f"{source}: no images in this folder ({why})")
-        faults += reports
-        return [str(path / name) for name in contents.files] or _archived(archives, faults)
+        return _names_in_folder(source, path, faults)
     if path.suffix == ARCHIVE and path.is_file():
         return _archived([path], faults)
     if os.path.lexists(path) or split_path(path) is not None:
         return [_name_of_file(str(path))]
     require_no_url(source, _OTHER_URL)
+    return _names_by_pattern(source, path, faults)
+
+
+def _names_in_folder(source: str, path: Path, faults: list[Fault]) -> list[str]:
+    """The images and videos in a folder. Files that are skipped are reported in `faults`."""
+    contents = contents_of(path, IMAGE_SUFFIXES + VIDEO_SUFFIXES, is_wide=False)
+    if not contents.is_whole:
+        images = counted(len(contents.files), "image or video", "images and videos")
+        raise InputError(
+            f"more than {MOST_OTHERS:,} files in it are not images, and {images} so far",
+            where=source,
+            remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
+        )
+    reports = passed_over(contents)
+    archives = [] if contents.files else archives_in(path)
+    if not contents.files and not archives:
+        why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
+        if reports:
+            why += f"; {reports[0].where} {reports[0].text}"
+        raise InputError(f"{source}: no images in this folder ({why})")
+    faults += reports
+    return [str(path / name) for name in contents.files] or _archived(archives, faults)
+
+
+def _names_by_pattern(source: str, path: Path, faults: list[Fault]) -> list[str]:
+    """The files that a pattern matches. Those that are skipped are reported in `faults`."""
     matches = sorted(glob.glob(str(path), recursive=True))
     if not matches:
         if glob.has_magic(str(path)):
@@ -177,9 +187,10 @@ def _names_of(source: str, faults: list[Fault]) -> list[str]:
     faults += passed_over(Contents(path, outputs=outputs, caches=caches))
     names = []
     for file in sorted(set(files) - set(outputs) - set(caches)):
-        names += (
-            _archived([Path(file)], faults) if file.endswith(ARCHIVE) else [_name_of_file(file)]
-        )
+        if file.endswith(ARCHIVE):
+            names += _archived([Path(file)], faults)
+        else:
+            names.append(_name_of_file(file))
     return names
 
 

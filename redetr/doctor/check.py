@@ -155,6 +155,7 @@ def unopened(source: str, error: InputError | OSError) -> dict[str, Any]:
         "errors": 1,
         "splits": {},
         "classes": {},
+        "classes_with_masks": {},
         "faults": [fault.to_json()],
     }
 

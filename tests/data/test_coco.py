@@ -538,7 +538,7 @@ def test_folder_is_missing_empty_or_of_no_known_layout(tmp_path):
     (tmp_path / "notes.txt").write_text("of May\n")
     refused(tmp_path, "annotations/instances_train*.json", "_annotations.coco.json")
     refused(tmp_path / "images" / "a.png", "is a file")
-    with pytest.raises(ValueError, match="train, val or test"):
+    with pytest.raises(InputError, match="split='tset' is not train, val or test"):
         open_dataset("digits", "tset")  # type: ignore[arg-type]
 
 
