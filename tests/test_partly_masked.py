@@ -143,6 +143,7 @@ def test_pages_and_cards_say_it(run, partly, tmp_path, capsys):
     assert f"Masks were {NOT_MEASURED}." in card
 
 
+@pytest.mark.long
 def test_an_export_is_compared_by_its_boxes(run, partly, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     output = tmp_path / "model.onnx"
