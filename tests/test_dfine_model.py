@@ -245,6 +245,7 @@ def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
     assert "tensors of the backbone hgnetv2_b0" in said
 
 
+@pytest.mark.long
 def test_it_learns_from_where_the_original_stopped(shared_coco, tmp_path):
     weights = saved(original_tensors(small(num_classes=80)), tmp_path / "dfine.pth")
     config = start_config(

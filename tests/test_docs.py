@@ -163,6 +163,7 @@ def test_only_what_cannot_run_is_kept_from_it():
         assert all((ROOT / path).exists() for path in re.findall(r"tests/[\w/.]*\w", reason))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if "```python" in page.read_text()], ids=lambda p: p.stem
 )

@@ -34,6 +34,7 @@ def printed(tmp_path_factory, strict_python) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 def test_the_worked_example_comes_out_exactly(printed):
     assert "0.55 / 2 = 0.275\n" in printed
     assert "0.55 / 3 = 0.1833\n" in printed

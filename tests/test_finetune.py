@@ -152,6 +152,7 @@ def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
     redetr.load(tmp_path / "run", device="cpu")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "mobilenet_v3_small", "timm:lcnet_050"])
 def test_a_pretrained_backbone_keeps_training_exact(backbone):
     """As `redetr verify`: micro-batches against the whole batch."""

@@ -92,6 +92,7 @@ def test_a_run_resumes(run, tmp_path):
     assert redetr.train(config)["step"] == 2
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model", "options"), [("redetr_n", SMALL), ("rtdetr_r18", RTDETR), ("dfine_n", SMALL[1:])]
 )

@@ -349,6 +349,7 @@ def run_with(shared_coco, tmp_path_factory):
     return lines
 
 
+@pytest.mark.long
 def test_a_run_does_not_depend_on_workers_and_cache(run_with, tmp_path):
     timings = {"images_per_s", "data_wait", "time_s"}
     first, *others = (

@@ -38,6 +38,7 @@ def test_every_model_has_form_size_and_cost(rows):
     assert all(row["gflops"] > 0 for row in rows.values())
 
 
+@pytest.mark.long
 def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
     monkeypatch.setattr(console.OUT, "width", 80)
     main(["models"])

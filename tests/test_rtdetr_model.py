@@ -397,6 +397,7 @@ def test_the_backbone_starts_from_a_file_of_its_own(tmp_path):
     assert "tensors of the backbone resnet18vd" in said
 
 
+@pytest.mark.long
 def test_it_learns_from_where_the_originals_stopped(shared_coco, tmp_path):
     """A run from a file of the originals, which is saved, and fine-tuned again."""
     model = small("rtdetrv2_r18", num_classes=80)

@@ -203,6 +203,7 @@ def test_a_table_transformer(table_folder):
     assert same(model, theirs)
 
 
+@pytest.mark.long
 def test_a_table_transformer_is_trained(table_folder, shared_coco, tmp_path):
     config = replace(
         TABLE,

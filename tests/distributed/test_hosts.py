@@ -215,6 +215,7 @@ def assert_same_weights(folder: Path, expected: dict[str, torch.Tensor]) -> None
     assert {name: error for name, error in errors.items() if not error < 1e-9} == {}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "hosts", [2, pytest.param(3, marks=pytest.mark.slow)], indirect=True, ids="{} hosts".format
 )

@@ -130,6 +130,7 @@ def test_arguments_of_a_training_say_what_the_tensors_do_not(tmp_path):
     assert (options["dilation"], options["nheads"], options["enc_layers"]) == (True, 4, 6)
 
 
+@pytest.mark.long
 def test_a_resnet101_is_recognised(tmp_path):
     weights = official_weights("resnet101", num_queries=5)
     detector = redetr.load(save(tmp_path / "detr-r101-2c7b67e5.pth", weights), device="cpu")

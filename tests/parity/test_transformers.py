@@ -210,6 +210,7 @@ def test_configs_of_older_versions(old, dilated, tmp_path):
     assert difference(outputs["pred_logits"], theirs.logits) <= 1e-5
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "backbone", ["resnet50", pytest.param("resnet101", marks=pytest.mark.slow)]
 )
