@@ -26,11 +26,11 @@ IMAGES, ROUNDS = 2000, 5
 SIZE = (640, 480)
 
 
-def write_photographs(folder: Path) -> list[str]:
+def write_photographs(folder: Path, count: int = IMAGES) -> list[str]:
     """Writes different parts of the aerial photographs of `crowns`."""
     tiles = open_dataset("crowns", "train")
     names = []
-    for number in range(IMAGES):
+    for number in range(count):
         tile = to_pil(tiles.image(number % len(tiles)))
         left, top = number // len(tiles) % 100, number // len(tiles) // 100 * 20
         photograph = tile.crop((left, top, left + 320, top + 240)).resize(SIZE)

@@ -331,15 +331,14 @@ def _prepared(
     truth: GroundTruth, detections: DatasetDetections, measured: Measured = "bbox"
 ) -> hotcoco.COCOeval:
     """hotcoco's evaluation before it computes anything; the detections are checked."""
-    columns = (
-        detections.image_index,
-        _xyxy_to_xywh(detections.boxes.astype(np.float64)),
-        detections.scores,
-        detections.labels,
-    )
-    rows = np.column_stack(columns).astype(np.float64)
     check_detections(truth.image_ids, len(truth.class_names), detections)
+    # Filled column by column: stacking columns of several types takes three times as long.
+    rows = np.empty((len(detections), 7))
     rows[:, 0] = truth.rank[detections.image_index]
+    rows[:, 1:3] = detections.boxes[:, :2]
+    np.subtract(detections.boxes[:, 2:], rows[:, 1:3], out=rows[:, 3:5])  # in fp64, so exact
+    rows[:, 5] = detections.scores
+    rows[:, 6] = detections.labels
     if measured == "bbox":
         return hotcoco.COCOeval(truth.annotations, truth.annotations.load_res(rows), "bbox")
     assert detections.masks is not None
