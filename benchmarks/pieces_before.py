@@ -4,7 +4,8 @@
 
 For each piece, a process with the package of COMMIT and one with that of this checkout take turns
 with the same work, `pieces.py`, several times within a minute: other load of the machine changes
-more slowly than that. Which of them begins alternates between rounds. Both keep freed memory, as
+more slowly than that. Which of them begins alternates between rounds. After some rounds, both
+start anew, as where a process gets its memory changes its speed as well. Both keep freed memory, as
 the command line does, and compute in one thread; a cost is processor time. The ratio is the median
 over rounds of the ratio within a round, and half of the rounds lie in its range: above 1, this
 checkout is faster. Writes results/DATE-pieces-before.json.
@@ -25,6 +26,7 @@ from pieces import PIECES
 from record import record
 
 ROOT = Path(__file__).parent.parent
+_ROUNDS_OF_A_START = 4
 # Makes glibc keep freed memory from the start, also at commits that had no `keep_memory`.
 KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 
@@ -60,15 +62,18 @@ class Side:
 
 def ratios(before: Path, piece: str, images: Path, rounds: int) -> dict[str, list[float]]:
     """How many times as fast this checkout does each work, in each round."""
-    sides = [Side(before, piece, images), Side(ROOT, piece, images)]
-    of_works: dict[str, list[float]] = {work: [] for work in sides[1].works}
+    of_works: dict[str, list[float]] = {}
     for number in range(rounds):
+        if number % _ROUNDS_OF_A_START == 0:
+            sides = [Side(before, piece, images), Side(ROOT, piece, images)]
         order = [0, 1] if number % 2 else [1, 0]
         seconds = {index: sides[index].seconds() for index in order}
-        for work, values in of_works.items():
-            values.append(seconds[0][work] / seconds[1][work])
-    for side in sides:
-        side.close()
+        for work in sides[1].works:
+            ratio = seconds[0][work] / seconds[1][work]
+            of_works.setdefault(work, []).append(ratio)
+        if number % _ROUNDS_OF_A_START == _ROUNDS_OF_A_START - 1:
+            for side in sides:
+                side.close()
     return of_works
 
 
@@ -77,7 +82,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("commit")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=40)
     arguments = parser.parse_args()
     content: dict[str, Any] = {"setting": vars(arguments)}
     with tempfile.TemporaryDirectory() as folder:
