@@ -349,7 +349,6 @@ PIECES = {
     "matching and losses": "criterion",
     "loading and augmenting": "loader",
     "loading whole images": "loader, whole images",
-    "loading in a loader process": "loader, in a loader process",
     "check of headers": "check, headers",
     "check of headers and contents": "check, headers_and_content",
     "check with `--thorough`": "check, thorough",
@@ -365,7 +364,11 @@ def beside_before(row: str, piece: str) -> Bound:
 
 SPEED_FIGURES = [
     *(beside_before(row, piece) for row, piece in PIECES.items()),
-    Bound("medians of {} rounds and their range", "pieces-before", plain("setting > rounds")),
+    Bound(
+        "medians of {} rounds, and the range of the middle half",
+        "pieces-before",
+        plain("setting > rounds"),
+    ),
     Bound(
         "A training step of `redetr_n` is {:.2f} times as fast with 16 images of 128x128 and {:.2f} "
         "times with 8 of 320x320, one of DETR-R50 with two of 512x640 {:.2f} times (medians of {} "
