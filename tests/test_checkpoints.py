@@ -223,6 +223,7 @@ def earlier_run(tmp_path, shared_coco) -> Path:
     return run
 
 
+@pytest.mark.long
 def test_a_run_with_the_network_of_an_earlier_version_loads_and_resumes(earlier_run, tmp_path):
     tensors, _ = read_safetensors(earlier_run / "best.safetensors")
     images = torch.rand(2, 3, 64, 96)

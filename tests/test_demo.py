@@ -16,6 +16,7 @@ from redetr.outlook import outlook
 from redetr.pages.curves import read_metrics
 
 
+@pytest.mark.long
 def test_demo_shows_what_it_learned(tmp_path):
     folder, console = tmp_path / "my demo", Console(record=True, width=120)
     demo("crowns", folder, 2, console)

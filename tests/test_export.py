@@ -753,6 +753,7 @@ def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):
     assert Path("v1.5.pt2").exists()
 
 
+@pytest.mark.long
 def test_a_file_is_called_as_its_checkpoint_by_default(of_the_page):
     assert metadata(of_the_page / "best.onnx")["outputs"] == ["logits", "boxes"]
 

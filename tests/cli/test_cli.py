@@ -504,6 +504,7 @@ def test_a_signal_saves_the_run(shared_coco, tmp_path, capsys, whole_group):
     assert torch.load(folder / "last.pt", weights_only=True)["step"] == lines_of(folder)[-1]["step"]
 
 
+@pytest.mark.long
 def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco, capsys, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(trained, folder)

@@ -288,6 +288,7 @@ def kill_at_step_3(line) -> None:
         raise Killed
 
 
+@pytest.mark.long
 def test_in_python(shared_coco, tmp_path, capsys):
     """Every sample passes through it, and a run is resumed with it alone, bit for bit."""
     redden, folder = Redden(), tmp_path / "run"

@@ -330,7 +330,7 @@ def _rank(rank: int, world_size: int, ports: list[int], folder: Path, data: Path
     torch.save(result, folder / f"{rank}.pt")
 
 
-WORLDS = [2, 3, pytest.param(4, marks=pytest.mark.long)]
+WORLDS = [2, pytest.param(3, marks=pytest.mark.long), pytest.param(4, marks=pytest.mark.long)]
 
 
 def free_ports(count: int) -> list[int]:

@@ -110,6 +110,7 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
     (folder / f"{rank}.txt").write_text(said)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("limit_s", "ending", "said"),
     [
