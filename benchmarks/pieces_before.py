@@ -63,17 +63,16 @@ class Side:
 def ratios(before: Path, piece: str, images: Path, rounds: int) -> dict[str, list[float]]:
     """How many times as fast this checkout does each work, in each round."""
     of_works: dict[str, list[float]] = {}
-    for number in range(rounds):
-        if number % _ROUNDS_OF_A_START == 0:
-            sides = [Side(before, piece, images), Side(ROOT, piece, images)]
-        order = [0, 1] if number % 2 else [1, 0]
-        seconds = {index: sides[index].seconds() for index in order}
-        for work in sides[1].works:
-            ratio = seconds[0][work] / seconds[1][work]
-            of_works.setdefault(work, []).append(ratio)
-        if number % _ROUNDS_OF_A_START == _ROUNDS_OF_A_START - 1:
-            for side in sides:
-                side.close()
+    for first in range(0, rounds, _ROUNDS_OF_A_START):
+        sides = [Side(before, piece, images), Side(ROOT, piece, images)]
+        for number in range(first, min(first + _ROUNDS_OF_A_START, rounds)):
+            order = [0, 1] if number % 2 else [1, 0]
+            seconds = {index: sides[index].seconds() for index in order}
+            for work in sides[1].works:
+                ratio = seconds[0][work] / seconds[1][work]
+                of_works.setdefault(work, []).append(ratio)
+        for side in sides:
+            side.close()
     return of_works
 
 

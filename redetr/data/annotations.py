@@ -15,7 +15,7 @@ from redetr.data.contradictions import (
     area_differs,
     other_format,
 )
-from redetr.data.faults import MOST_ITEMS, Fault, Rows, listed, listed_places
+from redetr.data.faults import MOST_ITEMS, Fault, Rows, listed, listed_locations
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.mask_faults import (
     FEW,
@@ -372,7 +372,7 @@ def _format_faults(
     text = f"{objects.quoted(row)} fits its outline or area only as {box_format}"
     remedy = f"write {objects.box_format}: boxes are {box_format}, as their outlines and areas say"
     shown_rows = np.flatnonzero(shown_by)[:MOST_ITEMS].tolist()
-    items = listed_places(map(objects.rows.locate, shown_rows))
+    items = listed_locations(map(objects.rows.locate, shown_rows))
     return [Fault("error", f"format-{box_format}", file, where, text, remedy, count, items)]
 
 

@@ -237,9 +237,11 @@ def _require_area(dataset: DetectionDataset, boxes: np.ndarray, sizes: np.ndarra
     empty = (inside[:, 2:] <= inside[:, :2]).any(1)
     if empty.sum() <= FEW * len(boxes):
         return
-    box = boxes[int(empty.argmax())].tolist()
-    share = f"as {int(empty.sum()):,} of {counted(len(boxes), 'box', 'boxes')}"
-    text = f"box {box} has no area in its image, {share}"
+    first = int(empty.argmax())
+    num_empty = int(empty.sum())
+    boxes_in_all = counted(len(boxes), "box", "boxes")
+    text = f"box {boxes[first].tolist()} has no area in its image, "
+    text += f"as {num_empty:,} of {boxes_in_all}"
     raise InputError(text, where=dataset.name, remedy="correct or delete it")
 
 

@@ -22,9 +22,10 @@ def listed(items: Iterable[str]) -> tuple[str, ...]:
     return tuple(islice(items, MOST_ITEMS))
 
 
-def listed_places(places: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
-    """The items of a fault, from files and places in them: a single file is not repeated."""
-    pairs = list(islice(places, MOST_ITEMS))
+def listed_locations(locations: Iterable[tuple[Path, str]]) -> tuple[str, ...]:
+    """The items of a fault, from files and parts of them, such as "line 3". The name of a file that
+    is the only one is left out."""
+    pairs = list(islice(locations, MOST_ITEMS))
     is_one_file = len({file for file, _ in pairs}) == 1
     items = []
     for file, where in pairs:
@@ -139,7 +140,7 @@ class Rows:
         file, where = self.locate(row)
         count = int(bad.sum())
         rows = np.flatnonzero(bad)[:MOST_ITEMS].tolist()
-        items = listed_places(map(self.locate, rows))
+        items = listed_locations(map(self.locate, rows))
         self.faults.append(Fault(severity, code, file, where, text(row), remedy, count, items))
         if severity == "error":
             self.good &= ~bad

@@ -7,7 +7,7 @@ import numpy as np
 from redetr.choices import ImageSize, size_text
 from redetr.data.annotations import Annotations, Split, image_reference
 from redetr.data.contradictions import are_fractions, from_corners, look_like_corners
-from redetr.data.faults import Fault, Severity, listed_places
+from redetr.data.faults import Fault, Severity, listed_locations
 from redetr.doctor.images import faults_of
 from redetr.doctor.locations import location_of
 from redetr.doctor.plan import Plan, sides_of
@@ -239,7 +239,7 @@ def _boxes_twice(a: Annotations) -> list[Fault]:
     file, where = location_of(a, i)
     text = f"is the same box as {a.object_kind} {a.object_ids[originals[i]]}"
     remedy = "delete one: otherwise the model has to detect the object twice"
-    items = listed_places(location_of(a, copy) for copy in copies.tolist())
+    items = listed_locations(location_of(a, copy) for copy in copies.tolist())
     return [Fault("warning", "box-twice", file, where, text, remedy, len(copies), items)]
 
 

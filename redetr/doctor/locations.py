@@ -12,8 +12,8 @@ from redetr.doctor.images import image_reference
 
 
 def location_of(annotations: Annotations, index: int) -> tuple[Path, str]:
-    """The file of an object, and its place in it, such as "line 3"; where an image has no file of
-    its own, or none is found, the source and the image."""
+    """The file of an object, and its part in the file, such as "line 3". If an image has no
+    annotation file, or has one with another name, the source and the image."""
     a = annotations
     image = int(a.image_of()[index])
     where = f"{a.object_kind} {a.object_ids[index]}"

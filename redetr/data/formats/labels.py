@@ -148,8 +148,9 @@ def _of_another_name(root: Path, meant: list[tuple[str, str]]) -> Fault:
     empty."""
     label, image = meant[0]
     text = f"belongs to no image; does it belong to {image}, which has no label file?"
-    remedy = f"call it {posixpath.basename(label_name(image))}, or delete it"
-    items = listed(str(root / label) for label, _ in meant)
+    expected_name = posixpath.basename(label_name(image))
+    remedy = f"call it {expected_name}, or delete it"
+    items = listed(str(root / unclaimed) for unclaimed, _ in meant)
     return Fault("error", "label-unclaimed", root / label, "", text, remedy, len(meant), items)
 
 
