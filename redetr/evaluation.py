@@ -28,7 +28,7 @@ from redetr.metrics import CocoResult
 from redetr.panoptic import panoptic_of_batch
 from redetr.panoptic_quality import PanopticResult, shared_quality
 from redetr.postprocess import decode, decode_masks
-from redetr.precision import autocast, weights_dtype
+from redetr.precision import autocast, exact_products, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
 from redetr.truth import TruthObjects, holds_masks
 from redetr.wording import counted
@@ -187,6 +187,7 @@ def detect_classes(
     return with_labels(detections, label_of), losses
 
 
+@exact_products()
 @torch.inference_mode()
 def detect_share(
     model: DetectionModel,

@@ -1,6 +1,7 @@
 """The number format of computations, and the trial that chooses it on a CPU."""
 
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Literal, NamedTuple
 
 import torch
@@ -132,3 +133,24 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     if dtype in (torch.bfloat16, torch.float16):
         return torch.autocast(device.type, dtype=dtype)
     return nullcontext()
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """A context, or a decorator, in which GPUs multiply fp32 as fp32.
+
+    By default, PyTorch lets convolutions round to the 10 bits of TF32. Then products differ by 1e-3
+    between two splits of a batch. The setting is that of the process, so it applies to all of its
+    threads; it is restored at the end.
+    """
+    convolutions = torch.backends.cudnn
+    matrices = torch.backends.cuda.matmul
+    before = convolutions.conv.fp32_precision, matrices.fp32_precision
+    convolutions.allow_tf32 = False  # the older setting, which the compiler reads
+    convolutions.conv.fp32_precision = "ieee"  # the older one yields to that of all operations
+    matrices.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32 = before[0] == "tf32"
+        convolutions.conv.fp32_precision, matrices.fp32_precision = before

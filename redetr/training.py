@@ -42,7 +42,7 @@ from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import learning_rate_factor, set_lr
-from redetr.precision import PRECISIONS, weights_dtype
+from redetr.precision import PRECISIONS, exact_products, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
     first_notes,
@@ -103,6 +103,7 @@ def train(
             with (
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
+                exact_products(),
             ):
                 if keep_memory and dist.device.type == "cpu":
                     memory.keep_memory()

@@ -6,8 +6,6 @@ what one would write by hand: the whole batch, one forward pass, the set loss, o
 """
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,7 +23,7 @@ from redetr.errors import InputError
 from redetr.in_python import require_config
 from redetr.losses import SetCriterion
 from redetr.models.transformer import MultiheadAttention
-from redetr.precision import PRECISIONS, autocast, weights_dtype
+from redetr.precision import PRECISIONS, autocast, exact_products, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
     grouping,
@@ -206,7 +204,7 @@ def compare(
     parts = _parts(model)
     for name in dict.fromkeys(("fp64", precision)):
         dtype = PRECISIONS[name]
-        with _exact_products():
+        with exact_products():
             split = split_gradient(model, criterion, samples, dist, accumulate, dtype, compression)
             # If rounding matters, with the same parts, because kernels depend on the size of a
             # batch.
@@ -293,19 +291,6 @@ def _without_dropout(model: DetectionModel) -> None:
             module.p = 0.0
         elif isinstance(module, MultiheadAttention):
             module.dropout = 0.0
-
-
-@contextmanager
-def _exact_products() -> Iterator[None]:
-    """No TF32: with its 10 bits, products of another batch differ by 1e-3."""
-    convolutions, matrices = torch.backends.cudnn, torch.backends.cuda.matmul
-    before = convolutions.allow_tf32, matrices.allow_tf32
-    convolutions.allow_tf32 = False
-    matrices.allow_tf32 = False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32, matrices.allow_tf32 = before
 
 
 def _gradients(model: DetectionModel) -> dict[str, Tensor]:

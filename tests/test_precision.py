@@ -13,7 +13,7 @@ from redetr import precision
 from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.distributed import Dist
-from redetr.precision import PrecisionChoice, pick_precision
+from redetr.precision import PrecisionChoice, exact_products, pick_precision
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
@@ -218,3 +218,60 @@ def test_ranks_of_a_detector_take_the_choice_of_the_first(model, bf16_gain, monk
     assert detector.compute_in("auto", second).dtype == torch.bfloat16
     assert detector.optimize(precision="auto", dist=second).dtype == torch.bfloat16
     assert detector.compute_in("auto").dtype == torch.float32
+
+
+def _tf32() -> tuple[str, str, bool]:
+    """How convolutions and matrix products of GPUs round fp32, and what compilers read of it."""
+    convolutions = torch.backends.cudnn
+    return (
+        convolutions.conv.fp32_precision,
+        torch.backends.cuda.matmul.fp32_precision,
+        convolutions.allow_tf32,
+    )
+
+
+@pytest.mark.parametrize("matrices", ["highest", "high", "medium"])
+def test_fp32_is_not_rounded_to_tf32_and_settings_return(matrices):
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(matrices)
+    try:
+        settings = _tf32()
+        with exact_products():
+            assert _tf32() == ("ieee", "ieee", False)
+        assert _tf32() == settings
+        assert torch.get_float32_matmul_precision() == matrices
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_fp32_is_exact_where_all_of_pytorch_rounds():
+    torch.backends.fp32_precision = "tf32"
+    try:
+        with exact_products():
+            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
+            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
+        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+    finally:
+        torch.backends.fp32_precision = "none"
+
+
+def test_training_evaluation_and_prediction_multiply_exactly(tmp_path, monkeypatch):
+    seen = []
+
+    def spied(forward):
+        def spy(self, *arguments, **options):
+            seen.append(_tf32())
+            return forward(self, *arguments, **options)
+
+        return spy
+
+    network = type(redetr.build("redetr_n", 2))
+    monkeypatch.setattr(network, "forward", spied(network.forward))
+    settings = _tf32()
+    redetr.train(replace(QUICK, output=str(tmp_path / "run"), precision="fp32"))
+    assert len(seen) >= 2  # a step and an evaluation
+    detector = redetr.load(tmp_path / "run")
+    detector.predict(torch.zeros(3, 64, 64, dtype=torch.uint8))
+    detector.evaluate()
+    assert set(seen) == {("ieee", "ieee", False)}
+    assert _tf32() == settings

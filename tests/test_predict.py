@@ -122,6 +122,8 @@ def test_sources_are_found_once_and_in_order(tmp_path, monkeypatch):
     in_b = ["b/1.png", "b/2.JPG", "b/deep/clip.mp4"]
     assert find_sources(["b"]) == in_b
     assert find_sources(["a/x.webp", "b", "b/1.png"]) == ["a/x.webp", *in_b]
+    spellings = ["a/x.webp", "./a/../a/x.webp", str(tmp_path / "a/x.webp")]
+    assert find_sources(spellings) == ["a/x.webp"]
     assert find_sources(["**/*.png", "odd[1].jpg"]) == ["b/1.png", "odd[1].jpg"]
     assert find_sources(["0", "http://a.b/c.jpg", "HTTPS://a.b/c"]) == [
         "0",

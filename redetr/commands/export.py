@@ -93,6 +93,7 @@ class Export:
         )
         config.check()
         path = self._path(SUFFIXES[self.format])
+        existed = path.exists()
         use_threads(self.threads)
         detector = load(self.checkpoint, device="cpu")
         held_out = self._images_of(detector, "val") if self.check else None
@@ -115,7 +116,8 @@ class Export:
         else:
             why = ": Core ML runs only on Apple's systems" if self.format in NOT_RUN else ""
             ERRORS.print(f"warning: {path} was not compared with PyTorch{why}", soft_wrap=True)
-        OUT.print(f"{path} ({_megabytes(path):.1f} MB)", soft_wrap=True)
+        replaced = ", in place of the earlier one" if existed else ""
+        OUT.print(f"{path} ({_megabytes(path):.1f} MB{replaced})", soft_wrap=True)
 
     def _path(self, suffix: str) -> Path:
         """The file to write. Raises InputError if it cannot be written."""

@@ -111,7 +111,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
         if channels == self.channels:
             return self
         text = f"its images have {self.channels} channels, but the model takes {channels}"
-        raise InputError(text, where=self.name, remedy="train a model with --channels for them")
+        remedy = f"train a model with --channels {self.channels}"
+        raise InputError(text, where=self.name, remedy=remedy)
 
     def sample(self, index: int) -> tuple[Tensor, StoredTarget]:
         """Image and target together; cheaper if both come from one computation."""

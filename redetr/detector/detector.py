@@ -28,7 +28,7 @@ from redetr.evaluation import evaluate, outputs_of
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.models.panoptic import PanopticDETR
-from redetr.precision import autocast, pick_precision, weights_dtype
+from redetr.precision import autocast, exact_products, pick_precision, weights_dtype
 from redetr.structures import Batch, DetectionModel, Outputs
 from redetr.weights.dfine import lacking_activation
 from redetr.weights.filling import load_strictly, require_fitting
@@ -251,6 +251,7 @@ class Detector:
             in_tiles += self._predict(some_tiles, threshold, masks, crop_masks=True)
         return merge_tiles(in_tiles, windows, (height, width))
 
+    @exact_products()
     def _predict(
         self, images: list[Tensor], threshold: float, masks: bool = True, crop_masks: bool = False
     ) -> list[Detections]:
@@ -307,6 +308,7 @@ class Detector:
         tensors = [as_image(image, self.model.channels) for image in images]
         return self._segments(tensors, threshold)
 
+    @exact_products()
     def _segments(self, images: list[Tensor], threshold: float) -> list[PanopticDetections]:
         if not images:
             return []

@@ -102,13 +102,22 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     that earlier predictions wrote are not sources, unless they are named one by one. Files that are
     skipped are reported in `faults`. Raises InputError for a source that does not exist.
     """
-    names: dict[str, None] = {}  # a set that keeps the order
+    by_path: dict[str, str] = {}
     reports: list[Fault] = []
     for source in sources:
-        names |= dict.fromkeys(_names_of(source, reports))
+        for name in _names_of(source, reports):
+            by_path.setdefault(_path_of(name), name)
+    names = list(by_path.values())
     if faults is not None:
         faults += [*reports, *_further_pages(names)]
-    return list(names)
+    return names
+
+
+def _path_of(name: str) -> str:
+    """The absolute path of a file, however it is written; URLs and cameras as they are."""
+    if is_address(name) or is_rtsp(name) or is_camera(name):
+        return name
+    return os.path.abspath(name)
 
 
 def _further_pages(names: Iterable[str]) -> list[Fault]:

@@ -424,7 +424,8 @@ def test_the_app_takes_files_of_these_bands(trained):
 def test_a_model_of_rgb_refuses_other_data(trained, tmp_path):
     with pytest.raises(InputError, match="give --channels 5"):
         redetr.TrainConfig(model_options=("channels=5",)).model_kwargs()
-    with pytest.raises(InputError, match="its images have 3 channels, but the model takes 5"):
+    message = "its images have 3 channels, but the model takes 5; train a model with --channels 3"
+    with pytest.raises(InputError, match=message):
         redetr.load(trained[1]).evaluate("digits")
 
 
