@@ -29,6 +29,9 @@ MOST_BANDS = 64  # of an image
 # What `custom_augment` says in a run whose augmentation `redetr.train` was given as a function.
 AUGMENT_IN_PYTHON = "an augmentation given in Python"
 
+# What `data` says in a run whose data sets `redetr.train` was given.
+DATA_IN_PYTHON = "data sets given in Python"
+
 # What `weights` says in a recipe that has no weights of its own and cannot do without.
 WEIGHTS_REQUIRED = "required"
 

@@ -36,14 +36,12 @@ class Logger(Protocol):
 
 def open_loggers(
     names: tuple[LoggerName, ...], folder: Path, settings: dict[str, Any], step: int
-) -> dict[str, Logger]:
-    """The loggers of these names for a run in `folder` that begins or resumes at `step`; without
-    names, TensorBoard if it is installed. Raises InputError for one that cannot be opened."""
+) -> tuple[dict[str, Logger], str]:
+    """The loggers of these names for a run in `folder` that begins or resumes at `step`, and a
+    warning, which is empty if there is none. Without names, TensorBoard if it is installed; a
+    broken one gives a warning. Raises InputError for a name whose logger cannot be opened."""
     if not names:
-        try:
-            return {"tensorboard": TensorBoard(folder, settings, step)}
-        except (ImportError, UnicodeEncodeError):  # the latter as below; nobody asked for it
-            return {}
+        return _by_default(folder, settings, step)
     loggers: dict[str, Logger] = {}
     try:
         for name in names:
@@ -51,7 +49,21 @@ def open_loggers(
     except BaseException:
         close_after_failure(loggers)
         raise
-    return loggers
+    return loggers, ""
+
+
+def _by_default(
+    folder: Path, settings: dict[str, Any], step: int
+) -> tuple[dict[str, Logger], str]:
+    """TensorBoard if it is installed, and a warning if it is but cannot be used: nobody asked for
+    it, so training goes on."""
+    try:
+        return {"tensorboard": TensorBoard(folder, settings, step)}, ""
+    except ModuleNotFoundError:
+        return {}, ""
+    except Exception as error:  # of TensorBoard or protobuf, or for a path that is not UTF-8
+        warning = f"warning: TensorBoard is installed but cannot be used: {first_line(error)}"
+        return {}, warning
 
 
 def _opened(name: LoggerName, folder: Path, settings: dict[str, Any], step: int) -> Logger:
@@ -63,6 +75,10 @@ def _opened(name: LoggerName, folder: Path, settings: dict[str, Any], step: int)
     except UnicodeEncodeError:
         text = f"--log {name} supports only paths in UTF-8"
         raise InputError(text, where=folder, remedy="rename it, or use a UTF-8 locale") from None
+    except InputError:
+        raise
+    except Exception as error:  # of a package that is broken
+        raise InputError(f"--log {name} cannot be used: {first_line(error)}") from error
 
 
 def close_after_failure(loggers: dict[str, Logger]) -> None:

@@ -207,10 +207,13 @@ def open_monitor(
     """The monitor of this rank for a run that begins or resumes as `state` says. Raises InputError,
     on every rank, for a logger that cannot be opened. Communicates."""
     config, step = state.config, state.step
-    loggers: dict[str, Logger] | None = None
+    loggers: dict[str, Logger] = {}
+    warning = ""
     error: InputError | None = None
     try:
-        loggers = dist.main_only(open_loggers)(config.log, folder, config.to_dict(), step)
+        opened = dist.main_only(open_loggers)(config.log, folder, config.to_dict(), step)
+        if opened is not None:
+            loggers, warning = opened
     except InputError as reason:
         error = reason
     try:
@@ -221,9 +224,13 @@ def open_monitor(
             folder, config.steps, step, console, class_weight, loggers, callback
         )
     except BaseException:
-        close_after_failure(loggers or {})
+        close_after_failure(loggers)
         raise
-    return SilentMonitor() if monitor is None else monitor
+    if monitor is None:
+        return SilentMonitor()
+    if warning:
+        monitor.say(warning)
+    return monitor
 
 
 class _Numbers(ProgressColumn):

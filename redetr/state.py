@@ -30,9 +30,11 @@ from redetr.files import remove_unfinished, write_json
 from redetr.judging import by_importance, in_words, is_better, judge_of
 from redetr.models.freezing import trains_only_masks
 from redetr.optim import learning_rate_factor
+from redetr.recipes import RECIPES
 from redetr.structures import DetectionModel
 from redetr.wording import counted
 
+_RESULTS = ("best.pt", "best.safetensors")  # of a run that was evaluated
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
 # The settings that a resumed run may change; all others affect the result.
 _MAY_CHANGE = {
@@ -258,7 +260,9 @@ def resume_command(folder: Path) -> str:
         hosts = launch.world_size // launch.local_world_size
         nodes = f"--nnodes {hosts} " if hosts > 1 else ""
         program = f"torchrun {nodes}--nproc-per-node {launch.local_world_size} -m redetr"
-    return f"{program} train {shlex.quote(str(folder))} --resume"
+    # A name without a folder is that of a recipe first.
+    name = f"./{folder}" if str(folder) in RECIPES else str(folder)
+    return f"{program} train {shlex.quote(name)} --resume"
 
 
 def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
@@ -282,6 +286,16 @@ def has_checkpoint(folder: Path) -> bool:
     return (folder / "last.pt").exists() or (folder / "previous.pt").exists()
 
 
+def _require_no_results(folder: Path) -> None:
+    """Raises InputError if a run ended in the folder whose checkpoints are gone: a new run would
+    overwrite what it left."""
+    results = [name for name in _RESULTS if (folder / name).exists()]
+    if results:
+        text = f"already holds {results[0]}, but no checkpoint from which a run could be resumed"
+        remedy = "give another --output, or move the files of the earlier run"
+        raise InputError(text, where=folder, remedy=remedy)
+
+
 def start_folder(
     folder: Path, state: State, datasets: dict[str, DetectionDataset], dist: Dist
 ) -> list[str]:
@@ -297,6 +311,8 @@ def start_folder(
             f"{folder}: already holds a run: {resume_command(folder)} resumes it; or give "
             "another --output"
         )
+    if not newest:
+        _require_no_results(folder)
     if newest:
         path, saved, notes = newest
         state.restore(path, saved)

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redetr import memory
 from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
-from redetr.choices import AUGMENT_IN_PYTHON
+from redetr.choices import AUGMENT_IN_PYTHON, DATA_IN_PYTHON
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.custom_augmentation import CustomAugmentation
@@ -98,6 +98,7 @@ def train(
     require_callable(after_evaluation=after_evaluation, callback=callback)
     if datasets is not None:
         require_pair(datasets)
+        config = replace(config, data=DATA_IN_PYTHON)
     with stop_signals() as signals:
         try:
             with (

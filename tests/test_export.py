@@ -28,10 +28,11 @@ from torch.export import ExportedProgram
 
 from redetr import Detector, InputError, build
 from redetr.cli import main, parse_command
+from redetr.commands.export import print_comparison
 from redetr.data import open_dataset
 from redetr.data.views import Fit
-from redetr.export.comparison import detections_apart
-from redetr.export.export import ExportConfig, Trial, describe
+from redetr.export.comparison import Comparison, detections_apart
+from redetr.export.export import ExportConfig, Trial, _require_ap, describe
 from redetr.export.files import SUFFIXES, open_file, write_file, write_openvino
 from redetr.export.graph import Plain, Processed, resized_pixels, trace
 from redetr.export.mobile import MOBILE
@@ -883,3 +884,46 @@ def test_a_file_with_more_or_fewer_detections(fewer):
     none = {name: rows[:0] for name, rows in all_three.items()}
     apart = detections_apart([none], [none], threshold=0)
     assert (apart.paired, apart.unpaired) == (0, 0)
+
+
+def _comparison(ap, interval, mask_ap, mask_interval):
+    return Comparison(
+        images=50,
+        threshold=0.5,
+        paired=100,
+        unpaired=0,
+        same=100,
+        differences={"boxes": (0.1, 0.0), "scores": (0.1, 0.0)},
+        ap=ap,
+        interval=interval,
+        mask_ap=mask_ap,
+        mask_interval=mask_interval,
+    )
+
+
+@pytest.mark.parametrize(
+    ("boxes", "masks", "says"),
+    [
+        (((50.0, 48.5), (0.5, 2.5)), ((40.0, 38.2), (-0.2, 3.8)), ": AP is 48.50"),
+        (((50.0, 48.2), (-0.2, 3.8)), ((40.0, 38.5), (0.5, 2.5)), ": mask AP is 38.50"),
+    ],
+    ids=["boxes", "masks"],
+)
+def test_neither_boxes_nor_masks_may_drop_while_the_other_drops_by_chance(
+    boxes, masks, says, tmp_path
+):
+    comparison = _comparison(*boxes, *masks)
+    message = says + r".* \(95% interval 0.50 to 2.50\), so no file was written"
+    with pytest.raises(InputError, match=message):
+        _require_ap(tmp_path / "a.onnx", comparison, ExportConfig(precision="int8"), 1.0)
+
+
+def test_a_drop_of_masks_by_chance_is_said(capsys, tmp_path):
+    comparison = _comparison((50.0, 50.0), None, (40.0, 38.2), (-0.2, 3.8))
+    _require_ap(tmp_path / "a.onnx", comparison, ExportConfig(precision="int8"), 1.0)
+    print_comparison(comparison, 1.0)
+    said = " ".join(capsys.readouterr().err.split())
+    assert said == (
+        "warning: mask AP drops by 1.80, more than 1, but 50 images cannot tell that from chance "
+        "(95% interval -0.20 to 3.80): more held-out images (--data, --images) would"
+    )

@@ -109,7 +109,7 @@ def test_files_give_the_masks_of_pytorch(format, processing, tmp_path, capsys):
     path = tmp_path / f"model{SUFFIXES[format]}"
     config = ExportConfig(format, processing=processing)
     comparison = export(detector, path, config, Squares())
-    assert comparison.mask_ap[0] > 50 and comparison.mask_ap_drop == pytest.approx(0, abs=1e-6)
+    assert comparison.mask_ap[0] > 50 and comparison.drops()[1].points == pytest.approx(0, abs=1e-6)
     assert comparison.mask_iou[0] > 0.99
     image = Squares().image(3)
     run = open_file(path)

@@ -1,6 +1,7 @@
 """The numbers of a run in MLflow's local store, in an offline run of Weights & Biases, in TensorBoard
 and in a callback, read back from there."""
 
+import io
 import json
 import os
 import struct
@@ -11,6 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 from command_line import SMALL
+from conftest import write_tiny_coco
+from rich.console import Console
 
 import redetr
 from redetr import loggers
@@ -31,8 +34,6 @@ def logged(tmp_path_factory) -> tuple[Path, list[dict]]:
     """A run of four steps that is resumed after two, told to all three; and what the callback
     got."""
     root = tmp_path_factory.mktemp("logged")
-    from conftest import write_tiny_coco
-
     data = write_tiny_coco(root / "data")
     lines: list[dict] = []
 
@@ -177,7 +178,36 @@ def test_a_logger_that_is_not_installed_is_named_with_its_cure(tmp_path, monkeyp
     with pytest.raises(InputError, match=r'--log mlflow: .*pip install "redetr\[mlflow\]"'):
         open_loggers(("mlflow",), tmp_path, {}, 0)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert open_loggers((), tmp_path, {}, 0) == {}
+    assert open_loggers((), tmp_path, {}, 0) == ({}, "")
+
+
+def test_a_broken_tensorboard_stops_only_a_run_that_asks_for_it(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise TypeError("Descriptors cannot be created directly.\nIf this call came from")
+
+    monkeypatch.setattr(loggers, "TensorBoard", broken)
+    opened, warning = open_loggers((), tmp_path, {}, 0)
+    assert opened == {}
+    assert warning == (
+        "warning: TensorBoard is installed but cannot be used: Descriptors cannot be created "
+        "directly."
+    )
+    monkeypatch.setitem(loggers._LOGGERS, "tensorboard", broken)
+    with pytest.raises(InputError, match="--log tensorboard cannot be used: Descriptors"):
+        open_loggers(("tensorboard",), tmp_path, {}, 0)
+
+
+def test_a_run_says_that_tensorboard_is_broken(tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise TypeError("Descriptors cannot be created directly.")
+
+    monkeypatch.setattr(loggers, "TensorBoard", broken)
+    shown = io.StringIO()
+    data = write_tiny_coco(tmp_path / "data")
+    config = redetr.TrainConfig(**SETTINGS | {"steps": 1}, data=str(data), output=str(tmp_path))
+    redetr.train(config, Console(file=shown, width=200))
+    assert "warning: TensorBoard is installed but cannot be used" in shown.getvalue()
+    assert (tmp_path / "best.pt").exists()
 
 
 def test_without_a_key_offline_is_offered(tmp_path, monkeypatch):
@@ -289,6 +319,8 @@ def test_a_path_that_is_not_utf8(tmp_path):
     """As of another encoding, or in the locale C."""
     folder = tmp_path / os.fsdecode(b"caf\xe9")
     folder.mkdir()
-    assert open_loggers((), folder, {}, 0) == {}
+    opened, warning = open_loggers((), folder, {}, 0)
+    assert opened == {}
+    assert warning.startswith("warning: TensorBoard is installed but cannot be used: ")
     with pytest.raises(InputError, match="--log tensorboard supports only paths in UTF-8"):
         open_loggers(("tensorboard",), folder, {}, 0)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from redetr.detector.detections import Detection, Detections, detections_of
 from redetr.detector.images import as_image
-from redetr.errors import InputError
+from redetr.errors import DivergedError, InputError
 from redetr.pages.drawing import class_color, score_color
 from redetr.postprocess import decode
 
@@ -167,6 +167,14 @@ def test_half_precision_is_decoded_in_fp32(kind):
 def test_unknown_kind_is_refused():
     with pytest.raises(ValueError, match="softmax or sigmoid, not 'argmax'"):
         decode(random_outputs(classes=3), torch.ones(3, 2), "argmax", 100)
+
+
+@pytest.mark.parametrize("name", ["pred_logits", "pred_boxes"])
+def test_numbers_of_a_diverged_model_are_not_taken_for_an_empty_image(name):
+    out = random_outputs(classes=2, images=1)
+    out[name][0, 0] = float("nan")
+    with pytest.raises(DivergedError, match="a score or box is not finite"):
+        detections_of(out, [(10, 10)], "sigmoid", ["cat", "dog"], [1, 2], 100, threshold=0.5)
 
 
 def test_detect_sorts_clips_and_filters():

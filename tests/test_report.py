@@ -193,6 +193,25 @@ def test_training_curves_of_the_run_folder(tmp_path):
         ]
 
 
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("not JSON\n", "is not JSON Lines"), ('{"epoch": 1}\n', "is not the log of a run")],
+)
+def test_a_foreign_log_beside_the_weights_is_said_and_does_not_stop_the_report(
+    tmp_path, content, reason
+):
+    dataset, found = scene_of_each_kind()
+    (tmp_path / "metrics.jsonl").write_text(content)
+    report = make_report(dataset, [(str(tmp_path / "best.pt"), found)])
+    run = report.numbers["checkpoints"][0]
+    assert run["training"] is None
+    assert reason in run["why_no_training"]
+    write_report(report, tmp_path / "report")
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert "The log of the training run is not shown" in page
+    assert reason in page
+
+
 @pytest.mark.parametrize("objects", [0, 1])
 def test_nothing_found_nothing_there(tmp_path, objects):
     dataset = Scenes([target(0, [[0, 0, 9, 9]] * objects, [0] * objects, size=(20, 20))], ("cat",))

@@ -112,7 +112,7 @@ class Export:
         say_origin(detector)
         say_fp32(detector, "in PyTorch as in the file")
         if comparison:
-            _print(comparison, limit)
+            print_comparison(comparison, limit)
         else:
             why = ": Core ML runs only on Apple's systems" if self.format in NOT_RUN else ""
             ERRORS.print(f"warning: {path} was not compared with PyTorch{why}", soft_wrap=True)
@@ -150,7 +150,7 @@ class Export:
             raise InputError(f"{error}, or --no-check to export without a comparison") from error
 
 
-def _print(comparison: "Comparison", max_ap_drop: float) -> None:
+def print_comparison(comparison: "Comparison", max_ap_drop: float) -> None:
     """Prints how far the file's detections are from PyTorch's, and AP of both."""
     shown = counted(comparison.paired + comparison.unpaired, "detection")
     images = counted(comparison.images, "image")
@@ -174,19 +174,13 @@ def _print(comparison: "Comparison", max_ap_drop: float) -> None:
     if comparison.mask_iou:
         smallest, middle = comparison.mask_iou
         OUT.print(f"masks: minimum IoU {smallest:.4f}, median {middle:.4f}")
-    if comparison.ap_drop > max_ap_drop:
-        ERRORS.print(
-            f"warning: AP drops by {comparison.ap_drop:.2f}, more than {max_ap_drop:g}, but "
-            f"{images} cannot tell that from chance{_interval(comparison)}: more held-out images "
-            "(--data, --images) would"
-        )
-
-
-def _interval(comparison: "Comparison") -> str:
-    if comparison.interval is None:
-        return ""
-    lower, upper = comparison.interval
-    return f" (95% interval {lower:.2f} to {upper:.2f})"
+    for drop in comparison.drops():
+        if drop.points > max_ap_drop:
+            ERRORS.print(
+                f"warning: {drop.name} drops by {drop.points:.2f}, more than {max_ap_drop:g}, but "
+                f"{images} cannot tell that from chance{drop.interval_text}: more held-out images "
+                "(--data, --images) would"
+            )
 
 
 def _name(checkpoint: Path) -> str:

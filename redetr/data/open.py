@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from redetr.bounds import require_in_bounds
+from redetr.choices import DATA_IN_PYTHON
 from redetr.data.annotations import SPLITS, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.faults import Fault
@@ -37,7 +38,7 @@ def folder_of(source: str | Path) -> Path:
 
 def absolute_source(source: str) -> str:
     """The argument of `open_dataset` for the same data set from any working directory."""
-    if source in _EMBEDDED or is_address(source):
+    if source in (*_EMBEDDED, DATA_IN_PYTHON) or is_address(source):
         return source
     if not source.startswith("hf:"):
         return str(user_path(source).absolute())
@@ -72,6 +73,9 @@ def open_dataset(
     if not isinstance(source, str | Path):
         remedy = "give digits, crowns, a folder or hf:NAME"
         raise InputError(f"source={source!r} is not the name of a data set", remedy=remedy)
+    if source == DATA_IN_PYTHON:
+        remedy = "give --data, or resume the run from Python with the same datasets"
+        raise InputError("the run's data sets were given in Python", remedy=remedy)
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":

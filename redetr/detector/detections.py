@@ -13,7 +13,7 @@ from torch import Tensor
 from redetr.choices import LabelChoice, MaskChoice
 from redetr.class_names import chosen_classes
 from redetr.detector.images import ImageLike, as_picture
-from redetr.errors import InputError
+from redetr.errors import DivergedError, InputError
 from redetr.masks import CroppedMasks, MaskCrop, crops_of, encode
 from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
@@ -321,7 +321,7 @@ def detections_of(
     in pixels of the original image, clipped to it. If the outputs have masks and `batch` is the
     batch that they belong to, detections have masks, as `CroppedMasks` with `crop_masks`;
     `original_masks` is described in `decode_masks`. Synchronises: boxes, scores and labels are
-    copied to the host at once.
+    copied to the host at once. Raises DivergedError for a score or box that is not finite.
     """
     has_masks = "pred_masks" in outputs or "masks_of" in outputs
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
@@ -329,6 +329,8 @@ def detections_of(
     # One tensor, so one copy to the host. fp32 represents every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()
+    if not rows_of_images.isfinite().all():  # NaN is above no threshold, so it would find nothing
+        raise DivergedError("a score or box is not finite: the model has diverged")
     detections = []
     for i, (rows, (height, width)) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
         rows = rows[rows[:, 4] >= threshold]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from redetr import memory, panoptic
 from redetr.bounds import require_share
-from redetr.choices import ImageSize, Precision
+from redetr.choices import DATA_IN_PYTHON, ImageSize, Precision
 from redetr.data import DetectionDataset, open_dataset
 from redetr.data.annotations import Split
 from redetr.data.loader import images_to_batch
@@ -99,6 +99,8 @@ class Detector:
             return _opened(source, split, held_out, masks, leave_out).with_channels(channels)
         if self.trained_on is None:
             raise InputError("the checkpoint does not state its training data: give --data")
+        if self.trained_on == DATA_IN_PYTHON:
+            raise InputError("its training data was given in Python: give --data")
         try:
             dataset = _opened(self.trained_on, split, held_out, masks, leave_out)
             return dataset.with_channels(channels)

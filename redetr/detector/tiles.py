@@ -31,7 +31,8 @@ def merge_tiles(
     agree in the part of the image that both tiles show. Of these boxes, the best one that is not
     cut is kept. Its score is the best of all of them, also if that box is cut. If all are cut, the
     object is larger than the overlap, and the hull of its parts is kept. Boxes of one tile are
-    never merged, because the model distinguished them.
+    not compared, because the model distinguished them; only a box of another tile that is the
+    same as both makes them one object.
 
     Masks become `CroppedMasks`: an object has the mask of the box that is kept, or the union of
     the masks of its parts.

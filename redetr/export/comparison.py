@@ -33,6 +33,32 @@ _PADDING = {"scores": 0, "labels": -1, "boxes": 0, "masks": None}
 
 
 @dataclass(frozen=True)
+class Drop:
+    """How far AP of boxes or of masks drops from PyTorch to a file."""
+
+    name: str  # AP or mask AP
+    pytorch: float  # in percent
+    file: float
+    # the 95% confidence interval of the drop, in points; None with fewer than two images
+    interval: tuple[float, float] | None
+    # whether it may be due to chance: detections above the threshold are the same, and there are
+    # too few images to decide (a single image is never enough)
+    by_chance: bool
+
+    @property
+    def points(self) -> float:
+        return self.pytorch - self.file
+
+    @property
+    def interval_text(self) -> str:
+        """The interval in brackets after a space; empty without one."""
+        if self.interval is None:
+            return ""
+        lower, upper = self.interval
+        return f" (95% interval {lower:.2f} to {upper:.2f})"
+
+
+@dataclass(frozen=True)
 class Comparison:
     """A file and PyTorch on the same images."""
 
@@ -52,25 +78,13 @@ class Comparison:
     mask_iou: tuple[float, float] | None = None  # of paired detections: the smallest, the median
     why_no_masks: str = ""  # why mask AP of a model with masks was not measured
 
-    @property
-    def ap_drop(self) -> float:
-        return self.ap[0] - self.ap[1]
-
-    @property
-    def mask_ap_drop(self) -> float:
-        """The drop of mask AP in points; 0 if masks were not measured."""
-        return self.mask_ap[0] - self.mask_ap[1] if self.mask_ap else 0.0
-
-    @property
-    def by_chance(self) -> bool:
-        """Whether a drop of AP may be due to chance: detections above the threshold are the same,
-        and there are too few images to decide. A single image is never enough."""
-        return self._may_be_chance(self.interval)
-
-    @property
-    def masks_by_chance(self) -> bool:
-        """Whether a drop of mask AP may be due to chance."""
-        return self._may_be_chance(self.mask_interval)
+    def drops(self) -> list[Drop]:
+        """The drop of AP, and where masks were measured, that of their AP."""
+        drops = [Drop("AP", *self.ap, self.interval, self._may_be_chance(self.interval))]
+        if self.mask_ap is not None:
+            by_chance = self._may_be_chance(self.mask_interval)
+            drops.append(Drop("mask AP", *self.mask_ap, self.mask_interval, by_chance))
+        return drops
 
     def _may_be_chance(self, interval: tuple[float, float] | None) -> bool:
         if self.same < _SAME_SHARE * (self.paired + self.unpaired):

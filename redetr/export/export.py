@@ -118,31 +118,24 @@ def _require_ap(
     """Raises InputError if AP is undefined, or drops by more than allowed and more than by
     chance."""
     images = counted(comparison.images, "image")
-    if math.isnan(comparison.ap_drop):
+    drops = comparison.drops()
+    if math.isnan(drops[0].points):
         raise InputError(
             f"AP is undefined on {images} without objects to find",
             where=path,
             remedy="give --data with objects, more --images, or --no-check",
         )
-    name, drop, pair, limits = "AP", comparison.ap_drop, comparison.ap, comparison.interval
-    may_be_chance = comparison.by_chance
-    if comparison.mask_ap and comparison.mask_ap_drop > drop:
-        name, drop, pair = "mask AP", comparison.mask_ap_drop, comparison.mask_ap
-        limits, may_be_chance = comparison.mask_interval, comparison.masks_by_chance
-    if drop <= max_ap_drop or may_be_chance:
-        return
-    pytorch_ap, file_ap = pair
-    interval = ""
-    if limits is not None:
-        lower, upper = limits
-        interval = f" (95% interval {lower:.2f} to {upper:.2f})"
-    allowed = math.ceil(10 * drop) / 10
-    raise InputError(
-        f"{name} is {file_ap:.2f}, with PyTorch {pytorch_ap:.2f}, on {images}: it drops by more "
-        f"than --max-ap-drop {max_ap_drop:g}{interval}, so no file was written",
-        where=path,
-        remedy=f"{_milder(config)}, or accept it with --max-ap-drop {allowed:g}",
-    )
+    for drop in drops:
+        if drop.points <= max_ap_drop or drop.by_chance:
+            continue
+        allowed = math.ceil(10 * drop.points) / 10
+        raise InputError(
+            f"{drop.name} is {drop.file:.2f}, with PyTorch {drop.pytorch:.2f}, on {images}: it "
+            f"drops by more than --max-ap-drop {max_ap_drop:g}{drop.interval_text}, so no file was "
+            "written",
+            where=path,
+            remedy=f"{_milder(config)}, or accept it with --max-ap-drop {allowed:g}",
+        )
 
 
 def _milder(config: ExportConfig) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 from hotcoco import COCOeval
 
 from redetr.data import DetectionDataset
+from redetr.errors import InputError
 from redetr.metrics import (
     DEFAULT_THRESHOLD,
     METRIC_NAMES,
@@ -97,6 +98,7 @@ def make_report(
         errors.append(image_errors(judgement, threshold, len(dataset)))
         numbers_of_masks, pairs_of_masks = _masks(objects, truth, detections, judgement, threshold)
         pairs.append(pairs_of_masks)
+        training, why_no_training = _training(Path(path))
         described.append(
             {
                 "checkpoint": path,
@@ -107,7 +109,8 @@ def make_report(
                 "masks": numbers_of_masks,
                 "why_no_masks": reason,
                 "panoptic": None if quality is None else quality.to_dict(),
-                "training": _training(Path(path)),
+                "training": training,
+                "why_no_training": why_no_training,
             }
         )
     images = _worst_images(errors)
@@ -319,15 +322,18 @@ def _image_numbers(
     return {"image_id": image_id, "name": dataset.image_name(index), "errors": counts}
 
 
-def _training(checkpoint: Path) -> dict[str, Any] | None:
-    """Loss and AP over the steps of the checkpoint's run, and advice on its length; None if the
-    checkpoint is not in the folder of a run."""
+def _training(checkpoint: Path) -> tuple[dict[str, Any] | None, str]:
+    """Loss and AP over the steps of the checkpoint's run, with advice on its length, and why they
+    cannot be read. None and an empty reason if the checkpoint is not in the folder of a run."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not (folder / "metrics.jsonl").is_file():
-        return None
+        return None, ""
     steps = []
     evaluations = []
-    metrics = read_metrics(folder)
+    try:
+        metrics = read_metrics(folder)
+    except InputError as error:  # the rest of the report does not need them
+        return None, str(error)
     for line in metrics:
         if line.get("loss") is not None:
             steps.append({"step": line["step"], "loss": line["loss"]})
@@ -336,7 +342,7 @@ def _training(checkpoint: Path) -> dict[str, Any] | None:
             evaluations.append({key: line.get(key) for key in kept})
     every = max(1, math.ceil(len(steps) / _MOST_POINTS))
     longer = longer_training(folder, metrics)
-    return {"steps": steps[::every], "evaluations": evaluations, "longer": longer}
+    return {"steps": steps[::every], "evaluations": evaluations, "longer": longer}, ""
 
 
 def _plain(value: Any) -> Any:

@@ -1135,15 +1135,21 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
 
 def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, capsys):
     """What it wrote of itself does not hold up another run there, with other data; a refused one
-    changes nothing."""
+    changes nothing, nor does one that would overwrite the best weights of a run whose checkpoints
+    were deleted to save space."""
     folder = tmp_path / "run"
     main(train_arguments(shared_coco, folder, steps=1, eval_every=1))
     before = {name: (folder / name).read_bytes() for name in ("config.json", "data.json")}
     capsys.readouterr()
     refused(capsys, train_arguments(shared_coco, folder, seed=5), "already holds a run")
+    (folder / "last.pt").unlink()
+    for resume in ([], ["--resume"]):
+        arguments = [*train_arguments(shared_coco, folder, steps=1), *resume]
+        refused(capsys, arguments, "already holds best.pt, but no checkpoint", "another --output")
+    (folder / "best.pt").unlink()
+    refused(capsys, train_arguments(shared_coco, folder), "already holds best.safetensors")
     assert before == {name: (folder / name).read_bytes() for name in before}
-    for file in folder.glob("*.pt"):
-        file.unlink()
+    (folder / "best.safetensors").unlink()
     data = tmp_path / "data"
     shutil.copytree(shared_coco, data)
     with Image.open(data / "train" / "train-2.jpg") as image:

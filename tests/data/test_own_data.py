@@ -1,6 +1,7 @@
 """Data sets of a user's own are checked before anything is trained."""
 
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +252,19 @@ def test_own_data_without_masks_is_refused_for_them(split, tmp_path):
     with pytest.raises(NoMasksError, match="has only boxes, no masks"):
         redetr.train(config_of(tmp_path / "run", masks=True), datasets=boxes_only)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_on_own_data_does_not_name_another_data_set(tmp_path):
+    """The default of `data` is digits, whose class names may be those of other data."""
+    run = tmp_path / "run"
+    redetr.train(config_of(run), datasets=(Squares(), Squares()))
+    assert json.loads((run / "config.json").read_text())["data"] == "data sets given in Python"
+    with pytest.raises(redetr.InputError, match="its training data was given in Python: give"):
+        redetr.load(run).evaluate()
+    assert redetr.load(run).evaluate(Squares()).objects == {"square": 0, "circle": 3}
+    resumed = redetr.TrainConfig.read(run / "config.json")
+    with pytest.raises(redetr.InputError, match="given in Python; give --data, or resume the run"):
+        redetr.train(replace(resumed, resume=True))
 
 
 IGNORED = {

@@ -90,6 +90,11 @@ def test_the_command_that_resumes_has_as_many_hosts(monkeypatch):
     assert resume_command(Path("runs/a")) == command
 
 
+def test_the_command_that_resumes_is_not_taken_for_a_recipe():
+    assert resume_command(Path("redetr_n")) == "redetr train ./redetr_n --resume"
+    assert resume_command(Path("mine")) == "redetr train mine --resume"
+
+
 def one_process():
     return process_group("cpu")
 
