@@ -52,9 +52,7 @@ def open_loggers(
     return loggers, ""
 
 
-def _by_default(
-    folder: Path, settings: dict[str, Any], step: int
-) -> tuple[dict[str, Logger], str]:
+def _by_default(folder: Path, settings: dict[str, Any], step: int) -> tuple[dict[str, Logger], str]:
     """TensorBoard if it is installed, and a warning if it is but cannot be used: nobody asked for
     it, so training goes on."""
     try:

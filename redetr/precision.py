@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -143,7 +143,7 @@ def exact_products() -> Iterator[None]:
     between two splits of a batch. The setting is that of the process, so it applies to all of its
     threads; it is restored at the end.
     """
-    convolutions = torch.backends.cudnn
+    convolutions: Any = torch.backends.cudnn  # has more attributes than its module
     matrices = torch.backends.cuda.matmul
     before = convolutions.conv.fp32_precision, matrices.fp32_precision
     convolutions.allow_tf32 = False  # the older setting, which the compiler reads

@@ -1142,7 +1142,8 @@ def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, caps
     before = {name: (folder / name).read_bytes() for name in ("config.json", "data.json")}
     capsys.readouterr()
     refused(capsys, train_arguments(shared_coco, folder, seed=5), "already holds a run")
-    (folder / "last.pt").unlink()
+    for name in ("last.pt", "previous.pt"):
+        (folder / name).unlink()
     for resume in ([], ["--resume"]):
         arguments = [*train_arguments(shared_coco, folder, steps=1), *resume]
         refused(capsys, arguments, "already holds best.pt, but no checkpoint", "another --output")
