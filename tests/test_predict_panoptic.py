@@ -10,6 +10,7 @@ from PIL import Image
 import redetr
 from redetr.cli import main
 from redetr.data import open_dataset
+from redetr.detector.video import VideoWriter
 from redetr.evaluation import evaluate
 from redetr.panoptic import rgb2id
 from tests.panoptic_scenes import write_scenes
@@ -91,6 +92,27 @@ def test_stuff_is_named_where_weights_do_not_say_it(detector, scenes, tmp_path, 
         stuff = [row["label"] for row in line["detections"] if not row["isthing"]]
         assert len(set(stuff)) == len(stuff)
     assert detector.model.is_thing == (True, True, False, False)
+
+
+def test_a_note_says_that_frames_of_videos_have_no_png(detector, scenes, tmp_path, capsys):
+    pytest.importorskip("av")
+    clip = tmp_path / "clip.mp4"
+    with VideoWriter() as video:
+        for _ in range(3):
+            video.add(Image.new("RGB", (64, 64)), clip, 10.0)
+    out = tmp_path / "out"
+    flags = ("--panoptic", "--device", "cpu", "--precision", "fp32", "--output", str(out))
+    main(["predict", "known", str(scenes / "val2017"), str(clip), *flags])
+    lines = [json.loads(line) for line in (out / "predictions.jsonl").read_text().splitlines()]
+    said = capsys.readouterr().err
+    assert (
+        "note: --panoptic: PNG files and entries of predictions.panoptic.json are written for "
+        "images only; for the frames of videos, predictions.jsonl has the detections" in said
+    )
+    assert sum("frame" in line and "detections" in line for line in lines) == 3
+    assert (out / "clip.mp4").exists() and not (out / "clip.panoptic.png").exists()
+    content = json.loads((out / "predictions.panoptic.json").read_text())
+    assert len(content["images"]) == 3
 
 
 @pytest.mark.parametrize(

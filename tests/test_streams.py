@@ -180,6 +180,7 @@ def test_the_pictures_of_a_camera_over_http(web, monkeypatch):
     monkeypatch.setattr(Server, "requests", 0)
     *images, end = read(f"{web}/video")[0]
     assert [is_red(frame.image) for frame in images] == [True] * 5 + [False] * 5
+    assert all(frame.position["live"] for frame in images)
     assert "did not come back in 1 attempts" in end.error
 
 
@@ -189,6 +190,7 @@ def test_a_video_file_at_an_address_ends(web, path):
     assert [frame.time_s for frame in images] == pytest.approx([i / 10 for i in range(5)])
     assert all(is_red(frame.image) for frame in images)
     assert end.is_end and end.number == 5
+    assert not any("live" in frame.position for frame in images)
 
 
 def test_an_image_without_a_suffix_stays_one(web):

@@ -24,6 +24,7 @@ from redetr.commands.console import (
     say_threshold,
     warn_of_plain,
 )
+from redetr.commands.videos import require_fitting_sources, say_images_only
 from redetr.detector.records import (
     RECORD,
     Record,
@@ -139,7 +140,7 @@ class Predict:
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
-        self._require_videos(sources)
+        require_fitting_sources(sources, track=self.track, masks="masks" in self.save)
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
@@ -153,6 +154,7 @@ class Predict:
             elif self.threshold is None:
                 dist.main_only(say_threshold)(detector)
             dist.main_only(self._report)(faults)
+            dist.main_only(say_images_only)(sources, self._further_images)
             dist.main_only(begin)(folder, self.resume)
             dist.barrier()
             earlier = finished(folder)
@@ -243,17 +245,6 @@ class Predict:
                 text = f"is an annotated image of {folder}, which {flag} deletes"
                 raise InputError(text, where=source, remedy="give another --output")
 
-    def _require_videos(self, sources: Sequence[str]) -> None:
-        """Raises InputError if --track has no video, or the tracking package is not installed."""
-        from redetr.detector.sources import is_video
-        from redetr.detector.tracking import bytetrack_class
-
-        if not self.track:
-            return
-        if not any(is_video(source) for source in sources):
-            raise InputError("--track follows objects through videos, but the sources contain none")
-        bytetrack_class()
-
     def _report(self, faults: "list[Fault]") -> None:
         """Reports which sources were skipped."""
         for fault in faults:
@@ -281,7 +272,7 @@ class Predict:
         with (
             sigterm_as_ctrl_c(),
             closing(Record(Path(self.output), dist.rank, dist.world_size)) as record,
-            VideoWriter() as video,
+            VideoWriter(ERRORS.print) as video,
             Progress(console=ERRORS, disable=silent) as progress,
         ):
             bar = progress.add_task("predicting", total=len(sources))

@@ -110,7 +110,10 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     elif channels == 3 and bands > 3:
         values = values[:, :, :3]
     elif channels == 1 and bands == 3:
-        return (scaled_to_8_bits(values) @ BRIGHTNESS).round().astype(np.uint8)[:, :, None]
+        # 8 bits keep their scale; looking for it would take longer than all else of a frame.
+        if values.dtype != np.uint8:
+            values = scaled_to_8_bits(values)
+        return (values @ BRIGHTNESS).round().astype(np.uint8)[:, :, None]
     elif bands != channels:
         raise ValueError(f"it has {bands} bands, but the model takes {channels}")
     if channels == 3:

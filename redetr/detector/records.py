@@ -4,8 +4,9 @@ which are made from it at the end.
 A line is an image or a frame of a video: `image` (its name), `picture` (the name of the annotated
 image or video, if there is one), `mask_picture` (the name of the image of its masks),
 `panoptic_picture` (the name of the image of its segments), `image_size` (height, width) and
-`detections`; frames also have `frame` and `time_s`. The last line of a video states how many
-`frames` it has. For a source that cannot be read, the line has an `error` instead.
+`detections`; frames also have `frame` and `time_s`, and those of a camera or live stream `live`.
+The last line of a video states how many `frames` it has. For a source that cannot be read, the line
+has an `error` instead.
 
 Memory holds the names of all images at most, and the segments, of which an image has few.
 """
@@ -73,7 +74,7 @@ def require_no_foreign_page(folder: Path) -> None:
 
 
 def require_no_cut_stream(folder: Path) -> None:
-    """Raises InputError if the record holds frames of a camera or an RTSP stream whose process was
+    """Raises InputError if the record holds frames of a camera or a live stream whose process was
     killed, because resuming would delete them, and they do not come again."""
     from redetr.detector.sources import is_camera
     from redetr.detector.streams import is_rtsp
@@ -81,7 +82,9 @@ def require_no_cut_stream(folder: Path) -> None:
     ended = finished(folder)
     for line in _distinct(_files(folder)):
         name = line["image"]
-        if "frame" in line and name not in ended and (is_camera(name) or is_rtsp(name)):
+        # Earlier versions wrote no `live`.
+        is_live = "live" in line or is_camera(name) or is_rtsp(name)
+        if "frame" in line and name not in ended and is_live:
             source = f"camera {name}" if is_camera(name) else name
             raise InputError(
                 f"holds frames of {source}, which was cut off: a live stream cannot be resumed",

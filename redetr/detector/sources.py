@@ -20,10 +20,12 @@ from itertools import groupby, repeat
 from pathlib import Path
 from typing import TypeVar
 
+import torch
 from torch import Tensor
 
 from redetr.data.archives import SUFFIX as ARCHIVE
 from redetr.data.archives import archives_in, open_archive, split_path
+from redetr.data.bands import in_channels
 from redetr.data.faults import Fault, listed
 from redetr.data.formats.listing import (
     MOST_OTHERS,
@@ -53,6 +55,7 @@ from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
 from redetr.files import require_no_url, user_path
+from redetr.models.channels import RGB
 from redetr.wording import counted
 
 T = TypeVar("T")
@@ -87,10 +90,17 @@ class Frame:
 
     @property
     def position(self) -> dict[str, int | float]:
-        """The number and time of a frame in its video; empty for an image."""
+        """The number and time of a frame in its video, and whether that is live; empty for an
+        image."""
         if self.number is None:
             return {}
-        return {"frame": self.number, "time_s": round(self.time_s, 3)}
+        position: dict[str, int | float] = {
+            "frame": self.number,
+            "time_s": round(self.time_s, 3),
+        }
+        if self.is_live:
+            position["live"] = True
+        return position
 
 
 def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> list[str]:
@@ -256,8 +266,9 @@ def frames(
 ) -> Iterator[Frame]:
     """The frames of all sources in order. Other threads read up to `ahead` frames in advance.
 
-    Images have `channels` channels. A source that cannot be read yields a frame with an `error`,
-    which also ends a video. Streams that drop are opened again as `reconnection` says.
+    Images and frames have `channels` channels; frames of videos can have 3 or, as their brightness,
+    1. A source that cannot be read yields a frame with an `error`, which also ends a video. Streams
+    that drop are opened again as `reconnection` says.
     """
     for are_videos, group in groupby(sources, is_video):
         if not are_videos:
@@ -266,7 +277,7 @@ def frames(
             continue
         for source in group:
             is_over = threading.Event()
-            reader = _moving_frames(source, reconnection, is_over)
+            reader = _moving_frames(source, channels, reconnection, is_over)
             jobs = repeat(partial(next, reader, None))
             parts = read_ahead(jobs, ahead, threads=1, before_end=is_over.set)
             with closing(parts):
@@ -310,24 +321,61 @@ def _image_frame(source: str, channels: int) -> Frame:
 
 
 def _moving_frames(
-    source: str, reconnection: Reconnection, is_over: threading.Event
+    source: str, channels: int, reconnection: Reconnection, is_over: threading.Event
 ) -> Iterator[Frame]:
+    """The frames of a video, stream or camera, and last one that ends it or has an `error`."""
     count = 0
     is_live = False
+    end_s = 0.0
+    length = None
+    failure = None
     try:
+        _require_colours(source, channels)
         if is_camera(source):
             images = camera_frames(int(source))
         elif is_stream(source):
             images = stream_frames(source, reconnection, is_over)
         else:
             images = video_frames(Path(source))
-        for image, time_s, rate, is_live in images:
-            yield Frame(source, image, count, rate, time_s, is_live=is_live)
+        for frame in images:
+            image = _with_channels(frame.image, channels)
+            is_live = frame.is_live
+            yield Frame(source, image, count, frame.rate, frame.time_s, is_live=is_live)
             count += 1
-        yield Frame(source, number=count)
+            end_s = max(end_s, frame.end_s)
+            length = frame.length
+        if not count:
+            remedy = "give a complete file"
+            raise InputError("no frame of this video can be decoded", where=source, remedy=remedy)
     except InputError as error:
-        # What a live stream has shown does not come again.
-        yield Frame(source, number=count if is_live else None, error=str(error))
+        failure = error
+    shortfall = length.shortfall(count, end_s) if length else ""
+    if shortfall:
+        text = f"{shortfall}: {failure.text}" if failure else shortfall
+        failure = InputError(text, where=source, remedy="give a complete file")
+    if failure is None:
+        yield Frame(source, number=count)
+        return
+    # What a live stream has shown does not come again.
+    yield Frame(source, number=count if is_live else None, error=str(failure))
+
+
+def _require_colours(source: str, channels: int) -> None:
+    """Raises InputError if a video does not fit a model with this many channels."""
+    if channels not in (1, RGB):
+        raise InputError(
+            f"a video has {RGB} channels, but the model takes {channels}",
+            where=source,
+            remedy=f"give images of {channels} channels",
+        )
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    """A frame uint8 `[3, H, W]`, or its brightness `[1, H, W]` for a model with one channel."""
+    if channels == RGB:
+        return image
+    pixels = image.permute(1, 2, 0).numpy()  # [H, W, 3]
+    return torch.from_numpy(in_channels(pixels, channels)).permute(2, 0, 1)
 
 
 def read_source(source: str, channels: int = 3) -> Tensor:

@@ -14,16 +14,14 @@ from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import Request
 
-from torch import Tensor
-
 from redetr.data.images import IMAGE_SUFFIXES
 from redetr.detector.video import (
     CONTAINERS,
     VIDEO_SUFFIXES,
     VideoFrame,
     pyav,
-    rate_of,
-    upright_image,
+    say_nothing,
+    timed_frames,
     video_stream,
 )
 from redetr.download import Deadline, web_opener
@@ -50,16 +48,12 @@ _HTTP = {
 }
 
 
-def _say_nothing(text: str) -> None:
-    pass
-
-
 @dataclass(frozen=True)
 class Reconnection:
     """How to reconnect when a live stream drops."""
 
     attempts: int = 10  # in a row, without an image
-    say: Callable[[str], None] = _say_nothing  # takes a line when a stream drops, and is back
+    say: Callable[[str], None] = say_nothing  # takes a line when a stream drops, and is back
 
 
 def is_address(source: str) -> bool:
@@ -127,18 +121,16 @@ def stream_frames(
             with _opened(av, address) as container:
                 stream = video_stream(container, address)
                 is_live = not container.duration and container.size <= 0
-                start_s = (container.start_time or 0) / av.time_base
-                rate = rate_of(stream)
-                for image, time_s in _images(av, container, stream):
+                decoded = _decoded(av, container, stream)
+                for frame in timed_frames(container, stream, decoded):
                     if failures:
                         reconnection.say(f"{address}: the stream is back")
                         failures = 0
                     has_begun = True
                     if is_live:
-                        time_s = time.monotonic() - started
-                    else:
-                        time_s -= start_s
-                    yield VideoFrame(image, time_s, rate, is_live)
+                        arrival_s = time.monotonic() - started
+                        frame = frame._replace(time_s=arrival_s, is_live=True, length=None)
+                    yield frame
             if not is_live:
                 return
         except (av.FFmpegError, ValueError, MemoryError) as error:
@@ -162,8 +154,8 @@ def _opened(av: Any, address: str) -> Any:
     return av.open(address, options=options, timeout=TIMEOUT_S)
 
 
-def _images(av: Any, container: Any, stream: Any) -> Iterator[tuple[Tensor, float]]:
-    """Each image with its presentation time in seconds. Damaged packets are skipped."""
+def _decoded(av: Any, container: Any, stream: Any) -> Iterator[Any]:
+    """The frames of PyAV. Damaged packets are skipped."""
     damaged = 0
     for packet in container.demux(stream):
         try:
@@ -175,4 +167,4 @@ def _images(av: Any, container: Any, stream: Any) -> Iterator[tuple[Tensor, floa
             continue
         for frame in decoded:
             damaged = 0
-            yield upright_image(frame), frame.time or 0.0
+            yield frame

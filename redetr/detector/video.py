@@ -5,17 +5,18 @@ play, and reports what is wrong with a damaged file. Its wheels cannot open came
 needed for these.
 """
 
+import math
 import os
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from redetr.errors import InputError
@@ -30,6 +31,39 @@ _TICKS = 90_000  # a second, of the times in a video; what all usual rates divid
 _LARGEST_PIXELS = 8192 * 8192
 _CAMERA_RATE = 25.0  # frames per second of the video, where the camera does not say
 
+# Containers whose header states the length, and by how many frames a complete video may be shorter.
+# FFmpeg estimates the length of other containers from the part that is there.
+_TOLERANCE_FRAMES = {"mov": 0.5, "matroska": 1.5, "avi": 1.5}
+# The same where the length may be that of sound, which often ends later: in seconds, and as a share
+# of the length.
+_SOUND_TOLERANCE_S = 1.0
+_SOUND_TOLERANCE = 0.05
+
+
+def say_nothing(text: str) -> None:
+    pass
+
+
+class StatedLength(NamedTuple):
+    """How long a video is, as its container states."""
+
+    frames: int  # 0 = not stated
+    end_s: float  # when its last frame ends, on the clock of `VideoFrame.time_s`
+    tolerance_s: float  # by which a complete video may end earlier
+
+    def shortfall(self, frames: int, end_s: float) -> str:
+        """Says that a video ends too early, after this many frames, at `end_s`; empty if it does
+        not.
+
+        Containers also count frames that an edit list hides, so the time must be too short as well.
+        """
+        if 0 < self.frames <= frames or end_s >= self.end_s - self.tolerance_s:
+            return ""
+        if end_s <= 0:  # the times of a damaged video mean nothing
+            return ""
+        expected = self.frames or round(frames * self.end_s / end_s)
+        return f"ends after {frames:,} of about {expected:,} frames"
+
 
 class VideoFrame(NamedTuple):
     """A frame of a video or camera."""
@@ -38,6 +72,13 @@ class VideoFrame(NamedTuple):
     time_s: float  # when players show it; with most telephones the distances differ
     rate: float  # frames per second of the whole video, the mean
     is_live: bool = False  # of a camera or stream without an end
+    duration_s: float = 0.0  # how long players show it; 0 = not stated
+    length: StatedLength | None = None  # of the whole video; None if the container states none
+
+    @property
+    def end_s(self) -> float:
+        """When players end showing it."""
+        return self.time_s + (self.duration_s or 1 / self.rate)
 
 
 def video_frames(path: Path) -> Iterator[VideoFrame]:
@@ -52,14 +93,11 @@ def video_frames(path: Path) -> Iterator[VideoFrame]:
         options = {"format_whitelist": CONTAINERS, "protocol_whitelist": "file"}
         with av.open(f"file:{path}", options=options) as container:
             stream = video_stream(container, str(path))
-            rate = rate_of(stream)
-            start_s = (container.start_time or 0) / av.time_base
-            for number, frame in enumerate(container.decode(stream)):
-                time_s = number / rate if frame.time is None else frame.time - start_s
-                yield VideoFrame(upright_image(frame), time_s, rate)
+            yield from timed_frames(container, stream, container.decode(stream))
     except (av.FFmpegError, ValueError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise InputError(f"{path}: cannot decode the video ({reason}); give another file") from None
+        text = f"cannot decode the video ({reason})"
+        raise InputError(text, where=path, remedy="give another file") from None
 
 
 def video_stream(container: Any, name: str) -> Any:
@@ -75,9 +113,75 @@ def video_stream(container: Any, name: str) -> Any:
     return stream
 
 
-def rate_of(stream: Any) -> float:
-    """The mean frames per second of a video."""
-    return float(stream.average_rate or _CAMERA_RATE)
+def timed_frames(container: Any, stream: Any, decoded: Iterable[Any]) -> Iterator[VideoFrame]:
+    """The decoded frames of a stream of an opened container, upright, with their times."""
+    rate = _usable_rate(float(stream.average_rate or 0))
+    length = _stated_length(container, stream, rate)
+    start_s = (container.start_time or 0) / pyav().time_base
+    for number, frame in enumerate(decoded):
+        time_s = number / rate if frame.time is None else frame.time - start_s
+        duration_s = _duration_of(frame)
+        yield VideoFrame(upright_image(frame), time_s, rate, False, duration_s, length)
+
+
+def _usable_rate(rate: float) -> float:
+    """A rate that a container or camera states, or the default if it is none: drivers return 0, -1
+    or NaN where they know no rate."""
+    return rate if math.isfinite(rate) and rate > 0 else _CAMERA_RATE
+
+
+def _duration_of(frame: Any) -> float:
+    """How many seconds players show a decoded frame; 0 if that is not stated."""
+    ticks = getattr(frame, "duration", 0)  # not in all versions of PyAV
+    return float(ticks * frame.time_base) if ticks and frame.time_base else 0.0
+
+
+def _stated_length(container: Any, stream: Any, rate: float) -> StatedLength | None:
+    """The length that the opened container states for a video stream; None if it states none."""
+    kind = container.format.name.split(",")[0]
+    if kind not in _TOLERANCE_FRAMES:
+        return None
+    tagged_s = _tagged_end(stream)
+    end_s = _stated_end(container, stream, tagged_s)
+    if kind == "avi":  # FFmpeg shortens its duration to the part that is there
+        end_s = stream.frames / rate
+    if end_s <= 0:
+        return None
+    tolerance_s = _TOLERANCE_FRAMES[kind] / rate
+    is_of_video = stream.frames or tagged_s or len(container.streams) == 1
+    if not is_of_video:
+        tolerance_s = max(tolerance_s, _SOUND_TOLERANCE_S, _SOUND_TOLERANCE * end_s)
+    return StatedLength(stream.frames, end_s, tolerance_s)
+
+
+def _stated_end(container: Any, stream: Any, tagged_s: float) -> float:
+    """The earliest end that the container states for a stream, on the clock of
+    `VideoFrame.time_s`; 0 if it states none."""
+    start_s = (container.start_time or 0) / pyav().time_base
+    ends_s = []
+    if container.duration:
+        ends_s.append(container.duration / pyav().time_base)
+    if stream.duration:
+        ticks = (stream.start_time or 0) + stream.duration
+        ends_s.append(float(ticks * stream.time_base) - start_s)
+    if tagged_s:
+        ends_s.append(tagged_s - start_s)
+    return min(ends_s, default=0.0)
+
+
+def _tagged_end(stream: Any) -> float:
+    """When a stream of a Matroska file ends, in seconds, by its tag DURATION, such as
+    00:01:02.5; 0 if it has none. The container itself states only the end of its longest stream."""
+    for key, value in stream.metadata.items():
+        if key.split("-")[0] != "DURATION":  # some programs append a language
+            continue
+        hours, _, rest = value.partition(":")
+        minutes, _, seconds = rest.partition(":")
+        try:
+            return 3600 * int(hours) + 60 * int(minutes) + float(seconds)
+        except ValueError:
+            return 0.0
+    return 0.0
 
 
 def upright_image(frame: Any) -> Tensor:
@@ -122,7 +226,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
         raise InputError('reading cameras needs OpenCV: pip install "redetr[camera]"') from None
     camera = cv2.VideoCapture(number)
     try:
-        rate = camera.get(cv2.CAP_PROP_FPS) or _CAMERA_RATE
+        rate = _usable_rate(camera.get(cv2.CAP_PROP_FPS))
         started = time.monotonic()
         while True:
             is_read, bgr = camera.read()
@@ -142,11 +246,15 @@ class VideoWriter:
     """Writes MP4 files (H.264) one after another, frame by frame.
 
     Each frame is shown at its time. A file gets its final name when it is complete. As a context
-    manager, it completes the last file, or deletes it after an exception.
+    manager, it completes the last file, or deletes it after an exception. `say` takes a line when
+    the images of a video change their size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None] = say_nothing) -> None:
+        self._say = say
         self._container: Any = None
+        self._next_pts = 0
+        self._last_pts = -1
 
     def __enter__(self) -> Self:
         return self
@@ -160,20 +268,12 @@ class VideoWriter:
     def add(self, image: Image.Image, path: Path, rate: float, time_s: float | None = None) -> None:
         """Appends an RGB image to the video at `path`; the first one opens it and sets its size.
 
-        It is shown at `time_s`, by default 1 / `rate` after the one before.
+        Images of another size are scaled to it; bars keep their shape. The image is shown at
+        `time_s`, by default 1 / `rate` after the one before.
         """
         if self._container is None:
-            self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
-            self._container = pyav().open(str(self._unfinished), "w", format="mp4")
-            self._stream = self._container.add_stream(
-                "libx264", rate=Fraction(rate).limit_denominator(1001)
-            )
-            # H.264 needs even sides, so the last row or column of an odd side is left out.
-            self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in image.size)
-            self._stream.pix_fmt = "yuv420p"
-            self._stream.codec_context.time_base = Fraction(1, _TICKS)
-            self._next_pts, self._last_pts = 0, -1
-        fitted = image.crop((0, 0, self._stream.width, self._stream.height))
+            self._open(image.size, path, rate)
+        fitted = self._fitted(image)
         frame = pyav().VideoFrame.from_ndarray(np.asarray(fitted))
         frame.time_base = Fraction(1, _TICKS)
         frame.pts = self._next_pts
@@ -182,6 +282,36 @@ class VideoWriter:
         self._last_pts = frame.pts
         self._next_pts = frame.pts + round(_TICKS / rate)
         self._container.mux(self._stream.encode(frame))
+
+    def _open(self, size: tuple[int, int], path: Path, rate: float) -> None:
+        """Begins a video for images of this width and height."""
+        self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
+        self._container = pyav().open(str(self._unfinished), "w", format="mp4")
+        self._stream = self._container.add_stream(
+            "libx264", rate=Fraction(rate).limit_denominator(1001)
+        )
+        # H.264 needs even sides, so the last row or column of an odd side is left out.
+        self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in size)
+        self._stream.pix_fmt = "yuv420p"
+        self._stream.codec_context.time_base = Fraction(1, _TICKS)
+        self._next_pts = 0
+        self._last_pts = -1
+        self._image_size = size
+        self._has_changed = False
+
+    def _fitted(self, image: Image.Image) -> Image.Image:
+        """The image in the size of the video."""
+        size = (self._stream.width, self._stream.height)
+        if image.size == self._image_size:
+            return image.crop((0, 0, *size))
+        if not self._has_changed:
+            self._has_changed = True
+            width, height = self._image_size
+            self._say(
+                f"{self._path}: the frames change from {width}x{height} to "
+                f"{image.width}x{image.height} px: all are scaled to the first size"
+            )
+        return ImageOps.pad(image, size)
 
     def close(self) -> None:
         """Completes the current video, if there is one, and gives it its name."""
