@@ -98,19 +98,16 @@ def train(
     require_callable(after_evaluation=after_evaluation, callback=callback)
     if datasets is not None:
         require_pair(datasets)
-        config = replace(config, data=DATA_IN_PYTHON)
     with stop_signals() as signals:
         try:
             with (
                 process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
                 watching_workers(),
-                exact_products(),
             ):
                 if keep_memory and dist.device.type == "cpu":
                     memory.keep_memory()
                 custom = custom_augmentation(config, augment)
-                if augment is not None:
-                    config = replace(config, custom_augment=AUGMENT_IN_PYTHON)
+                config = _marked(config, datasets, augment)
                 return _train(
                     config, console, datasets, after_evaluation, callback, custom, dist, signals
                 )
@@ -121,6 +118,20 @@ def train(
             raise StoppedError(text) from None
 
 
+def _marked(
+    config: TrainConfig,
+    datasets: tuple[DetectionDataset, DetectionDataset] | None,
+    augment: Callable[..., Any] | None,
+) -> TrainConfig:
+    """The settings, which say instead of a name what was given in Python."""
+    if datasets is not None:
+        config = replace(config, data=DATA_IN_PYTHON)
+    if augment is not None:
+        config = replace(config, custom_augment=AUGMENT_IN_PYTHON)
+    return config
+
+
+@exact_products()
 def _train(
     config: TrainConfig,
     console: Console | None,

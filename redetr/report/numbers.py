@@ -98,7 +98,6 @@ def make_report(
         errors.append(image_errors(judgement, threshold, len(dataset)))
         numbers_of_masks, pairs_of_masks = _masks(objects, truth, detections, judgement, threshold)
         pairs.append(pairs_of_masks)
-        training, why_no_training = _training(Path(path))
         described.append(
             {
                 "checkpoint": path,
@@ -109,8 +108,7 @@ def make_report(
                 "masks": numbers_of_masks,
                 "why_no_masks": reason,
                 "panoptic": None if quality is None else quality.to_dict(),
-                "training": training,
-                "why_no_training": why_no_training,
+                **_training(Path(path)),
             }
         )
     images = _worst_images(errors)
@@ -322,18 +320,20 @@ def _image_numbers(
     return {"image_id": image_id, "name": dataset.image_name(index), "errors": counts}
 
 
-def _training(checkpoint: Path) -> tuple[dict[str, Any] | None, str]:
-    """Loss and AP over the steps of the checkpoint's run, with advice on its length, and why they
-    cannot be read. None and an empty reason if the checkpoint is not in the folder of a run."""
+def _training(checkpoint: Path) -> dict[str, Any]:
+    """Loss and AP over the steps of the checkpoint's run, with advice on its length: "training";
+    None if the checkpoint is not in the folder of a run, or if its log cannot be read, for the
+    reason in "why_no_training"."""
+    unknown: dict[str, Any] = {"training": None, "why_no_training": ""}
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not (folder / "metrics.jsonl").is_file():
-        return None, ""
+        return unknown
     steps = []
     evaluations = []
     try:
         metrics = read_metrics(folder)
     except InputError as error:  # the rest of the report does not need them
-        return None, str(error)
+        return unknown | {"why_no_training": str(error)}
     for line in metrics:
         if line.get("loss") is not None:
             steps.append({"step": line["step"], "loss": line["loss"]})
@@ -342,7 +342,8 @@ def _training(checkpoint: Path) -> tuple[dict[str, Any] | None, str]:
             evaluations.append({key: line.get(key) for key in kept})
     every = max(1, math.ceil(len(steps) / _MOST_POINTS))
     longer = longer_training(folder, metrics)
-    return {"steps": steps[::every], "evaluations": evaluations, "longer": longer}, ""
+    training = {"steps": steps[::every], "evaluations": evaluations, "longer": longer}
+    return {"training": training, "why_no_training": ""}
 
 
 def _plain(value: Any) -> Any:
