@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
@@ -92,6 +92,19 @@ def first_bytes(path: Path, size: int) -> bytes:
             return file.read(size)
     except OSError:
         return b""
+
+
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that holds one per line. Lines that are cut off, damaged or
+    written by another program are skipped. Raises OSError if the file cannot be read."""
+    with open_file(path) as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # RecursionError: nested too deeply
+                continue
+            if isinstance(entry, dict):
+                yield entry
 
 
 def _open_at_once(path: str, flags: int) -> int:
