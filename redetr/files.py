@@ -7,7 +7,7 @@ import os
 import re
 import stat
 import tempfile
-from collections.abc import Callable, Container
+from collections.abc import Callable, Container, Iterator
 from io import BufferedReader
 from pathlib import Path, PurePath
 from typing import Any
@@ -94,6 +94,19 @@ def first_bytes(path: Path, size: int) -> bytes:
         return b""
 
 
+def json_lines(path: Path) -> Iterator[dict[str, Any]]:
+    """The JSON objects of a file that holds one per line. Lines that are cut off, damaged or
+    written by another program are skipped. Raises OSError if the file cannot be read."""
+    with open_file(path) as lines:
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except (ValueError, RecursionError):  # RecursionError: nested too deeply
+                continue
+            if isinstance(entry, dict):
+                yield entry
+
+
 def _open_at_once(path: str, flags: int) -> int:
     """Opens a pipe, too, without waiting for its writer."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
@@ -156,10 +169,25 @@ def holds_run(names: Container[str]) -> bool:
     return "run.lock" in names or ("config.json" in names and "metrics.jsonl" in names)
 
 
-def remove_unfinished(folder: Path) -> None:
-    """Deletes what `write_whole` left in `folder` when its process was killed."""
+def remove_unfinished(folder: Path, names: Container[str]) -> None:
+    """Deletes the temporary files of the files `names` in `folder`, which a killed process left.
+
+    No other process may be writing these files: the caller holds a lock of the folder. Temporary
+    files of other names stay, because another command may be writing them, and so do folders.
+    """
     for path in folder.glob(f"{UNFINISHED}*"):
-        path.unlink()
+        name = path.name.removeprefix(UNFINISHED)
+        is_ours = name in names or _without_random_part(name) in names
+        if is_ours and path.is_file():
+            path.unlink(missing_ok=True)
+
+
+def _without_random_part(name: str) -> str:
+    """The name of the file that `write_whole` was about to write under a temporary name, which is
+    given without its prefix."""
+    path = PurePath(name)
+    stem, _, _ = path.stem.rpartition("-")
+    return stem + path.suffix
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -1,4 +1,4 @@
-"""One run at a time in a folder, over all hosts that share it.
+"""One run, or one `predict`, at a time in a folder, over all hosts that share it.
 
 The lock is a file with the name of its holder. The kernel locks it, for as long as the process
 lives, for all processes of a host and, on most shared disks, for those of other hosts. Where a disk
@@ -54,21 +54,28 @@ class Holder:
 
     def __str__(self) -> str:
         job = f" (job {self.job})" if self.job else ""
-        return (
-            f"process {self.process} on {self.host}{job} has been training there since {self.since}"
-        )
+        return f"process {self.process} on {self.host}{job}"
 
 
 class FolderLock:
-    """Keeps other runs out of `folder` while the context lasts. Only rank 0 takes the lock; all
-    ranks learn whether it could, and raise InputError with its holder if not. Communicates.
+    """Keeps others that take the lock of this `name` out of `folder` while the context lasts. Only
+    rank 0 takes it; all ranks learn whether it could, and raise InputError with its holder if not.
+    Communicates.
 
-    The folder is created; at the end it is removed if it is still empty.
+    The folder is created; at the end it is removed if it is still empty. `activity` stands in
+    messages between the holder and its time.
     """
 
-    def __init__(self, folder: Path, dist: Dist):
-        self.path = folder / "run.lock"
+    def __init__(
+        self,
+        folder: Path,
+        dist: Dist,
+        name: str = "run.lock",
+        activity: str = "has been training there since",
+    ):
+        self.path = folder / name
         self._dist = dist
+        self._activity = activity
         self._me = Holder.this_process()
         self._file = -1
         self._is_new = False
@@ -108,8 +115,8 @@ class FolderLock:
         holder = _read(self._file)
         if holder is not None and holder != self._me:
             raise LostError(
-                f"{self.path.parent}: another run has taken over ({holder}): this one was "
-                "suspended or cut off for too long, and saves nothing more"
+                f"{self.path.parent}: another run has taken over ({self._described(holder)}): this "
+                "one was suspended or cut off for too long, and saves nothing more"
             )
 
     def _problem(self) -> str | None:
@@ -126,9 +133,13 @@ class FolderLock:
             reason = error.strerror or error
             return f"{error.filename or folder}: {reason}: give another --output"
         if holder is not None:
-            return f"{folder}: {holder}: wait for it, stop it, or give another --output"
+            described = self._described(holder)
+            return f"{folder}: {described}: wait for it, stop it, or give another --output"
         self._beats.start()
         return None
+
+    def _described(self, holder: Holder) -> str:
+        return f"{holder} {self._activity} {holder.since}"
 
     def _take(self) -> Holder | None:
         """Takes the lock, or returns who does not let go of it."""
@@ -195,7 +206,7 @@ def _read(file: int) -> Holder | None:
     """Who holds the lock; None if the file is empty or not whole: its holder died as it wrote."""
     try:
         return Holder(**json.loads(os.pread(file, 4096, 0)))
-    except (ValueError, TypeError):
+    except (ValueError, RecursionError, TypeError):
         return None
 
 

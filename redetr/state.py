@@ -36,6 +36,11 @@ from redetr.wording import counted
 
 _RESULTS = ("best.pt", "best.safetensors")  # of a run that was evaluated
 _NO_AP = -1.0  # in older checkpoints, before the first evaluation
+# The files that a run writes to its folder. Other commands may write theirs there as well.
+_FILES = frozenset(
+    ("config.json", "data.json", "data-train.npz", "data-val.npz", "metrics.jsonl", LIST_FILE)
+    + ("last.pt", "best.pt", "best.safetensors", "curves.png", "predictions.png")
+)
 # The settings that a resumed run may change; all others affect the result.
 _MAY_CHANGE = {
     "output",
@@ -333,7 +338,7 @@ def start_folder(
     if newest:
         notes += _changes(folder / "data.json", inventories, dist)
     notes += copied_images(inventories)
-    dist.main_only(remove_unfinished)(folder)
+    dist.main_only(remove_unfinished)(folder, _FILES)
     dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
     dist.main_only(write_inventories)(folder / "data.json", inventories)
     if state.config.skip_unreadable:

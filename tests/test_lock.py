@@ -73,7 +73,11 @@ def test_a_folder_in_which_nothing_was_written_is_removed(tmp_path):
     assert not (tmp_path / "runs" / "new").exists()
 
 
-@pytest.mark.parametrize("content", ["", '{"host": "a', "[1]"])
+@pytest.mark.parametrize(
+    "content",
+    ["", '{"host": "a', "[1]", "[" * 5000],
+    ids=["empty", "cut off", "a list", "nested"],
+)
 def test_a_lock_that_is_not_whole_is_taken(tmp_path, content):
     (tmp_path / "run.lock").write_text(content)
     with FolderLock(tmp_path, ALONE):

@@ -320,9 +320,10 @@ def test_read_metrics_leaves_out_the_line_being_written(tmp_path):
 def test_read_metrics_names_the_file_at_fault(tmp_path):
     with pytest.raises(InputError, match=r"cannot read .*nowhere"):
         read_metrics(tmp_path / "nowhere")
-    (tmp_path / "metrics.jsonl").write_text("step 1\n")
-    with pytest.raises(InputError, match=r"metrics\.jsonl is not JSON Lines"):
-        read_metrics(tmp_path)
+    for content in ("step 1\n", "[" * 100_000 + "\n"):
+        (tmp_path / "metrics.jsonl").write_text(content)
+        with pytest.raises(InputError, match=r"metrics\.jsonl is not JSON Lines"):
+            read_metrics(tmp_path)
 
 
 def test_the_smoothed_loss_by_hand():

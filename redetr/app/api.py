@@ -24,7 +24,7 @@ class Api:
         ]
 
     async def predict(self, request: Request) -> JSONResponse:
-        """A line of `predictions.jsonl`, without its `picture`."""
+        """A line of `predictions.jsonl`, without its `picture` and `folder`."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
             detections = await self.turns.take(self._detect, upload, threshold)

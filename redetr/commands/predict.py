@@ -1,9 +1,8 @@
 """`redetr predict`"""
 
-import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,20 +25,21 @@ from redetr.commands.console import (
 )
 from redetr.commands.videos import require_fitting_sources, say_images_only
 from redetr.detector.records import (
+    LOCK,
+    LOCKED_FOR,
     RECORD,
     Record,
     Summary,
-    begin,
-    deleted_images,
-    finished,
     join,
     require_no_cut_stream,
     require_no_foreign_page,
     require_no_predictions,
+    require_record,
     summary,
     write_formats,
-    written_images,
+    written_formats,
 )
+from redetr.detector.resuming import require_kept, require_same_files, start_of
 from redetr.errors import InputError, StoppedError, UsageError
 from redetr.files import require_folder
 from redetr.garbage import quick_imports
@@ -132,6 +132,7 @@ class Predict:
             from redetr.detector.detector import load
             from redetr.detector.sources import find_sources
             from redetr.distributed import process_group
+            from redetr.lock import FolderLock
 
         self._check()
         use_threads(self.threads)
@@ -145,8 +146,10 @@ class Predict:
         self._require_fitting(detector)
         # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
         warnings.filterwarnings("ignore", module="PIL")
-        folder.mkdir(parents=True, exist_ok=True)
-        with process_group(self.device, _LONGEST_WAIT_S) as dist:
+        with (
+            process_group(self.device, _LONGEST_WAIT_S) as dist,
+            FolderLock(folder, dist, LOCK, LOCKED_FOR) as lock,
+        ):
             detector.optimize(precision=self.precision, dist=dist)
             dist.main_only(say_detector)(detector)
             if self.panoptic:
@@ -155,13 +158,7 @@ class Predict:
                 dist.main_only(say_threshold)(detector)
             dist.main_only(self._report)(faults)
             dist.main_only(say_images_only)(sources, self._further_images)
-            dist.main_only(begin)(folder, self.resume)
-            dist.barrier()
-            earlier = finished(folder)
-            present = os.listdir(folder)  # what is not of this run stays
-            dist.barrier()
-            file_names = self._file_names(sources, earlier, present)
-            done = earlier.keys() & set(sources)
+            file_names, done = self._begin(folder, sources, dist)
             remaining = [source for source in sources if source not in done]
             of_this_rank = remaining[dist.rank :: dist.world_size]
             start = time.perf_counter()
@@ -171,6 +168,7 @@ class Predict:
             images = sum(result.images for result in results)
             dist.main_only(warn_of_plain)([name for result in results for name in result.plain])
             threshold = self._threshold(detector)
+            lock.require_held()
             dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
 
     def _check(self) -> None:
@@ -202,6 +200,7 @@ class Predict:
         mix with or replace."""
         require_folder(folder)
         if self.resume:
+            require_record(folder)
             require_no_cut_stream(folder)
         elif not self.overwrite:
             require_no_predictions(folder)
@@ -234,16 +233,23 @@ class Predict:
         return settled
 
     def _require_kept(self, folder: Path, sources: Sequence[str]) -> None:
-        """Raises InputError if --overwrite or --resume would delete a source."""
-        if not (self.overwrite or self.resume):
-            return
-        flag = "--resume" if self.resume else "--overwrite"
-        names = deleted_images(folder, self.resume)
-        deleted = {os.path.realpath(folder / name) for name in names}
-        for source in sources:
-            if os.path.realpath(source) in deleted:
-                text = f"is an annotated image of {folder}, which {flag} deletes"
-                raise InputError(text, where=source, remedy="give another --output")
+        """Raises InputError if --overwrite or --resume would delete a source, or --resume would
+        take it for another file."""
+        if self.overwrite or self.resume:
+            require_kept(folder, sources, self.resume)
+        if self.resume:
+            require_same_files(folder, sources)
+
+    def _begin(
+        self, folder: Path, sources: Sequence[str], dist: "Dist"
+    ) -> tuple[dict[str, Path], set[str]]:
+        """See `begin_run`. Raises InputError if another predict has just ended in the folder."""
+        from redetr.detector.output_folder import begin_run
+
+        if not (self.resume or self.overwrite):
+            require_no_predictions(folder)
+        image_suffix = "jpg" if "jpg" in self.save else "png"
+        return begin_run(folder, sources, image_suffix, self._further_images, self.resume, dist)
 
     def _report(self, faults: "list[Fault]") -> None:
         """Reports which sources were skipped."""
@@ -366,7 +372,8 @@ class Predict:
         """The record of a frame: see `records`."""
         from redetr.detector.output_names import beside
 
-        about: dict[str, Any] = {"image": frame.source}
+        start = start_of(frame.source, Path(self.output))
+        about: dict[str, Any] = {"image": frame.source, **start}
         if self._draws and (detections is not None or frame.number):
             about["picture"] = file_names[frame.source].name
         if detections is not None:
@@ -383,26 +390,6 @@ class Predict:
     @property
     def _draws(self) -> bool:
         return "png" in self.save or "jpg" in self.save
-
-    def _file_names(
-        self,
-        sources: Sequence[str],
-        earlier: Mapping[str, str | None],
-        present: Sequence[str],
-    ) -> dict[str, Path]:
-        """The file of the annotated image or video of each source. Files `present` in the output
-        folder, and those of `earlier` runs, are taken, unless an interrupted run drew them."""
-        from redetr.detector.output_names import output_names
-        from redetr.pages.drawing import is_drawn
-
-        folder = Path(self.output)
-        taken = set(present)
-        if self.resume:  # an interrupted run may have drawn images that it did not record
-            recorded = written_images(folder)
-            drawn = {name for name in taken - recorded if is_drawn(folder / name)}
-            taken = (taken - drawn) | recorded
-        image_suffix = "jpg" if "jpg" in self.save else "png"
-        return output_names(folder, sources, taken, image_suffix, self._further_images, earlier)
 
     @property
     def _further_images(self) -> list[str]:
@@ -423,6 +410,8 @@ class Predict:
         formats: list[str] = [format for format in self.save if format not in _IMAGES]
         if self.panoptic:
             formats.append("panoptic")
+        # Those of the run that this one resumes would lack what is new.
+        formats += [format for format in written_formats(folder) if format not in formats]
         write_formats(folder, formats)
         if self.json:
             write_formats(folder, ["json"])

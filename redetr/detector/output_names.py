@@ -56,6 +56,14 @@ def beside(picture: Path, kind: str) -> Path:
     return picture.with_suffix(f".{kind}.png")
 
 
+def all_names(file_names: Mapping[str, Path], kinds: Collection[str]) -> set[str]:
+    """The names of the annotated images and videos, and of further images of these `kinds`."""
+    names: set[str] = set()
+    for path in file_names.values():
+        names |= _with_others(path.name, kinds)
+    return names
+
+
 def _with_others(name: str, kinds: Collection[str]) -> set[str]:
     return {name, *(beside(Path(name), kind).name for kind in kinds)}
 

@@ -6,7 +6,8 @@ image or video, if there is one), `mask_picture` (the name of the image of its m
 `panoptic_picture` (the name of the image of its segments), `image_size` (height, width) and
 `detections`; frames also have `frame` and `time_s`, and those of a camera or live stream `live`.
 The last line of a video states how many `frames` it has. For a source that cannot be read, the line
-has an `error` instead.
+has an `error` instead. If `image` is a relative path, the line has the `folder` in which it starts,
+seen from the output folder.
 
 Memory holds the names of all images at most, and the segments, of which an image has few.
 """
@@ -20,11 +21,14 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
+from redetr.detector.record_lines import Line, has_key, is_line
 from redetr.errors import InputError
-from redetr.files import remove_unfinished, write_whole
+from redetr.files import first_bytes, json_lines, remove_unfinished, write_whole
 from redetr.wording import counted
 
 RECORD = "predictions.jsonl"
+LOCK = "predict.lock"
+LOCKED_FOR = "has been writing predictions there since"
 NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _KINDS = {"mask_picture": "masks", "panoptic_picture": "panoptic"}  # of further images
 _PICTURE_KEYS = ("picture", *_KINDS)
@@ -32,9 +36,9 @@ _PICTURES = (".png", ".jpg", ".mp4")
 _PAGE = "index.html"  # the contact sheet
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _CLASSES_NAMED = 5  # in a sentence
-_HEAD_CHARACTERS = 1000  # of a page, which say who wrote it
-
-Line = dict[str, Any]
+_HEAD_BYTES = 1000  # of a page, which say who wrote it
+_LINE_START = b'{"image": '
+_LONGEST_START = 1 << 20  # bytes of a line that is cut off in which its end is looked for
 
 
 class Record:
@@ -60,6 +64,31 @@ def require_no_predictions(folder: Path) -> None:
             f"{folder}: already holds predictions: give another --output, --resume to continue "
             "them, or --overwrite to delete them"
         )
+
+
+def require_record(folder: Path) -> None:
+    """Raises InputError if `predict` did not write the record in the folder, because resuming would
+    delete its lines."""
+    for file in _files(folder):
+        if not _is_record(file):
+            raise InputError(
+                "is not a record of redetr predict",
+                where=file,
+                remedy="give another --output, or --overwrite to delete it",
+            )
+
+
+def _is_record(file: Path) -> bool:
+    """Whether all that can be read in the file are lines of `predict`, or there is only the start
+    of its first line, as after a killed process, or the zero bytes that a crash may leave."""
+    has_lines = False
+    for entry in json_lines(file):
+        if not is_line(entry):
+            return False
+        has_lines = True
+    start = first_bytes(file, _LONGEST_START).strip(b"\0")
+    is_start = _LINE_START.startswith(start[: len(_LINE_START)])
+    return has_lines or (is_start and b"\n" not in start)
 
 
 def require_no_foreign_page(folder: Path) -> None:
@@ -102,7 +131,8 @@ def begin(folder: Path, resume: bool) -> None:
     lines name.
     """
     files = _files(folder)
-    for name in deleted_images(folder, resume):
+    deleted = deleted_images(folder, resume)
+    for name in deleted:
         (folder / name).unlink(missing_ok=True)
     if not resume:
         files += _other_formats(folder)
@@ -111,7 +141,7 @@ def begin(folder: Path, resume: bool) -> None:
         files = [file for file in files if file.name != RECORD]
     for file in files:
         file.unlink()
-    remove_unfinished(folder)
+    remove_unfinished(folder, deleted | _RECORD_NAMES)
 
 
 def _finished_lines(files: list[Path], names: Collection[str]) -> Iterator[Line]:
@@ -154,13 +184,21 @@ def _pictures(lines: Iterable[Line]) -> set[str]:
 def finished(folder: Path) -> dict[str, str | None]:
     """For each image and video that was processed to its end, the name of its annotated version. If
     only further images were written, such as its masks, it is the name beside which they are."""
-    pictures = {}
+    return {line["image"]: picture_of(line) for line in ends(folder)}
+
+
+def ends(folder: Path) -> Iterator[Line]:
+    """The line of each image, and the last one of each video, that was processed to its end."""
     for line in _distinct(_files(folder)):
         is_video_end = "frames" in line
         is_image = "detections" in line and "frame" not in line
         if is_video_end or is_image:
-            pictures[line["image"]] = line.get("picture") or _name_of_further(line)
-    return pictures
+            yield line
+
+
+def picture_of(line: Line) -> str | None:
+    """The name of the annotated version that `finished` returns for a line."""
+    return line.get("picture") or _name_of_further(line)
 
 
 def _name_of_further(line: Line) -> str | None:
@@ -231,12 +269,17 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _other_formats(folder: Path) -> list[Path]:
-    files = []
-    for name, _ in _FORMATS.values():
+    return [folder / _FORMATS[format][0] for format in written_formats(folder)]
+
+
+def written_formats(folder: Path) -> list[str]:
+    """Those of `write_formats` that an earlier run wrote."""
+    formats = []
+    for format, (name, _) in _FORMATS.items():
         path = folder / name
         if path.exists() and not _is_foreign_page(path):
-            files.append(path)
-    return files
+            formats.append(format)
+    return formats
 
 
 def _is_foreign_page(path: Path) -> bool:
@@ -245,19 +288,12 @@ def _is_foreign_page(path: Path) -> bool:
         return False
     from redetr.detector.contact_sheet import MARK
 
-    with open(path, encoding="utf-8", errors="replace") as text:
-        return MARK not in text.read(_HEAD_CHARACTERS)
+    return MARK.encode() not in first_bytes(path, _HEAD_BYTES)
 
 
 def _lines(file: Path) -> Iterator[Line]:
-    with open(file, encoding="utf-8") as text:
-        for row in text:
-            try:
-                line = json.loads(row)
-            except ValueError:  # the process was killed while it wrote this line
-                continue
-            if isinstance(line, dict) and "image" in line:
-                yield line
+    """The lines of a file. What a killed process has cut off is skipped."""
+    return filter(has_key, json_lines(file))
 
 
 def _distinct(files: Sequence[Path]) -> Iterator[Line]:
@@ -419,3 +455,4 @@ _FORMATS = {
     "html": (_PAGE, _write_html),
     "panoptic": ("predictions.panoptic.json", _write_panoptic),
 }
+_RECORD_NAMES = {RECORD, *(name for name, _ in _FORMATS.values())}

@@ -116,14 +116,14 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     reports: list[Fault] = []
     for source in sources:
         for name in _names_of(source, reports):
-            by_path.setdefault(_path_of(name), name)
+            by_path.setdefault(path_of(name), name)
     names = list(by_path.values())
     if faults is not None:
         faults += [*reports, *_further_pages(names)]
     return names
 
 
-def _path_of(name: str) -> str:
+def path_of(name: str) -> str:
     """The absolute path of a file, however it is written; URLs and cameras as they are."""
     if is_address(name) or is_rtsp(name) or is_camera(name):
         return name

@@ -69,7 +69,7 @@ def read_metrics(run: PathLike) -> Metrics:
         entries = [json.loads(line) for line in lines if line.strip()]
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # RecursionError: nested too deeply
         raise InputError(f"{path} is not JSON Lines: {error}") from error
     if not all(isinstance(entry, dict) and "step" in entry for entry in entries):
         raise InputError("a line has no step, so this is not the log of a run", where=path)

@@ -13,7 +13,9 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from redetr.choices import LabelChoice
-from redetr.files import write_whole
+from redetr.data.images import READ_REMEDY, decoder_errors
+from redetr.errors import InputError
+from redetr.files import open_file, write_whole
 from redetr.masks import CroppedMasks, crops_of
 from redetr.outlines import outlines
 from redetr.pages.fonts import drawing_font
@@ -216,11 +218,16 @@ def save_image(image: Image.Image, path: PathLike) -> None:
 
 
 def is_drawn(path: Path) -> bool:
-    """Whether `save_image` wrote the file."""
+    """Whether `save_image` wrote the file. False for a file that cannot be read, and for what is
+    not a file."""
     try:
-        with Image.open(path) as image:
+        with (
+            decoder_errors(str(path), READ_REMEDY),
+            open_file(path) as file,
+            Image.open(file, formats=("PNG", "JPEG")) as image,
+        ):
             marks = (image.info.get("Software"), image.info.get("comment"))
-    except OSError:  # no image
+    except InputError:
         return False
     return _MARK in marks or _MARK.encode() in marks
 

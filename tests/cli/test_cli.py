@@ -879,6 +879,20 @@ def test_resuming_past_a_damaged_checkpoint(trained, shared_coco, tmp_path, caps
     assert not list(folder.glob(".unfinished*"))
 
 
+def test_resuming_removes_only_unfinished_files_of_the_run(trained, shared_coco, tmp_path):
+    """An export may be writing to the folder, and a killed one has left a folder there."""
+    folder = tmp_path / "run"
+    shutil.copytree(trained, folder)
+    for path in trained.iterdir():
+        if path.is_file() and path.name != "previous.pt":  # the latter is renamed
+            (folder / f".unfinished-{path.stem}-k2x_9d0a{path.suffix}").write_text("half of it")
+    others = {".unfinished-model-k2x_9d0a.onnx", ".unfinished-k2x_9d0a"}
+    (folder / ".unfinished-model-k2x_9d0a.onnx").write_text("half of it")
+    (folder / ".unfinished-k2x_9d0a" / "new").mkdir(parents=True)
+    main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
+    assert {path.name for path in folder.glob(".unfinished*")} == others
+
+
 def test_no_whole_checkpoint(trained, shared_coco, tmp_path, capsys):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)

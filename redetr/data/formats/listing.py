@@ -1,7 +1,6 @@
 """Lists the contents of a folder, with all files that are skipped, and finds images that are listed
 twice."""
 
-import json
 import os
 import posixpath
 from collections import Counter
@@ -15,7 +14,7 @@ import numpy as np
 from redetr.data.annotations import Annotations, image_reference
 from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
-from redetr.files import holds_run, open_file
+from redetr.files import holds_run, json_lines, open_file
 from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # prefix and suffix of records of `redetr predict`
@@ -199,26 +198,19 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
     start, end = _RECORD
     for name in names:
         if name.startswith(start) and name.endswith(end):
-            outputs |= _recorded_images(os.path.join(folder, name))
+            outputs |= _recorded_images(Path(folder, name))
     return outputs & names
 
 
-def _recorded_images(record: str) -> set[str]:
+def _recorded_images(record: Path) -> set[str]:
     """The annotated images, and the images of masks and segments, that a record of `redetr predict`
     names."""
     images = set()
-    with open_file(record) as rows:
-        for row in rows:
-            try:
-                line = json.loads(row)
-            except (ValueError, RecursionError):  # cut off, or written by another program
-                continue
-            if not isinstance(line, dict):
-                continue
-            for key in ("picture", "mask_picture", "panoptic_picture"):
-                name = line.get(key)
-                if isinstance(name, str):
-                    images.add(name)
+    for line in json_lines(record):
+        for key in ("picture", "mask_picture", "panoptic_picture"):
+            name = line.get(key)
+            if isinstance(name, str):
+                images.add(name)
     return images
 
 

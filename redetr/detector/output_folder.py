@@ -1,0 +1,47 @@
+"""How `redetr predict` begins in its output folder, which it has locked."""
+
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from redetr.detector.output_names import all_names, output_names
+from redetr.detector.records import begin, written_images
+from redetr.detector.resuming import earlier_results
+from redetr.distributed import Dist
+from redetr.files import remove_unfinished
+from redetr.pages.drawing import is_drawn
+
+
+def begin_run(
+    folder: Path,
+    sources: Sequence[str],
+    image_suffix: str,
+    kinds: Collection[str],
+    resume: bool,
+    dist: Dist,
+) -> tuple[dict[str, Path], set[str]]:
+    """Prepares the folder; returns the file of the annotated image or video of each source, and the
+    sources that an earlier run has finished. Communicates.
+
+    `kinds` are those of further images, see `output_names`. When this returns, every rank has read
+    the folder, so that each may write to it.
+    """
+    dist.main_only(begin)(folder, resume)
+    dist.barrier()
+    earlier = earlier_results(folder, sources)
+    taken = _taken_names(folder, resume)
+    file_names = output_names(folder, sources, taken, image_suffix, kinds, earlier)
+    dist.main_only(remove_unfinished)(folder, all_names(file_names, kinds))
+    dist.barrier()
+    return file_names, earlier.keys() & set(sources)
+
+
+def _taken_names(folder: Path, resume: bool) -> set[str]:
+    """The names of files in the folder that this run must not replace: all but the images that an
+    interrupted run drew and did not record."""
+    present = set(os.listdir(folder))
+    if not resume:
+        return present
+    recorded = written_images(folder)
+    drawn = {name for name in present - recorded if is_drawn(folder / name)}
+    return (present - drawn) | recorded
