@@ -2,11 +2,13 @@
 mistake is one line instead of a traceback from within."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from rich.console import Console
 from torch import nn
 
+from redetr.choices import AUGMENT_IN_PYTHON, DATA_IN_PYTHON
 from redetr.config import TrainConfig
 from redetr.data.dataset import DetectionDataset, require_alike, require_valid
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
@@ -22,6 +24,16 @@ def require_config(config: Any) -> None:
         remedy = "give the settings of a run, such as redetr.get_recipe('redetr_n')"
         kind = type(config).__name__
         raise InputError(f"config is of type {kind}, not a TrainConfig", remedy=remedy)
+
+
+def name_what_is_given(config: TrainConfig, datasets: bool, augment: bool) -> TrainConfig:
+    """The settings of a run which says that its data sets, or its augmentation, are from Python:
+    otherwise it would name the defaults instead of them."""
+    if datasets:
+        config = replace(config, data=DATA_IN_PYTHON)
+    if augment:
+        config = replace(config, custom_augment=AUGMENT_IN_PYTHON)
+    return config
 
 
 def require_callable(**functions: Callable[..., Any] | None) -> None:

@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redetr import memory
 from redetr.bounds import require_all_in_bounds
 from redetr.checkpoint import save_checkpoint, save_weights
-from redetr.choices import AUGMENT_IN_PYTHON, DATA_IN_PYTHON
+from redetr.choices import AUGMENT_IN_PYTHON
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset
 from redetr.data.custom_augmentation import CustomAugmentation
@@ -31,6 +31,7 @@ from redetr.doctor.check import essential_faults
 from redetr.errors import InputError, StoppedError, exhausted_memory
 from redetr.evaluation import evaluate
 from redetr.in_python import (
+    name_what_is_given,
     require_callable,
     require_config,
     require_console,
@@ -107,7 +108,7 @@ def train(
                 if keep_memory and dist.device.type == "cpu":
                     memory.keep_memory()
                 custom = custom_augmentation(config, augment)
-                config = _marked(config, datasets, augment)
+                config = name_what_is_given(config, datasets is not None, augment is not None)
                 return _train(
                     config, console, datasets, after_evaluation, callback, custom, dist, signals
                 )
@@ -116,19 +117,6 @@ def train(
                 raise
             text = "stopped by a signal before the first step: start the same command again"
             raise StoppedError(text) from None
-
-
-def _marked(
-    config: TrainConfig,
-    datasets: tuple[DetectionDataset, DetectionDataset] | None,
-    augment: Callable[..., Any] | None,
-) -> TrainConfig:
-    """The settings, which say instead of a name what was given in Python."""
-    if datasets is not None:
-        config = replace(config, data=DATA_IN_PYTHON)
-    if augment is not None:
-        config = replace(config, custom_augment=AUGMENT_IN_PYTHON)
-    return config
 
 
 @exact_products()
