@@ -24,6 +24,7 @@ _LARGER_THAN_BOX = 1.5
 _SHARE_OF_BOX = 1 / 200
 _THIN_ONES = 0.01  # this share of objects may fill less, such as kites with their string
 _NEARLY_ALL = 0.9
+_MOST = 0.5
 FEWEST_FOR_CORNERS = 10  # boxes that are needed to recognise corners
 _BLOCK = 2**16  # rows that are judged at a time
 
@@ -63,6 +64,10 @@ def other_format(
 
     `boxes` were read as `box_format`. Outlines of objects that are not `counted`, bool `[A]`, are
     ignored.
+
+    An area may be that of a mask, which differs from that of its box, and equals that of the box in
+    another format by coincidence. So most rows must fit the other format, and without outlines, at
+    least `FEWEST_FOR_CORNERS` of them.
     """
     if counted is None:
         counted = np.ones(len(boxes), bool)
@@ -81,13 +86,20 @@ def other_format(
 
     columns = (boxes, outlines, area, counted)
     as_read = in_blocks(partial(agree_as, box_format), *columns)
+    has_outline = counted & ~np.isnan(outlines).any(1)
+    is_comparable = has_outline | (area > 0)
     for candidate in FORMATS:
         if candidate == box_format:
             continue
         agree = in_blocks(partial(agree_as, candidate), *columns)
         decisive = agree ^ as_read
         others = agree & decisive
-        if others.any() and others.sum() >= _NEARLY_ALL * decisive.sum():
+        fits_both = agree & as_read
+        num_telling = (is_comparable & ~fits_both).sum()
+        count = others.sum()
+        are_enough = count >= FEWEST_FOR_CORNERS or (others & has_outline).any()
+        are_most = count >= max(_NEARLY_ALL * decisive.sum(), _MOST * num_telling)
+        if are_enough and are_most:
             return candidate, others
     return None
 

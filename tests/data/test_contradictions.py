@@ -1,6 +1,7 @@
 """Parts of one annotation that contradict each other: box, outline, area, mask and image."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -129,6 +130,53 @@ def test_the_format_that_outlines_state(read_as, written_as):
     assert other[1].all()
     nothing = np.full_like(boxes, np.nan)
     assert other_format(read, nothing, no_area, read_as) is None
+
+
+@pytest.mark.parametrize("count", [1, 20, 1_000, 50_000])
+@pytest.mark.parametrize("read_as", FORMATS)
+def test_areas_of_masks_state_no_format(read_as, count):
+    """The area of a round object equals that of its box in another format by coincidence only,
+    although no area is that of the box as it was read."""
+    for seed in range(20):
+        boxes = random_boxes(count, seed)
+        no_outline = np.full_like(boxes, np.nan)
+        round_areas = math.pi / 4 * box_areas(boxes)
+        assert other_format(boxes, no_outline, round_areas, read_as) is None
+
+
+@pytest.mark.parametrize("count", [10, 1_000])
+def test_areas_of_boxes_state_the_format(count):
+    """Boxes that span their image fit both formats, and state nothing."""
+    boxes = random_boxes(count, 0)
+    whole = np.tile([0.0, 0, 640, 480], (2 * count, 1))
+    areas = box_areas(np.concatenate([boxes, whole]))
+    read = to_corners(np.concatenate([boxes, whole]), "xywh")
+    other = other_format(read, np.full_like(read, np.nan), areas, "xywh")
+    assert other is not None
+    assert other[0] == "xyxy"
+    assert other[1].tolist() == [True] * count + [False] * 2 * count
+
+
+def random_boxes(count: int, seed: int) -> np.ndarray:
+    """xyxy boxes of objects in images of 640x480 px."""
+    rng = np.random.default_rng(seed)
+    sides = rng.uniform(60, 300, (count, 2))
+    starts = rng.uniform(1, [640, 480] - sides)
+    return np.concatenate([starts, starts + sides], axis=1)
+
+
+def box_areas(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2:] - boxes[:, :2]).prod(1)
+
+
+def test_round_objects_with_the_areas_of_their_masks(tmp_path):
+    """As xyxy, one of them has the area that is stated, and none has it as xywh."""
+    boxes = [[8, 4, 60, 40], *[[30, 20, 40, 36]] * 19]
+    rows = []
+    for box in boxes:
+        rows.append({"bbox": box, "area": round(math.pi / 4 * box[2] * box[3], 1)})
+    coco(tmp_path, rows)
+    assert faults(tmp_path) == []
 
 
 def test_a_box_and_an_outline_of_two_objects(tmp_path):
