@@ -18,6 +18,7 @@ FORMATS: tuple[BoxFormat, ...] = ("xywh", "cxcywh", "xyxy")
 _SAME_IOU = 0.9
 _OTHER_IOU = 0.5  # polygons, masks and boxes of one object differ a little
 _SAME_AREA = 0.02  # relative
+_EXACT_AREA = 1e-4  # also relative: coordinates may be rounded
 # No mask is larger than its box, except for pixels on its border, and few masks fill so little of
 # it.
 _LARGER_THAN_BOX = 1.5
@@ -65,15 +66,16 @@ def other_format(
     `boxes` were read as `box_format`. Outlines of objects that are not `counted`, bool `[A]`, are
     ignored.
 
-    An area may be that of a mask, which differs from that of its box, and equals that of the box in
-    another format by coincidence. So most rows must fit the other format, and without outlines, at
-    least `FEWEST_FOR_CORNERS` of them.
+    An area may be that of a mask, which differs from that of its box, and is about that of the box
+    in another format by coincidence. So most rows must fit the other format, and areas of fewer
+    than `FEWEST_FOR_CORNERS` of them must be exact.
     """
     if counted is None:
         counted = np.ones(len(boxes), bool)
 
     def agree_as(
         candidate: BoxFormat,
+        tolerance: float,
         boxes: np.ndarray,
         outlines: np.ndarray,
         area: np.ndarray,
@@ -82,35 +84,38 @@ def other_format(
         if candidate != box_format:
             boxes = to_corners(from_corners(boxes, box_format), candidate)
         known_outlines = np.where(counted[:, None], outlines, np.nan)
-        return _agree(boxes, known_outlines, area)
+        return _agree(boxes, known_outlines, area, tolerance)
 
     columns = (boxes, outlines, area, counted)
-    as_read = in_blocks(partial(agree_as, box_format), *columns)
+    as_read = in_blocks(partial(agree_as, box_format, _SAME_AREA), *columns)
     has_outline = counted & ~np.isnan(outlines).any(1)
     is_comparable = has_outline | (area > 0)
     for candidate in FORMATS:
         if candidate == box_format:
             continue
-        agree = in_blocks(partial(agree_as, candidate), *columns)
+        agree = in_blocks(partial(agree_as, candidate, _SAME_AREA), *columns)
         decisive = agree ^ as_read
         others = agree & decisive
         fits_both = agree & as_read
         num_telling = (is_comparable & ~fits_both).sum()
         count = others.sum()
-        are_enough = count >= FEWEST_FOR_CORNERS or (others & has_outline).any()
+        exact = in_blocks(partial(agree_as, candidate, _EXACT_AREA), *columns)
+        are_enough = count >= FEWEST_FOR_CORNERS or (others & exact).any()
         are_most = count >= max(_NEARLY_ALL * decisive.sum(), _MOST * num_telling)
         if are_enough and are_most:
             return candidate, others
     return None
 
 
-def _agree(boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray) -> np.ndarray:
-    """Which boxes are those around their outlines, or have the stated area if there is no outline,
-    bool `[A]`."""
+def _agree(
+    boxes: np.ndarray, outlines: np.ndarray, area: np.ndarray, tolerance: float
+) -> np.ndarray:
+    """Which boxes are those around their outlines, or have the stated area, up to a relative
+    tolerance, if there is no outline, bool `[A]`."""
     box_areas = _areas(boxes)
     has_area = (area > 0) & (boxes[:, 2:] > boxes[:, :2]).all(1)
     gap = np.abs(box_areas - area)
-    same_area = has_area & (gap <= _SAME_AREA * area)
+    same_area = has_area & (gap <= tolerance * area)
     has_outline = ~np.isnan(outlines).any(1)
     return np.where(has_outline, outline_agrees(boxes, outlines), same_area)
 

@@ -144,7 +144,7 @@ def test_areas_of_masks_state_no_format(read_as, count):
         assert other_format(boxes, no_outline, round_areas, read_as) is None
 
 
-@pytest.mark.parametrize("count", [10, 1_000])
+@pytest.mark.parametrize("count", [1, 10, 1_000])
 def test_areas_of_boxes_state_the_format(count):
     """Boxes that span their image fit both formats, and state nothing."""
     boxes = random_boxes(count, 0)
