@@ -74,6 +74,19 @@ def test_the_longest_end_that_is_there(coco):
     assert b"b/train-00.jpg" in names and b"train-00.jpg" in names
 
 
+@pytest.mark.parametrize("folder", ["extra", "images", "train"])
+def test_the_file_that_shares_most_of_the_path(folder, tmp_path):
+    """The folder of the split has a file of that name as well."""
+    tool_coco()(tmp_path)
+    for other in ("extra", "images", "train"):
+        image(tmp_path, f"{other}/1.png")
+    document = json.loads((tmp_path / TRAIN).read_text())
+    document["images"][0]["file_name"] = f"/content/set/{folder}/1.png"
+    (tmp_path / TRAIN).write_text(json.dumps(document))
+    annotations = open_dataset(tmp_path, "train").annotations
+    assert annotations.path(0) == tmp_path / folder / "1.png"
+
+
 def test_a_file_outside_is_neither_read_nor_replaced(coco, tmp_path):
     """There is a file where the path leads: another of its name need not be the same."""
     outside = tmp_path / "elsewhere"

@@ -42,8 +42,9 @@ class FoundFiles:
 
 
 def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
-    """The files with these names, in the folder that has most of them, or the first of several such
-    folders.
+    """The files with these names, in the folder that has most of them. Of several such folders, the
+    one whose files share the most last parts with the paths of another machine is used, or else the
+    first.
 
     A path that leads out of the folder is matched by its last parts, longest first. If it leads to
     an existing file, neither that file nor a substitute is read.
@@ -67,18 +68,38 @@ def find_files(texts: list[Any], folders: list[Path]) -> FoundFiles:
 def _files_in_one_of(
     folders: list[Path], inside: list[str], ends: list[list[str]], names_of_split: set[str]
 ) -> FoundFiles:
-    """`_files_in` the folder, with its archives, that has most of the files, or the first of
-    several such folders."""
+    """`_files_in` the folder, with its archives, that `find_files` chooses."""
     best = None
+    best_score = (0, 0)
     for folder in folders:
         files = _files_in(folder, inside, ends)
         _take_from_folders_of_archives(files, names_of_split - {folder.name})
-        if best is None or files.is_missing.sum() < best.is_missing.sum():
+        num_named = len(inside) - int(files.is_missing.sum())
+        score = (num_named, _num_shared_parts(files, ends))
+        if best is None or score > best_score:
             best = files
-        if not best.is_missing.any():
+            best_score = score
+        if not (best.is_missing.any() or best.is_foreign.any()):
             break
     assert best is not None
     return best
+
+
+def _num_shared_parts(files: FoundFiles, ends: list[list[str]]) -> int:
+    """The number of last parts that the paths of another machine and their files have in common, in
+    total. The folder counts, so that all folders that lead to the same file are equal."""
+    folder = os.path.abspath(files.folder)
+    total = 0
+    for i in np.flatnonzero(files.is_foreign).tolist():
+        if not ends[i]:
+            continue
+        written = reversed(ends[i][0].split("/"))
+        actual = reversed(f"{folder}/{files.names[i]}".split("/"))
+        for part, other in zip(written, actual, strict=False):
+            if part != other:
+                break
+            total += 1
+    return total
 
 
 def _take_same_names(files: FoundFiles) -> None:
