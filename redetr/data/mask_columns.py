@@ -19,6 +19,8 @@ from redetr.structures import Size
 # Whether masks are read: not at all, for a check, or for training.
 MaskUse = Literal["none", "check", "train"]
 
+LARGEST_SIDE_PX = 2**18 - 1  # of an image with masks: an outline takes memory for each pixel
+MOST_PIXELS = 2**32 - 1  # of an image with masks: hotcoco counts them in 32 bits
 _BLOCK = 2**16  # rows that are copied at a time
 
 
@@ -89,6 +91,12 @@ class MaskColumns:
         points, first_point = _emptied(self.points, self.first_point, kept)
         counts, first_count = _emptied(self.counts, self.first_count, kept)
         return MaskColumns(points, first_point, counts, first_count)
+
+
+def may_have_masks(sizes: np.ndarray) -> np.ndarray:
+    """Which images of these heights and widths, int64 `[N, 2]`, are small enough for masks, bool
+    `[N]`."""
+    return (sizes <= LARGEST_SIDE_PX).all(1) & (sizes.prod(1) <= MOST_PIXELS)
 
 
 def _taken(

@@ -10,7 +10,13 @@ import hotcoco.mask
 import numpy as np
 
 from redetr.data.contradictions import cross_themselves, outline_agrees, outline_differs
-from redetr.data.mask_columns import MaskBuilder, MaskColumns
+from redetr.data.mask_columns import (
+    LARGEST_SIDE_PX,
+    MOST_PIXELS,
+    MaskBuilder,
+    MaskColumns,
+    may_have_masks,
+)
 from redetr.structures import Size
 from redetr.wording import counted
 
@@ -111,6 +117,7 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
     sound = masks.has_mask & rows.good & ~has_problem & ~_sizes_differ(objects, images)
     _report_missing(rows, builder, masks, sound | has_problem | objects.iscrowd)
     sizes = np.concatenate([images.sizes, [[1, 1]]])[objects.image]  # the last: no image
+    sound &= ~_report_large(rows, builder, sizes, sound)
     sound &= ~_report_outside(rows, builder, masks, sizes, sound)
     areas = _areas(masks, sizes, sound)
     is_empty = sound & (areas == 0)
@@ -150,6 +157,23 @@ def _report_missing(
         severity = "warning"
         remedy = "only its box is used, and masks of this split are not measured: draw its outline"
     rows.fault("mask-missing", missing, lambda i: text, remedy, severity)
+
+
+def _report_large(
+    rows: "Rows", builder: MaskBuilder, sizes: np.ndarray, sound: np.ndarray
+) -> np.ndarray:
+    """Adds a fault for masks in images that are too large for them, and returns which objects have
+    them, bool `[A]`."""
+    is_large = sound & ~may_have_masks(sizes)
+
+    def text(i: int) -> str:
+        height, width = sizes[i].tolist()
+        limits = f"{LARGEST_SIDE_PX:,} px a side and {MOST_PIXELS:,} px in all"
+        return f"its image is {width}x{height} px, and masks have at most {limits}"
+
+    remedy = "correct the size of the image, or cut the image into smaller ones"
+    rows.fault("mask-invalid", is_large, text, remedy, builder.severity)
+    return is_large
 
 
 def _report_outside(

@@ -887,6 +887,9 @@ DAMAGED = {
     ),
     "width is text": error("size-invalid", image(width="64"), *THERE, "'64'x48"),
     "width is a fraction": error("size-invalid", image(width=64.5), *THERE, "64.5x48"),
+    "width is larger than that of any image": error(
+        "size-invalid", image(width=10**10), *THERE, "10000000000x48"
+    ),
     "height is negative": error("size-invalid", image(height=-48), *THERE, "64x-48"),
     "width and height exchanged": error(
         "image-sideways",

@@ -60,6 +60,11 @@ def annotation(number: int = 0, **values: Any) -> Callable[[Path], None]:
     return rewrite("instances_train.json", lambda d: d["annotations"][number].update(values))
 
 
+def image(**values: Any) -> Callable[[Path], None]:
+    """The first image says this."""
+    return rewrite("instances_train.json", lambda d: d["images"][0].update(values))
+
+
 def segmentation(value: Any, number: int = 0) -> Callable[[Path], None]:
     return annotation(number, segmentation=value)
 
@@ -146,6 +151,9 @@ DAMAGES = {
     ),
     "an enormous number": Damage(
         "mask-invalid", polygon(5.5, 4, 1e300, 9, 12, 33), "holds 1e+300, which is not a finite"
+    ),
+    "more than any float": Damage(
+        "mask-invalid", polygon(5.5, 4, 10**400, 9, 12, 33), "000, which is not a finite"
     ),
     "text": Damage(
         "mask-invalid", polygon(5.5, 4, "30", 9, 12, 33), "holds '30', which is not a finite number"
@@ -492,6 +500,22 @@ def test_a_damaged_mask_is_found_and_not_learned_in_silence(name, tmp_path):
         assert is_of_boxes or any(fault.text in note for note in notes)
     if damage.boxes_are_sound:
         assert "masks" not in open_dataset(root, "train").target(0)
+
+
+@pytest.mark.parametrize("size", [(70_000, 70_000), (2**16, 2**16), (10**8, 1), (10**9, 10**9)])
+def test_an_image_that_is_too_large_for_masks(size, tmp_path):
+    width, height = size
+    root = write_coco(tmp_path, [[[0.0, 0, 0.9, 0, 0.9, 0.9]]])
+    image(width=width, height=height)(root)
+    line = f"annotation 10: its image is {width}x{height} px, and masks have at most 262,143 px"
+    for masks, severity in ((False, "warning"), (True, "error")):
+        faults = check(str(root), masks=masks).faults
+        [fault] = [fault for fault in faults if fault.code == "mask-invalid"]
+        assert fault.severity == severity
+        assert line in str(fault)
+    with pytest.raises(InputError, match="correct the size of the image"):
+        open_dataset(root, "train", masks=True)
+    assert len(open_dataset(root, "train")) == 3
 
 
 def test_training_on_masks_makes_errors_of_them(tmp_path, capsys):

@@ -19,7 +19,7 @@ from PIL import Image
 
 from redetr.data import open_dataset, store
 from redetr.data.formats.segmentations import decompressed, parse_segmentation
-from redetr.data.mask_columns import MaskBuilder
+from redetr.data.mask_columns import MaskBuilder, MaskProblem
 from redetr.data.mask_faults import _crossing
 from redetr.errors import InputError
 from redetr.masks import boxes_of_masks, decode
@@ -185,6 +185,13 @@ def test_any_value_is_a_mask_or_says_why_not(value):
         for polygon in parsed:
             assert len(polygon) >= 6
             assert np.isfinite(polygon).all()
+
+
+@pytest.mark.parametrize("counts", [[10**10], [0, 10**10]])
+def test_a_mask_has_at_most_as_many_pixels_as_32_bits_count(counts):
+    problem = parse_segmentation({"size": [10**5, 10**5], "counts": counts})
+    assert isinstance(problem, MaskProblem)
+    assert "its RLE is of 100000x100000 px, and masks have at most" in problem.text
 
 
 def test_columns_keep_polygons_apart():

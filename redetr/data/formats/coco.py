@@ -50,6 +50,7 @@ _KEYS = {
     ),
     "categories": ("id", "name", "isthing"),
 }
+_LARGEST_SIDE_PX = 10**9  # of an image of any format
 _REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 
 
@@ -282,7 +283,8 @@ def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
     heights, bad_height = columns[0].whole_numbers()
     widths, bad_width = columns[1].whole_numbers()
     sizes = np.stack([heights, widths], axis=1)
-    is_unclear = bad_height | bad_width | (sizes <= 0).any(1)
+    is_impossible = (sizes <= 0) | (sizes > _LARGEST_SIDE_PX)
+    is_unclear = bad_height | bad_width | is_impossible.any(1)
     is_unstated = np.zeros(len(sizes), bool)
     for i in np.flatnonzero(is_unclear & table.good & ~files.is_missing):
         stated = [column[i] for column in columns]
