@@ -72,39 +72,44 @@ def other_format(
     """
     if counted is None:
         counted = np.ones(len(boxes), bool)
-
-    def agree_as(
-        candidate: BoxFormat,
-        tolerance: float,
-        boxes: np.ndarray,
-        outlines: np.ndarray,
-        area: np.ndarray,
-        counted: np.ndarray,
-    ) -> np.ndarray:
-        if candidate != box_format:
-            boxes = to_corners(from_corners(boxes, box_format), candidate)
-        known_outlines = np.where(counted[:, None], outlines, np.nan)
-        return _agree(boxes, known_outlines, area, tolerance)
-
-    columns = (boxes, outlines, area, counted)
-    as_read = in_blocks(partial(agree_as, box_format, _SAME_AREA), *columns)
     has_outline = counted & ~np.isnan(outlines).any(1)
     is_comparable = has_outline | (area > 0)
+    columns = (boxes, outlines, area, counted)
+
+    def agree_as(candidate: BoxFormat, tolerance: float) -> np.ndarray:
+        return in_blocks(partial(_agree_as, candidate, box_format, tolerance), *columns)
+
+    as_read = agree_as(box_format, _SAME_AREA)
     for candidate in FORMATS:
         if candidate == box_format:
             continue
-        agree = in_blocks(partial(agree_as, candidate, _SAME_AREA), *columns)
+        agree = agree_as(candidate, _SAME_AREA)
         decisive = agree ^ as_read
         others = agree & decisive
+        count = others.sum()
         fits_both = agree & as_read
         num_telling = (is_comparable & ~fits_both).sum()
-        count = others.sum()
-        exact = in_blocks(partial(agree_as, candidate, _EXACT_AREA), *columns)
-        are_enough = count >= FEWEST_FOR_CORNERS or (others & exact).any()
         are_most = count >= max(_NEARLY_ALL * decisive.sum(), _MOST * num_telling)
-        if are_enough and are_most:
+        is_exact = others & agree_as(candidate, _EXACT_AREA)
+        if are_most and (count >= FEWEST_FOR_CORNERS or is_exact.any()):
             return candidate, others
     return None
+
+
+def _agree_as(
+    candidate: BoxFormat,
+    box_format: BoxFormat,
+    tolerance: float,
+    boxes: np.ndarray,
+    outlines: np.ndarray,
+    area: np.ndarray,
+    counted: np.ndarray,
+) -> np.ndarray:
+    """Which boxes, read as `box_format`, `_agree` if they are read as the candidate, bool `[A]`."""
+    if candidate != box_format:
+        boxes = to_corners(from_corners(boxes, box_format), candidate)
+    known_outlines = np.where(counted[:, None], outlines, np.nan)
+    return _agree(boxes, known_outlines, area, tolerance)
 
 
 def _agree(
