@@ -292,6 +292,16 @@ FAULTS = {
         "901",
         "nor RLE",
     ),
+    "no bbox, RLE too short": (
+        lambda d: outlined(d, {"size": [80, 100], "counts": [650, 20, 60, 20]}),
+        "901",
+        "nor RLE with counts of all its pixels",
+    ),
+    "no bbox, RLE cut off": (
+        lambda d: outlined(d, {"size": [80, 100], "counts": "~~~"}),
+        "901",
+        "nor RLE",
+    ),
     "no bbox, RLE of nothing": (
         lambda d: outlined(d, {"size": [80, 100], "counts": [8000]}),
         "901",

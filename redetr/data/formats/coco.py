@@ -158,15 +158,17 @@ class _Lists:
                     row[_PARTIAL] = 1
         if key == "annotations":
             for row in rows:
+                mask = None
                 if self.masks is not None:
-                    self.masks.add(parse_segmentation(row.get("segmentation")))
-                _summarize(row)
+                    mask = parse_segmentation(row.get("segmentation"))
+                    self.masks.add(mask)
+                _summarize(row, mask)
         self.columns[key].extend(rows)
 
 
-def _summarize(row: Row) -> None:
+def _summarize(row: Row, mask: Any) -> None:
     """Replaces the outline of an annotation, which takes most of a large file, by its extent.
-    Writes a bbox if there is none."""
+    Writes a bbox if there is none. `mask` is the parsed outline, or None if masks are not read."""
     attributes = row.get("attributes")
     if isinstance(attributes, dict) and is_number(attributes.get("rotation")):
         row[_ROTATION] = attributes["rotation"] % 180
@@ -183,16 +185,25 @@ def _summarize(row: Row) -> None:
         if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
             row.update(zip(_MASK_SIZE, size, strict=True))
         if row.get("iscrowd") not in (1, "1"):
-            extent = extent_of(outline)
+            extent = _extent_of_rle(outline, mask)
     row[_EXTENT] = list(extent or _NO_BOX)
     if not row.get("bbox"):
         row[_OUTLINED] = 1
-        around = extent_of(outline)
+        is_rle = isinstance(outline, dict)
+        around = _extent_of_rle(outline, mask) if is_rle else extent_of(outline)
         if around is None:
             return  # kept, because a message quotes it
         x1, y1, x2, y2 = around
         row["bbox"] = [x1, y1, x2 - x1, y2 - y1]
     del row["segmentation"]
+
+
+def _extent_of_rle(rle: dict[str, Any], mask: Any) -> tuple[float, float, float, float] | None:
+    """The xyxy around an RLE; None if it is not valid, since its pixels may then be any. `mask` is
+    the parsed RLE, or None."""
+    if mask is None:
+        mask = parse_segmentation(rle)
+    return extent_of(rle) if isinstance(mask, bytes) else None
 
 
 def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[Table]:
@@ -404,7 +415,7 @@ def _report_outlines(table: Table) -> None:
         "box-invalid",
         invalid,
         "it has no bbox, and its segmentation {segmentation} is neither polygons [[x, y, x, y, x, "
-        "y, ...]] nor RLE",
+        "y, ...]] nor RLE with counts of all its pixels",
         "correct it, or write a bbox",
     )
     _note_outlines(table, outlined, "has a segmentation but no bbox")
