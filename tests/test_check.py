@@ -593,17 +593,49 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     assert not (tmp_path / "page" / "augmented.png").exists()
 
 
-def test_a_single_image_is_cut_into_tiles_and_not_divided(root):
+def keep_one_image(root: Path) -> None:
+    """Leaves one image in the train split."""
     file = root / "annotations" / "instances_train.json"
     document = json.loads(file.read_text())
     document["images"] = document["images"][:1]
     image_id = document["images"][0]["id"]
     document["annotations"] = [a for a in document["annotations"] if a["image_id"] == image_id]
     file.write_text(json.dumps(document))
-    (root / "annotations" / "instances_val.json").unlink()
+
+
+def only_error(root: Path) -> Fault:
     (fault,) = [fault for fault in check(str(root)).faults if fault.severity == "error"]
+    return fault
+
+
+def test_a_val_split_that_cannot_be_read_is_not_missing(root):
+    """Tiles of the single image for training would not help."""
+    keep_one_image(root)
+    (root / "annotations" / "instances_val.json").write_text("{")
+    fault = only_error(root)
+    assert fault.code == "split-unreadable"
+    assert "not JSON" in fault.text
+    assert fault.remedy == "export or copy the annotations again"
+
+
+def test_a_single_image_is_cut_into_tiles_and_not_divided(root):
+    keep_one_image(root)
+    (root / "annotations" / "instances_val.json").unlink()
+    fault = only_error(root)
     assert fault.code == "split-unreadable"
     assert f"redetr convert {root} {root}-tiles --tile 640 --overlap 0" in fault.remedy
+
+
+def test_a_single_image_beside_one_with_an_error_is_not_cut(root):
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    for row in document["images"][1:]:
+        row["width"] = -1
+    file.write_text(json.dumps(document))
+    (root / "annotations" / "instances_val.json").unlink()
+    faults = {fault.code: fault for fault in check(str(root)).faults}
+    assert faults["size-invalid"].count == 13
+    assert "--tile" not in faults["split-unreadable"].remedy
 
 
 @pytest.mark.parametrize("source", ["train/_annotations.coco.json", "instances_train.json"])

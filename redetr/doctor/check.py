@@ -377,13 +377,21 @@ def _read(
             if split != "test" or split in splits_of(root):
                 splits[split], _ = read_split(root, split, val_fraction, masks)
         except InputError as error:
-            if split == "val" and len(splits.get("train", ())) == 1:
+            if split == "val" and _is_single_image(root, splits.get("train")):
                 error.remedy = for_a_single_image(root)
             errors[split] = error
     reasons = {str(error) for error in errors.values()}
     if not splits and len(reasons) == 1:
         raise errors["train"]
     return splits, [_unreadable(split, reason, root) for split, reason in errors.items()]
+
+
+def _is_single_image(root: Path, train: Annotations | None) -> bool:
+    """Whether the data set in `root` has a train split of one image, and no val split. Errors may
+    have left out other images."""
+    if train is None or len(train) != 1 or not is_sound(train):
+        return False
+    return "val" not in splits_of(root)
 
 
 def _open(

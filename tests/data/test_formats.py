@@ -207,6 +207,21 @@ def test_a_single_image_cannot_be_divided_and_what_helps_is_said(unsplit):
         open_dataset(unsplit, "val", 0.25)
 
 
+@pytest.mark.parametrize("count", [2, 5])
+def test_a_split_that_is_empty_because_of_an_error_names_it(count, unsplit):
+    """Images with errors are left out, and may be those that are missing."""
+    rows = []
+    for number in range(count):
+        rows.append({"id": number, "file_name": f"{number}.png", "width": 8, "height": 8})
+    rows[0]["width"] = -8
+    rewrite(unsplit, rows, [])
+    for split in ("train", "val"):
+        with pytest.raises(InputError, match=r"image 0 .*: -8x8 is not a size in pixels"):
+            open_dataset(unsplit, split, 0.1)
+    with pytest.raises(InputError, match="is not a size in pixels; write the size of the file"):
+        check(str(unsplit), val_fraction=0.1)
+
+
 def test_val_fraction_that_leaves_a_split_empty(unsplit):
     for fraction, count in ((1e-9, 0), (1 - 1e-9, 300)):
         with pytest.raises(

@@ -33,9 +33,11 @@ def hold_out(
 
     The split depends only on names, classes and the fraction, so it is the same for every seed,
     rank and format. `source` is the user's name for the data set. Raises InputError if one of the
-    two splits would be empty.
+    two splits would be empty, which names the first error if there are any: images with errors are
+    left out.
     """
     if len(annotations) == 1:
+        annotations.require_sound()
         raise InputError(
             f"--val-fraction {fraction} cannot divide a single image",
             where=annotations.source,
@@ -71,6 +73,7 @@ def held_out(annotations: Annotations, fraction: float) -> Bools:
         annotations.require_sound()  # raises: all images have errors
     wanted = int(fraction * num_images + 0.5)
     if wanted in (0, num_images):
+        annotations.require_sound()
         raise InputError(
             f"--val-fraction {fraction} holds out {wanted:,} of {counted(num_images, 'image')}",
             where=annotations.source,
