@@ -185,12 +185,11 @@ def _summarize(row: Row, mask: Any) -> None:
         if isinstance(size, list) and len(size) == 2 and all(map(is_number, size)):
             row.update(zip(_MASK_SIZE, size, strict=True))
         if row.get("iscrowd") not in (1, "1"):
-            extent = _extent_of_rle(outline, mask)
+            extent = _extent(outline, mask)
     row[_EXTENT] = list(extent or _NO_BOX)
     if not row.get("bbox"):
         row[_OUTLINED] = 1
-        is_rle = isinstance(outline, dict)
-        around = _extent_of_rle(outline, mask) if is_rle else extent_of(outline)
+        around = _extent(outline, mask)
         if around is None:
             return  # kept, because a message quotes it
         x1, y1, x2, y2 = around
@@ -198,12 +197,16 @@ def _summarize(row: Row, mask: Any) -> None:
     del row["segmentation"]
 
 
-def _extent_of_rle(rle: dict[str, Any], mask: Any) -> tuple[float, float, float, float] | None:
-    """The xyxy around an RLE; None if it is not valid, since its pixels may then be any. `mask` is
-    the parsed RLE, or None."""
-    if mask is None:
-        mask = parse_segmentation(rle)
-    return extent_of(rle) if isinstance(mask, bytes) else None
+def _extent(outline: Any, mask: Any) -> tuple[float, float, float, float] | None:
+    """The xyxy around an outline; None if it is not valid. `mask` is the parsed outline, or None.
+
+    An RLE that is not valid may show any pixels, even if a box can be computed.
+    """
+    if isinstance(outline, dict):
+        parsed = parse_segmentation(outline) if mask is None else mask
+        if not isinstance(parsed, bytes):
+            return None
+    return extent_of(outline)
 
 
 def _tables(file: Path, lists: _Lists, faults: list[Fault]) -> list[Table]:
