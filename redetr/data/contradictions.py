@@ -90,8 +90,10 @@ def other_format(
         fits_both = agree & as_read
         num_telling = (is_comparable & ~fits_both).sum()
         are_most = count >= max(_NEARLY_ALL * decisive.sum(), _MOST * num_telling)
+        if not are_most:
+            continue
         is_exact = others & agree_as(candidate, _EXACT_AREA)
-        if are_most and (count >= FEWEST_FOR_CORNERS or is_exact.any()):
+        if count >= FEWEST_FOR_CORNERS or is_exact.any():
             return candidate, others
     return None
 
