@@ -42,6 +42,7 @@ from redetr.errors import InputError
 from redetr.wording import counted
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NULLS = ("", "~", "null", "Null", "NULL")
 _LISTED = 10  # numbers of classes in an error
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
@@ -172,8 +173,14 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Keeps numbers as text, and refuses a key that occurs twice, of which YAML would silently use
-    the last value."""
+    """Keeps numbers as text, drops settings without a value, and refuses a key that occurs twice,
+    of which YAML would silently use the last value."""
+
+    settings: yaml.Node | None = None  # the mapping that is not inside another value
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.settings = node
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -183,7 +190,18 @@ class _Loader(yaml.BaseLoader):
                 text = f"{key.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if node is self.settings:
+            # Only here: a class in `names` may be called null, as it may be called 1.
+            for key, value in node.value:
+                if _is_null(value):
+                    del mapping[key.value]
+        return mapping
+
+
+def _is_null(node: yaml.Node) -> bool:
+    """Whether a value is YAML's null: one of its words without quotes, or nothing."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
 
 
 def _parse_config(file: Path) -> dict[str, Any]:
