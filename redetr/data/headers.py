@@ -44,7 +44,7 @@ def read_headers(
     encoded = np.array([os.fsencode(name) for name in names], "S")
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
         stamps = pool.map(partial(_stamps, folder, names), _tasks(range(len(names))))
-        stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 2)
+        stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 3)
         cache = HeaderCache(folder)
         rows, is_known = cache.look_up(encoded, stamp, looks)
         headers = Headers(rows)
@@ -95,14 +95,14 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
     return header
 
 
-def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, int]]:
-    """The time of change and the size in bytes of the files; zeros for files that are missing."""
-    stamps = []
+def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, ...]]:
+    """The `stamp_of_file` of each file; zeros for files that are missing."""
+    stamps: list[tuple[int, ...]] = []
     for i in part:
         try:
             stamps.append(stamp_of_file(f"{folder}/{names[i]}"))
         except (OSError, ValueError, InputError):  # reported when the file is read
-            stamps.append((0, 0))
+            stamps.append((0, 0, 0))
     return stamps
 
 

@@ -193,9 +193,9 @@ class _Loader(yaml.BaseLoader):
         mapping = super().construct_mapping(node, deep)
         if node is self.settings:
             # Only here: a class in `names` may be called null, as it may be called 1.
-            for key, value in node.value:
+            for name, value in node.value:
                 if _is_null(value):
-                    del mapping[key.value]
+                    del mapping[name.value]
         return mapping
 
 
