@@ -6,6 +6,7 @@ object, which is how Datumaro stores COCO's. The id of a category is the index o
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +34,9 @@ def is_datumaro(head: bytes) -> bool:
     return _VERSION.search(head) is not None or _CATEGORIES.search(head) is not None
 
 
-def read_datumaro(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError if it is not JSON in Datumaro's format."""
+def read_datumaro(file: Path, split: Split, files: Sequence[Path]) -> Document:
+    """All images of the file. The `files` of other splits are not read, because each states all
+    classes. Raises InputError if it is not JSON in Datumaro's format."""
     content = as_dict(parse_json(file))
     categories = as_dict(content.get("categories"))
     labels = as_dict(categories.get("label")).get("labels")

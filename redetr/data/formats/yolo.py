@@ -176,7 +176,7 @@ class _Loader(yaml.BaseLoader):
     """Keeps numbers as text, drops settings without a value, and refuses a key that occurs twice,
     of which YAML would silently use the last value."""
 
-    settings: yaml.Node | None = None  # the mapping that is not inside another value
+    settings: Any = None  # the node of the mapping that is not inside another value
 
     def construct_document(self, node: yaml.Node) -> Any:
         self.settings = node
