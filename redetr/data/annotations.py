@@ -35,7 +35,7 @@ ObjectKind = Literal["annotation", "line", "object", "shape"]
 Masks = MaskColumns | SegmentImages
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
-NOT_READ = "not an image, or a damaged one"
+_NOT_READ = "not an image, or a damaged one"
 _BLOCK = 2**16  # boxes that are clipped to their images at a time
 
 
@@ -231,7 +231,7 @@ def assemble(
         box_format=objects.box_format,
         object_kind=objects.kind,
         masks=None if masks is None else masks.take(kept),
-        unreadable=dict.fromkeys(images.unreadable, NOT_READ),
+        unreadable=dict.fromkeys(images.unreadable, _NOT_READ),
     )
 
 

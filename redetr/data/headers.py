@@ -18,7 +18,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from redetr.data.archives import open_data_file, stamp_of_file
 from redetr.data.header_cache import PLAIN, Header, HeaderCache, Headers
-from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
+from redetr.data.images import (
+    channels_to_look_at,
+    decode,
+    describe,
+    problem_of,
+    read_image,
+    require_whole,
+)
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
@@ -91,7 +98,7 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
                 if looks:
                     header = header._replace(looks=_looks(thumbnail))
     except (InputError, OSError):
-        return Header(problem=_problem(path))
+        return Header(problem=problem_of(path))
     return header
 
 
@@ -158,12 +165,3 @@ def _looks(thumbnail: Tensor) -> str:
     if steps.abs().max() <= _CONTRAST:
         return PLAIN
     return np.packbits((steps > 0).numpy()).tobytes().hex()
-
-
-def _problem(path: Path) -> str:
-    """Why an image cannot be read, with the text that training reports."""
-    try:
-        read_image(path, channels_to_look_at(path))
-    except InputError as error:
-        return error.text
-    return "cannot read the header of the image"

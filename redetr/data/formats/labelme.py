@@ -30,7 +30,7 @@ from redetr.data.formats.flags import flag_of
 from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
-from redetr.data.images import IMAGE_SUFFIXES, cached_copies, open_image
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, open_image, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
 from redetr.data.segment_images import object_numbers
@@ -343,7 +343,7 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     rows.fault(
         "size-invalid",
         unreadable,
-        lambda i: "states no size, and its image cannot be read",
+        lambda i: f"states no size, and its image cannot be read: {problem_of(root / names[i])}",
         "write imageHeight and imageWidth, or replace the image",
     )
     lost = [names[i] for i in np.flatnonzero(unreadable)]

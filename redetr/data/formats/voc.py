@@ -27,7 +27,7 @@ from redetr.data.formats.paths import Listing, composed, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_places import XML, VocLocation, locate_voc, unread_lists, voc_sought
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
-from redetr.data.images import IMAGE_SUFFIXES, cached_copies
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
@@ -99,10 +99,15 @@ def _read_images(
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
     sizes[unstated] = read_sizes(location.images, [names[i] for i in unstated])
     unreadable = (sizes.min(1) <= 0) & rows.good
+
+    def no_size(i: int) -> str:
+        problem = problem_of(location.images / names[i])
+        return f"states no size, and its image cannot be read: {problem}"
+
     rows.fault(
         "size-invalid",
         unreadable,
-        lambda i: "states no size, and its image cannot be read",
+        no_size,
         "write width and height, or replace the image",
     )
     rows.fault(

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from redetr.data.annotations import NOT_READ, SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
 from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.darknet import (
     darknet_config,
@@ -36,6 +36,7 @@ from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_frames
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, ImagePaths, entries_of
+from redetr.data.images import problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.orientation import stored_points, stored_sides
 from redetr.errors import InputError
@@ -142,7 +143,7 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> tuple[I
     rows.fault(
         "image-unreadable",
         unreadable,
-        lambda i: NOT_READ,
+        lambda i: problem_of(folder / names[i]),
         "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
     rows.fault(
