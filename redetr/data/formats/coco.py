@@ -25,6 +25,7 @@ from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
+from redetr.data.formats.shapes import MAY_CROSS
 from redetr.data.formats.text_ids import number_text_ids
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
@@ -46,7 +47,7 @@ _KEYS = {
     "images": ("id", "file_name", "width", "height", _PARTIAL),
     "annotations": (
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
-        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION, _KEY_POINTS),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION, _KEY_POINTS, MAY_CROSS),
     ),
     "categories": ("id", "name", "isthing"),
 }
@@ -339,7 +340,17 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     if not table.columns[_EXTENT].is_absent():
         outlines = table.columns[_EXTENT].boxes()
         _replace_empty_boxes(table, corners, outlines)
-    _turn_boxes(table, corners, outlines)
+    is_turned = _turn_boxes(table, corners, outlines)
+    is_round, _ = table.columns[MAY_CROSS].flags()
+    turned_rows = np.flatnonzero(is_turned)
+    turned_boxes = corners[turned_rows]
+
+    def quoted(i: int) -> str:
+        if is_turned[i]:
+            box = turned_boxes[np.searchsorted(turned_rows, i)].round(2).tolist()
+            return f"the box {box} around its rotated bbox {table.quoted(i, 'bbox')}"
+        return f"bbox {table.quoted(i, 'bbox')}"
+
     return Objects(
         rows=table,
         image=image,
@@ -348,11 +359,12 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
         iscrowd=is_crowd | is_ignored,
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
-        quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
+        quoted=quoted,
         remedy=remedy,
         box_format="xywh",
         outlines=outlines,
         mask_sizes=_read_mask_sizes(table),
+        may_cross=is_turned | is_round,
     )
 
 
@@ -418,17 +430,18 @@ def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray
     corners[replaced] = outlines[replaced]
 
 
-def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
+def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> np.ndarray:
     """Replaces boxes with a `rotation` in degrees, but without an outline, by the box around the
-    rotated rectangle: CVAT writes the bbox of the rectangle before its rotation."""
+    rotated rectangle: CVAT writes the bbox of the rectangle before its rotation. Returns which
+    these are, bool `[A]`."""
     if table.columns[_ROTATION].is_absent():
-        return
+        return np.zeros(len(corners), bool)
     degrees = np.nan_to_num(table.columns[_ROTATION].numbers())
     is_turned = degrees != 0
     if outlines is not None:
         is_turned &= np.isnan(outlines).any(1)
     if not is_turned.any():
-        return
+        return is_turned
     table.fault(
         "box-turned",
         is_turned,
@@ -437,6 +450,7 @@ def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) 
         "note",
     )
     corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
+    return is_turned
 
 
 def _note_outlines(table: Table, outlined: np.ndarray, text: str) -> None:

@@ -14,6 +14,7 @@ from redetr.data.annotations import Split
 from redetr.data.formats.columns import Row, are_rows
 from redetr.data.formats.outlines import is_number
 from redetr.data.formats.shapes import (
+    MAY_CROSS,
     Document,
     as_dict,
     as_list,
@@ -124,4 +125,4 @@ def _turned_box(numbers: list[Any]) -> Row:
         (-half_width, -half_height),
         (-half_width, half_height),
     )
-    return polygon(turned(offsets, (center_x, center_y), degrees))
+    return polygon(turned(offsets, (center_x, center_y), degrees)) | {MAY_CROSS: 1}

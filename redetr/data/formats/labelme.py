@@ -46,6 +46,7 @@ _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
 # `rotation` is a rotated rectangle of X-AnyLabeling, which otherwise writes LabelMe's format.
 _OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
+_MAY_CROSS = ("oriented_rectangle", "rotation", "circle")  # the border: see `data/crossing.py`
 _NO_OBJECTS = ("point", "points", "line", "linestrip")
 _LARGEST = 1e9  # px
 _TRIED = 5  # files that are read to recognise a folder in LabelMe format
@@ -130,6 +131,7 @@ class _Scene:
     extents: list[Extent] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
+    may_cross: list[bool] = field(default_factory=list)  # round and rotated shapes
     unclear: list[Any] = field(default_factory=list)  # a mark that is neither yes nor no, or None
     masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
@@ -193,6 +195,7 @@ def _add_shape(
             scene.numbers[index] = number  # for the message
         scene.extents[index] = _around(scene.extents[index], extent)
         scene.difficult[index] |= is_difficult is True
+        scene.may_cross[index] |= kind in _MAY_CROSS
         scene.unclear[index] = unclear if scene.unclear[index] is None else scene.unclear[index]
         earlier = scene.masks[index]
         scene.masks[index] = None
@@ -206,6 +209,7 @@ def _add_shape(
     scene.extents.append(extent)
     scene.numbers.append(number)
     scene.difficult.append(is_difficult is True)
+    scene.may_cross.append(kind in _MAY_CROSS)
     scene.unclear.append(unclear)
     scene.masks.append(polygons)
 
@@ -386,6 +390,7 @@ def _read_objects(
     labels: list[str] = []
     extents: list[Extent] = []
     iscrowd: list[bool] = []
+    may_cross: list[bool] = []
     unclear: list[Any] = []
     for index, scene in enumerate(scenes):
         image_of += [index] * len(scene.labels)
@@ -393,6 +398,7 @@ def _read_objects(
         labels += scene.labels
         extents += scene.extents
         iscrowd += scene.difficult
+        may_cross += scene.may_cross
         unclear += scene.unclear
 
     def locate(i: int) -> tuple[Path, str]:
@@ -423,6 +429,7 @@ def _read_objects(
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? restore the one that was annotated",
         box_format="xyxy",
+        may_cross=np.array(may_cross, bool),
     )
 
 
