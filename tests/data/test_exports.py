@@ -509,6 +509,15 @@ def test_classes_are_those_of_the_files_of_all_splits(tmp_path, kind):
     assert "category-differs" not in codes
 
 
+def test_files_of_via_may_be_named_after_splits(tmp_path):
+    """In `annotations/`, where files of such names are COCO's otherwise."""
+    for split, used in {"train": ("dog", "cat"), "val": ("dog",)}.items():
+        save_image(tmp_path / "images" / f"{split}.jpg", len(split), size=(WIDTH, HEIGHT))
+        text(tmp_path, f"annotations/{split}.json", regions_of(f"{split}.jpg", *used))
+    assert splits_of(tmp_path) == ["train", "val"]
+    assert open_dataset(tmp_path, "val").class_names == ("cat", "dog")
+
+
 def test_a_file_of_another_split_that_cannot_be_read_is_named(tmp_path):
     for split in ("train", "val"):
         save_image(tmp_path / split / f"{split}.jpg", len(split), size=(WIDTH, HEIGHT))

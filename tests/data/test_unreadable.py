@@ -158,6 +158,19 @@ def without_size(root: Path, form: str) -> Path:
         content = json.dumps({"shapes": [shape], "imagePath": "a.png"})
         (root / "train/a.json").write_text(content)
         return root / "train/a.png"
+    if form in ("coco", "via"):
+        root.mkdir()
+        row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 7]}
+        document: dict = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [row]}
+        document["categories"] = [{"id": 1, "name": "cup"}]
+        if form == "via":
+            shape = {"name": "rect", "x": 1, "y": 2, "width": 8, "height": 7}
+            region = {"shape_attributes": shape, "region_attributes": {"label": "cup"}}
+            document = {"a": {"filename": "a.png", "regions": [region], "file_attributes": {}}}
+        text = json.dumps(document)
+        (root / "annotations").mkdir()
+        (root / "annotations" / "train.json").write_text(text)
+        return root / "a.png"
     for folder in ("images/train", "masks/train"):
         (root / folder).mkdir(parents=True)
     Image.new("L", (9, 9), 1).save(root / "masks/train/a.png")
@@ -165,7 +178,7 @@ def without_size(root: Path, form: str) -> Path:
 
 
 @pytest.mark.parametrize("cause", CAUSES)
-@pytest.mark.parametrize("form", ["yolo", "voc", "labelme", "label images"])
+@pytest.mark.parametrize("form", ["yolo", "voc", "labelme", "label images", "coco", "via"])
 def test_the_cause_is_named(tmp_path, form, cause):
     content, words = CAUSES[cause]
     image = without_size(tmp_path / "data", form)

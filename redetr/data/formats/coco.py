@@ -27,6 +27,7 @@ from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.formats.shapes import MAY_CROSS
 from redetr.data.formats.text_ids import number_text_ids
+from redetr.data.images import problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
@@ -272,13 +273,13 @@ def _read_images(table: Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "AP here counts other objects that are found as false: measure it with LVIS's own tool",
         "warning",
     )
-    sizes = _read_sizes(table, files)
+    sizes = _read_sizes(table, files, are_sought=bool(folders))
     return Images(table, files.folder, files.names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
+def _read_sizes(table: Table, files: FoundFiles, are_sought: bool) -> np.ndarray:
     """Height and width of each image, int64 `[N, 2]`, as stated. If they are not stated (null or
-    0), those of its file."""
+    0), those of its file, if files `are_sought`."""
     columns = [table.columns["height"], table.columns["width"]]
     heights, bad_height = columns[0].whole_numbers()
     widths, bad_width = columns[1].whole_numbers()
@@ -297,6 +298,17 @@ def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
         lambda i: "states no width and height: those of its file are used",
         "nothing to do, if its boxes are in pixels of that file",
         "note",
+    )
+
+    def no_size(i: int) -> str:
+        problem = problem_of(files.folder / files.names[i])
+        return f"states no width and height, and its file cannot be read: {problem}"
+
+    table.fault(
+        "size-invalid",
+        is_unstated & ~is_read & are_sought,
+        no_size,
+        "replace the file, or write both",
     )
     table.report(
         "size-invalid",
