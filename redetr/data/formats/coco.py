@@ -349,19 +349,22 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")
     outlines = None
+    is_replaced = np.zeros(len(corners), bool)
     if not table.columns[_EXTENT].is_absent():
         outlines = table.columns[_EXTENT].boxes()
-        _replace_empty_boxes(table, corners, outlines)
+        is_replaced = _replace_empty_boxes(table, corners, outlines)
     is_turned = _turn_boxes(table, corners, outlines)
     is_round, _ = table.columns[MAY_CROSS].flags()
-    turned_rows = np.flatnonzero(is_turned)
-    turned_boxes = corners[turned_rows]
+    replaced_rows = np.flatnonzero(is_replaced | is_turned)
+    replacements = corners[replaced_rows]
 
     def quoted(i: int) -> str:
-        if is_turned[i]:
-            box = turned_boxes[np.searchsorted(turned_rows, i)].round(2).tolist()
-            return f"the box {box} around its rotated bbox {table.quoted(i, 'bbox')}"
-        return f"bbox {table.quoted(i, 'bbox')}"
+        bbox = f"bbox {table.quoted(i, 'bbox')}"
+        if not is_replaced[i] and not is_turned[i]:
+            return bbox
+        box = replacements[np.searchsorted(replaced_rows, i)].round(2).tolist()
+        around = "rotated rectangle" if is_turned[i] else "outline"
+        return f"the box {box} around its {around} ({bbox})"
 
     return Objects(
         rows=table,
@@ -432,14 +435,15 @@ def _report_outlines(table: Table) -> None:
     _note_outlines(table, outlined, "has a segmentation but no bbox")
 
 
-def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> None:
+def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Replaces boxes with a width or height of 0, which some tools write, by the box around their
-    outline, if that has an area."""
+    outline, if that has an area. Returns which these are, bool `[A]`."""
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
     replaced = is_empty & has_area
     _note_outlines(table, replaced, "has a segmentation, but its bbox has no area")
     corners[replaced] = outlines[replaced]
+    return replaced
 
 
 def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> np.ndarray:
