@@ -302,13 +302,13 @@ def _read_sizes(table: Table, files: FoundFiles, are_sought: bool) -> np.ndarray
 
     def no_size(i: int) -> str:
         problem = problem_of(files.folder / files.names[i])
-        return f"states no width and height, and its file cannot be read: {problem}"
+        return f"states no size, and its file cannot be read: {problem}"
 
     table.fault(
         "size-invalid",
         is_unstated & ~is_read & are_sought,
         no_size,
-        "replace the file, or write both",
+        "replace the file, or write its width and height",
     )
     table.report(
         "size-invalid",
