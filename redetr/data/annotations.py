@@ -15,12 +15,11 @@ from redetr.data.contradictions import (
     area_differs,
     other_format,
 )
+from redetr.data.crossing import clip_crossing, leaves_image
 from redetr.data.faults import MOST_ITEMS, Fault, Rows, listed, listed_locations
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.mask_faults import (
     FEW,
-    OVERSHOOT_PX,
-    OVERSHOOT_SHARE,
     judge_mask_sizes,
     judge_masks,
     judge_outlines,
@@ -35,7 +34,7 @@ ObjectKind = Literal["annotation", "line", "object", "shape"]
 Masks = MaskColumns | SegmentImages
 
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
-NOT_READ = "not an image, or a damaged one"
+_NOT_READ = "not an image, or a damaged one"
 _BLOCK = 2**16  # boxes that are clipped to their images at a time
 
 
@@ -189,6 +188,8 @@ class Objects:
     mask_sizes: np.ndarray | None = None  # [A, 2] int64, height and width of its mask; 0 = none
     masks: MaskBuilder | None = None  # if masks are read
     kind: ObjectKind = "annotation"  # what `ids` are numbers of
+    may_cross: np.ndarray | None = None  # [A] bool, round and rotated shapes: see `crossing`
+    crossing: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))  # rows clipped
 
 
 def assemble(
@@ -231,7 +232,7 @@ def assemble(
         box_format=objects.box_format,
         object_kind=objects.kind,
         masks=None if masks is None else masks.take(kept),
-        unreadable=dict.fromkeys(images.unreadable, NOT_READ),
+        unreadable=dict.fromkeys(images.unreadable, _NOT_READ),
     )
 
 
@@ -246,6 +247,7 @@ def _judged(
     image_is_good = np.append(images.rows.good, False)  # the last is for objects without an image
     has_class = objects.labels >= 0
     objects.rows.good &= image_is_good[objects.image] & has_class
+    clip_crossing(objects, images)
     faults += _contradictions(source, objects, images)
     all_boxes = _boxes_inside(objects, images)
     objects.corners = np.zeros((0, 4))  # no longer needed, and takes most of the memory
@@ -294,15 +296,12 @@ def _clipped(corners: np.ndarray, image: np.ndarray, sizes: np.ndarray) -> _Clip
     for start in range(0, count, _BLOCK):
         rows = slice(start, start + _BLOCK)
         size = sizes[image[rows]]
-        slip = np.maximum(OVERSHOOT_PX, OVERSHOOT_SHARE * size)
         starts = corners[rows, :2]
         ends = corners[rows, 2:]
         sides = ends - starts
         has_area[rows] = (sides > 0).all(1)
         is_negative[rows] = (sides < 0).any(1)
-        leaves_start = (starts < -slip).any(1)
-        leaves_end = (ends > size + slip).any(1)
-        leaves[rows] = leaves_start | leaves_end
+        leaves[rows] = leaves_image(starts, ends, size)
         boxes[rows] = corners[rows].clip(0, np.tile(size, 2))
     return _Clipped(boxes, leaves, has_area, is_negative)
 

@@ -33,7 +33,8 @@ class Archive:
 
     path: str
     rows: np.ndarray  # [N] as `read_index` returns, often mapped from a file
-    mtime_ns: int
+    mtime_ns: int  # when its content changed, as stated
+    ctime_ns: int  # when the system last changed it
     remote: RemoteFile | None = None  # the archive on a server, if `path` only points to it
 
     def span(self, name: str) -> tuple[int, int]:
@@ -110,7 +111,8 @@ def open_archive(path: str | os.PathLike) -> Archive:
         mapped = stored_index(location, state)
         if mapped is not None:  # loader processes share the mapped memory
             rows = mapped
-    archive = Archive(location, rows, os.stat(location).st_mtime_ns, remote)
+    stat = os.stat(location)
+    archive = Archive(location, rows, stat.st_mtime_ns, stat.st_ctime_ns, remote)
     _OPENED[location] = (state, archive)
     return archive
 
@@ -148,9 +150,13 @@ def open_data_file(path: str | os.PathLike) -> BytesIO | BufferedReader:
     return BytesIO(open_archive(archive).read(name))
 
 
-def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
-    """The time of the last change in ns, and the size in bytes; a file in an archive has the time
-    of the archive. Raises OSError if the file is missing, and ValueError for an impossible path."""
+def stamp_of_file(path: str | os.PathLike) -> tuple[int, int, int]:
+    """The time of the last change in ns, the size in bytes, and the time in ns at which the system
+    last changed the file, which programs cannot set: `cp -p` and `rsync -t` set the first.
+
+    A file in an archive has the times of the archive. Raises OSError if the file is missing, and
+    ValueError for an impossible path.
+    """
     try:
         stat = os.stat(path)
     except NotADirectoryError:
@@ -158,11 +164,11 @@ def stamp_of_file(path: str | os.PathLike) -> tuple[int, int]:
         if parts is None:
             raise
     else:
-        return stat.st_mtime_ns, stat.st_size
+        return stat.st_mtime_ns, stat.st_size, stat.st_ctime_ns
     path_of_archive, name = parts
     archive = open_archive(path_of_archive)
     _, size = archive.span(name)
-    return archive.mtime_ns, size
+    return archive.mtime_ns, size, archive.ctime_ns
 
 
 def names_below(path: str | os.PathLike) -> set[str]:

@@ -14,7 +14,8 @@ from torch.utils.data import Dataset
 
 from redetr.choices import Augment
 from redetr.data.contradictions import are_fractions
-from redetr.data.mask_faults import FEW, OVERSHOOT_PX, OVERSHOOT_SHARE
+from redetr.data.crossing import OVERSHOOT_PX, OVERSHOOT_SHARE
+from redetr.data.mask_faults import FEW
 from redetr.errors import InputError, NoMasksError
 from redetr.masks import encode
 from redetr.structures import Size, StoredTarget

@@ -18,11 +18,11 @@ import numpy as np
 from redetr.files import cache_folder, hashed_name, write_whole
 
 PLAIN = "plain"
-_VERSION = b"2"  # of what is read of headers; rows of earlier versions are not used
+_VERSION = b"3"  # of what is read of headers; rows of earlier versions are not used
 _MOST_PARTS = 16  # of a cache, before they are merged
 
 _FIELDS = [
-    ("stamp", np.int64, 2),  # time of change in ns and bytes of the file that was read
+    ("stamp", np.int64, 3),  # `stamp_of_file` of the file that was read
     ("width", np.int32),
     ("height", np.int32),
     ("orientation", np.int32),
@@ -117,7 +117,7 @@ class HeaderCache:
     def look_up(
         self, names: np.ndarray, stamps: np.ndarray, looks: bool
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The rows of files with these names, bytes `[N]`, and stamps, `[N, 2]`, and which of them
+        """The rows of files with these names, bytes `[N]`, and stamps, `[N, 3]`, and which of them
         are known, bool `[N]`.
 
         If looks are requested, only rows with looks are known; hashes may be missing.

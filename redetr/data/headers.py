@@ -18,7 +18,14 @@ from torch.nn.functional import adaptive_avg_pool2d
 
 from redetr.data.archives import open_data_file, stamp_of_file
 from redetr.data.header_cache import PLAIN, Header, HeaderCache, Headers
-from redetr.data.images import channels_to_look_at, decode, describe, read_image, require_whole
+from redetr.data.images import (
+    channels_to_look_at,
+    decode,
+    describe,
+    problem_of,
+    read_image,
+    require_whole,
+)
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
@@ -44,7 +51,7 @@ def read_headers(
     encoded = np.array([os.fsencode(name) for name in names], "S")
     with ThreadPoolExecutor(max(2, rank_cores())) as pool:
         stamps = pool.map(partial(_stamps, folder, names), _tasks(range(len(names))))
-        stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 2)
+        stamp = np.array(list(chain.from_iterable(stamps)), np.int64).reshape(-1, 3)
         cache = HeaderCache(folder)
         rows, is_known = cache.look_up(encoded, stamp, looks)
         headers = Headers(rows)
@@ -91,18 +98,18 @@ def read_header(path: Path, content: bool = False, looks: bool = False) -> Heade
                 if looks:
                     header = header._replace(looks=_looks(thumbnail))
     except (InputError, OSError):
-        return Header(problem=_problem(path))
+        return Header(problem=problem_of(path))
     return header
 
 
-def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, int]]:
-    """The time of change and the size in bytes of the files; zeros for files that are missing."""
-    stamps = []
+def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, ...]]:
+    """The `stamp_of_file` of each file; zeros for files that are missing."""
+    stamps: list[tuple[int, ...]] = []
     for i in part:
         try:
             stamps.append(stamp_of_file(f"{folder}/{names[i]}"))
         except (OSError, ValueError, InputError):  # reported when the file is read
-            stamps.append((0, 0))
+            stamps.append((0, 0, 0))
     return stamps
 
 
@@ -158,12 +165,3 @@ def _looks(thumbnail: Tensor) -> str:
     if steps.abs().max() <= _CONTRAST:
         return PLAIN
     return np.packbits((steps > 0).numpy()).tobytes().hex()
-
-
-def _problem(path: Path) -> str:
-    """Why an image cannot be read, with the text that training reports."""
-    try:
-        read_image(path, channels_to_look_at(path))
-    except InputError as error:
-        return error.text
-    return "cannot read the header of the image"

@@ -130,6 +130,16 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def problem_of(path: Path) -> str:
+    """Why an image cannot be read, with the text that training reports. For files whose header
+    could not be read."""
+    try:
+        read_image(path, channels_to_look_at(path))
+    except InputError as error:
+        return error.text
+    return "cannot read the header of the image"
+
+
 def upright(image: Image.Image, channels: int = 3) -> Tensor:
     """An image that PIL has opened, as viewers show it, uint8 `[channels, H, W]`: RGB, or its
     brightness. Raises InputError if it cannot be decoded, or has no pixels."""

@@ -6,7 +6,7 @@ write them as they were drawn.
 
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -91,6 +91,29 @@ class MaskColumns:
         points, first_point = _emptied(self.points, self.first_point, kept)
         counts, first_count = _emptied(self.counts, self.first_count, kept)
         return MaskColumns(points, first_point, counts, first_count)
+
+    def with_polygons(self, polygons_of: Mapping[int, Sequence[np.ndarray]]) -> "MaskColumns":
+        """The masks, with these polygons `[points, 2]` of some objects."""
+        parts = []
+        lengths = np.diff(self.first_point)
+        end = 0  # of the points that were taken
+        for row in sorted(polygons_of):
+            start, stop = self.first_point[row : row + 2].tolist()
+            points = _with_gaps(polygons_of[row])
+            parts += [self.points[end:start], points]
+            lengths[row] = len(points)
+            end = stop
+        parts.append(self.points[end:])
+        first_point = np.append(0, np.cumsum(lengths))
+        return MaskColumns(np.concatenate(parts), first_point, self.counts, self.first_count)
+
+
+def _with_gaps(polygons: Sequence[np.ndarray]) -> np.ndarray:
+    """The points of polygons, with NaN between them."""
+    parts = []
+    for polygon in polygons:
+        parts += [np.full((1, 2), np.nan), polygon]
+    return np.concatenate(parts[1:]) if parts else np.zeros((0, 2))
 
 
 def may_have_masks(sizes: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import hotcoco.mask
 import numpy as np
 
 from redetr.data.contradictions import cross_themselves, outline_agrees, outline_differs
+from redetr.data.crossing import clip_masks, leaves_image
 from redetr.data.mask_columns import (
     LARGEST_SIDE_PX,
     MOST_PIXELS,
@@ -24,10 +25,6 @@ if TYPE_CHECKING:
     from redetr.data.annotations import Images, Objects
     from redetr.data.faults import Rows, Severity
 
-# Annotators overshoot the border a little. Up to this many pixels, or this share of the side, boxes
-# and polygons are clipped.
-OVERSHOOT_PX = 2.0
-OVERSHOOT_SHARE = 0.01
 # COCO's own train2017 has 2 boxes without height among 860,001, and a few polygons that are smaller
 # than a pixel. So few are left out; more are an error.
 FEW = 1e-4
@@ -111,7 +108,7 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
     if builder is None:
         return None
     rows = objects.rows
-    masks = builder.columns()
+    masks = clip_masks(builder.columns(), objects, images)
     _report_problems(rows, builder)
     has_problem = np.isin(np.arange(len(masks)), list(builder.problems))
     sound = masks.has_mask & rows.good & ~has_problem & ~_sizes_differ(objects, images)
@@ -189,8 +186,7 @@ def _report_outside(
     low = np.fmin.reduceat(masks.points, starts)  # NaN between polygons does not count
     high = np.fmax.reduceat(masks.points, starts)
     limits = sizes[with_polygons, ::-1]  # width, height
-    slip = np.maximum(OVERSHOOT_PX, OVERSHOOT_SHARE * limits)
-    outside[with_polygons] = ((low < -slip) | (high > limits + slip)).any(1)
+    outside[with_polygons] = leaves_image(low, high, limits)
     outside &= sound
     row_of = {int(row): number for number, row in enumerate(with_polygons) if outside[row]}
 

@@ -443,6 +443,7 @@ def _replace(file: Path, content: bytes) -> None:
 
 
 def state_of(archive: str | os.PathLike) -> str:
-    """A text that changes whenever the archive, or the pointer to it, changes."""
+    """A text that changes whenever the archive, or the pointer to it, changes, even if its time of
+    change is set to the earlier one."""
     stat = os.stat(archive)
-    return f"{stat.st_size} {stat.st_mtime_ns}"
+    return f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns}"

@@ -11,6 +11,7 @@ import numpy as np
 
 from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.headers import read_headers
+from redetr.data.images import problem_of
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -35,6 +36,8 @@ def without(annotations: Annotations, leave_out: LeaveOut) -> Annotations:
     names = [os.fsdecode(name) for name in annotations.names.tolist()]
     unreadable = dict(annotations.unreadable)
     if leave_out == "unreadable":
+        for name in unreadable:
+            unreadable[name] = problem_of(annotations.folder / name)
         headers = read_headers(annotations.folder, names, looks=True)
         for i, problem in headers.problems.items():
             unreadable[names[i]] = problem

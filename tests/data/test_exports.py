@@ -3,6 +3,7 @@ line says what the format is and what to export."""
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -460,6 +461,71 @@ def test_a_subset_that_is_no_split_beside_train(tmp_path, encoding):
     file.write_text(subsets_of_cvat({"a": "Train", "b": "Validation"}), encoding)
     assert splits_of(tmp_path) == ["train", "val"]
     assert read_annotations(tmp_path, "val").names.tolist() == [b"b.jpg"]
+
+
+def regions_of(name: str, *labels: str) -> dict[str, Any]:
+    """A file of VIA with one image and a region of each class."""
+    document = via(RECT)
+    image = document.pop("a.jpg99")
+    (region,) = image["regions"]
+    regions = [region | {"region_attributes": {"label": label}} for label in labels]
+    document[f"{name}99"] = image | {"filename": name, "regions": regions}
+    return document
+
+
+def boxes_of(name: str, *labels: str, listed: str = "") -> str:
+    """A file of CVAT with one image and a box of each class; it may list labels of the task."""
+    boxes = "".join(CVAT_BOX.replace("cat", label) for label in labels)
+    document = cvat(boxes, name)
+    task = "".join(f"<label><name>{label}</name></label>" for label in listed.split())
+    return f"<annotations><meta>{task}</meta>{document[document.index('<image') :]}"
+
+
+UNIONS = {
+    "VIA": ("json", regions_of, ("cat", "cow", "dog")),
+    "CVAT without labels": ("xml", boxes_of, ("cat", "cow", "dog")),
+    "CVAT with other labels": (
+        "xml",
+        partial(boxes_of, listed="dog owl"),
+        ("dog", "owl", "cat", "cow"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNIONS)
+def test_classes_are_those_of_the_files_of_all_splits(tmp_path, kind):
+    """A class that is missing in one of them is no contradiction."""
+    suffix, write, classes = UNIONS[kind]
+    labels = {"train": ("dog", "cat"), "val": ("dog",), "test": ("cow",)}
+    for split, used in labels.items():
+        save_image(tmp_path / split / f"{split}.jpg", len(split), size=(WIDTH, HEIGHT))
+        text(tmp_path, f"{split}/annotations.{suffix}", write(f"{split}.jpg", *used))
+    for split, used in labels.items():
+        dataset = open_dataset(tmp_path, split)
+        assert dataset.class_names == classes
+        labels_read = dataset.target(0)["labels"].tolist()
+        assert [classes[label] for label in labels_read] == list(used)
+    codes = {fault.code for fault in check(str(tmp_path)).faults}
+    assert "category-differs" not in codes
+
+
+def test_files_of_via_may_be_named_after_splits(tmp_path):
+    """In `annotations/`, where files of such names are COCO's otherwise."""
+    for split, used in {"train": ("dog", "cat"), "val": ("dog",)}.items():
+        save_image(tmp_path / "images" / f"{split}.jpg", len(split), size=(WIDTH, HEIGHT))
+        text(tmp_path, f"annotations/{split}.json", regions_of(f"{split}.jpg", *used))
+    assert splits_of(tmp_path) == ["train", "val"]
+    assert open_dataset(tmp_path, "val").class_names == ("cat", "dog")
+
+
+def test_a_file_of_another_split_that_cannot_be_read_is_named(tmp_path):
+    for split in ("train", "val"):
+        save_image(tmp_path / split / f"{split}.jpg", len(split), size=(WIDTH, HEIGHT))
+        text(tmp_path, f"{split}/via.json", regions_of(f"{split}.jpg", "dog"))
+    file = tmp_path / "val" / "via.json"
+    file.write_text(file.read_text()[:-1])
+    with pytest.raises(InputError, match=r"val/via\.json: not JSON"):
+        open_dataset(tmp_path, "train")
 
 
 def test_a_class_of_datumaro_that_is_none_is_quoted(tmp_path):

@@ -94,14 +94,47 @@ def test_groups_are_one_object(tmp_path):
     assert "are parts of one object; the box around all of them is used" in note
 
 
-@pytest.mark.parametrize("broken", [shape([[1, 2]]), shape([[1, 2], [3, 4]], kind="cuboid")])
+@pytest.mark.parametrize("group", ["", None])
+def test_an_empty_group_is_none(tmp_path, group):
+    write(tmp_path, "a", *[TRIANGLE | {"group_id": group}] * 2, TRIANGLE | {"group_id": 0})
+    dataset = open_dataset(tmp_path, "train")
+    assert len(dataset.target(0)["boxes"]) == 3
+    assert dataset.notes == ()
+
+
+def test_labels_may_be_whole_numbers(tmp_path):
+    write(tmp_path, "a", TRIANGLE | {"label": 10}, TRIANGLE | {"label": 2})
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.class_names == ("10", "2")
+    assert dataset.target(0)["labels"].tolist() == [0, 1]
+
+
+def test_labels_that_are_no_classes_are_left_out(tmp_path):
+    """As LabelMe's own converters do."""
+    labels = ["__ignore__", "_background_", "cat", "__ignore__"]
+    write(tmp_path, "a", *[TRIANGLE | {"label": label} for label in labels])
+    annotations = read_annotations(tmp_path, "train")
+    assert annotations.class_names == ("cat",)
+    assert annotations.object_ids.tolist() == [3]
+    (note,) = annotations.faults
+    assert (note.severity, note.code, note.count) == ("note", "label-left-out", 3)
+    assert "__ignore__ or _background_ are not objects" in note.text
+
+
+@pytest.mark.parametrize(
+    ("broken", "says"),
+    [
+        (shape([[1, 2]]), "has 1 point, but a polygon needs at least two"),
+        (shape([[1, 2], [3, 4]], kind="cuboid"), "'cuboid' is not a supported shape"),
+    ],
+)
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_an_invalid_part_of_an_object_is_named(tmp_path, broken, place):
+def test_an_invalid_part_of_an_object_is_named(tmp_path, broken, says, place):
     """Wherever it is among the valid ones."""
     parts = [shape([[10, 10], [20, 20]], kind="rectangle") for _ in range(2)]
     parts.insert(place, broken)
     write(tmp_path, "a", *[part | {"group_id": 1} for part in parts])
-    refused(tmp_path, f"a.json: shape {place + 1} ('cat'): is not a supported shape")
+    refused(tmp_path, f"a.json: shape {place + 1} ('cat'): {says}")
 
 
 def test_difficult_objects(tmp_path):
@@ -167,12 +200,18 @@ FAULTS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "outside": (shape([[10, 20], [140, 20], [40, 60]]), ("shape 2", "leaves its image", "resized")),
     "no label": (shape([[1, 2], [3, 4], [5, 6]], None), ("shape 2 ('')", "has no label")),
     "blank label": (shape([[1, 2], [3, 4], [5, 6]], "  "), ("has no label",)),
-    "no points": (shape(None), ("shape 2 ('cat')", "not a supported shape")),
-    "text": (shape([["a", 2], [3, 4]]), ("not a supported shape",)),
-    "a number": (shape([1, 2]), ("not a supported shape",)),
-    "NaN": (shape([[float("nan"), 2], [3, 4]]), ("not a supported shape",)),
-    "one point": (shape([[1, 2]]), ("not a supported shape",)),
-    "unknown kind": (shape([[1, 2], [3, 4]], kind="cuboid"), ("not a supported shape", "circle")),
+    "no points": (shape(None), ("shape 2 ('cat')", "points None, which are not a list")),
+    "text": (shape([["1", "2"], ["3", "4"]]), ("the point ['1', '2'], which is not x and y",)),
+    "a number": (shape([1, 2]), ("the point 1, which is not x and y as finite numbers",)),
+    "NaN": (shape([[float("nan"), 2], [3, 4]]), ("the point [nan, 2], which is not x and y",)),
+    "one point": (
+        shape([[1, 2]], kind="rectangle"),
+        ("has 1 point, but a rectangle needs at least two", "draw it again"),
+    ),
+    "unknown kind": (
+        shape([[1, 2], [3, 4]], kind="cuboid"),
+        ("'cuboid' is not a supported shape", "circle"),
+    ),
     "no shape": ("text", ("shape 2 ('')", "has no label")),
 }
 

@@ -30,6 +30,7 @@ from redetr.distributed import Dist
 from redetr.errors import InputError
 from tests.command_line import train_arguments
 from tests.forked import run_ranks
+from tests.replacing import replace_in_time
 
 CATEGORIES = [{"id": 3, "name": "cat"}, {"id": 9, "name": "dog"}]
 LIMIT = 8_000  # bytes: two or three of the small images
@@ -367,6 +368,20 @@ def test_an_archive_cut_during_a_run(shards, tmp_path):
         archive.read(name)
     with pytest.raises(InputError, match="unexpected end"):
         read_image(path / name)
+
+
+def test_an_archive_of_the_same_size_and_time_is_indexed_again(tmp_path):
+    small, large = image_bytes(1), image_bytes(2) + bytes(600)
+    path = write_tar(tmp_path / "a.tar", {"1.png": small, "2.png": large})
+    assert archives.open_archive(path).read("2.png") == large
+    stamp = archives.stamp_of_file(path / "2.png")
+    other = write_tar(tmp_path / "b.tar", {"1.png": large, "2.png": small})
+    replace_in_time(path, other.read_bytes())
+    assert archives.open_archive(path).read("2.png") == small
+    archives._OPENED.clear()  # as in another process
+    assert archives.open_archive(path).read("2.png") == small
+    assert archives.stamp_of_file(path / "1.png") != stamp
+    assert archives.stamp_of_file(path / "1.png")[1] == len(large)
 
 
 def test_a_folder_may_be_called_as_an_archive(tmp_path):

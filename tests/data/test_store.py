@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from replacing import replace_in_time
 from test_coco import DOCUMENT, write
 
 from redetr.data import open_dataset, store
@@ -72,9 +73,16 @@ def test_is_read_once_and_then_mapped(root, monkeypatch):
         assert torch.equal(dataset.target(0)["boxes"], plain.target(0)["boxes"])
 
 
+def turn_a_box(root: Path) -> None:
+    file = root / "annotations" / "instances_train.json"
+    text = file.read_text()
+    replace_in_time(file, text.replace("[10, 20,", "[20, 10,").encode())
+
+
 CHANGES = {
     "annotations": lambda root: os.utime(root / "annotations" / "instances_train.json", (1, 1)),
     "an image": lambda root: os.utime(root / "train" / "a.png", (1, 1)),
+    "annotations in time": turn_a_box,
     "a new file": lambda root: (root / "train" / "new.png").touch(),
     "a file gone": lambda root: (root / "val" / "a.png").unlink(),
 }

@@ -1,11 +1,15 @@
 """Damaged images, left out on request: the list, the numbers, and what happens without the flag."""
 
+import io
 import json
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 from command_line import train_arguments
+from PIL import Image
 from sound_data import IMAGES, WRITERS
 
 from redetr.cli import main
@@ -120,11 +124,83 @@ def test_every_format(form, tmp_path):
         ]
 
 
+def with_many_pixels() -> bytes:
+    """A PNG whose header states more pixels than are read."""
+    file = io.BytesIO()
+    Image.new("L", (1, 1)).save(file, "PNG")
+    content = bytearray(file.getvalue())
+    content[16:24] = struct.pack(">II", 60_000, 60_000)
+    content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
+    return bytes(content)
+
+
+CAUSES = {
+    "pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+    "HEIC": (b"\0\0\0\x18ftypheic" + bytes(99), "but HEIC"),
+    "pixels": (with_many_pixels(), "3600000000 pixels"),
+    "empty": (b"", "the file is empty"),
+}
+
+
+def without_size(root: Path, form: str) -> Path:
+    """A data set whose annotations state no sizes of images, or cannot. Returns an image."""
+    if form == "yolo":
+        return WRITERS["yolo"](root) / "images/train/train-00.png"
+    if form == "voc":
+        WRITERS["voc"](root)
+        file = root / "Annotations/train-00.xml"
+        start, _, rest = file.read_text().partition("<size>")
+        file.write_text(start + rest.partition("</size>")[2])
+        return root / "JPEGImages/train-00.jpg"
+    if form == "labelme":
+        (root / "train").mkdir(parents=True)
+        shape = {"label": "cup", "points": [[1, 2], [9, 9]], "shape_type": "rectangle"}
+        content = json.dumps({"shapes": [shape], "imagePath": "a.png"})
+        (root / "train/a.json").write_text(content)
+        return root / "train/a.png"
+    if form in ("coco", "via"):
+        root.mkdir()
+        row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 8, 7]}
+        document: dict = {"images": [{"id": 1, "file_name": "a.png"}], "annotations": [row]}
+        document["categories"] = [{"id": 1, "name": "cup"}]
+        if form == "via":
+            shape = {"name": "rect", "x": 1, "y": 2, "width": 8, "height": 7}
+            region = {"shape_attributes": shape, "region_attributes": {"label": "cup"}}
+            document = {"a": {"filename": "a.png", "regions": [region], "file_attributes": {}}}
+        text = json.dumps(document)
+        (root / "annotations").mkdir()
+        (root / "annotations" / "train.json").write_text(text)
+        return root / "a.png"
+    for folder in ("images/train", "masks/train"):
+        (root / folder).mkdir(parents=True)
+    Image.new("L", (9, 9), 1).save(root / "masks/train/a.png")
+    return root / "images/train/a.png"
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+@pytest.mark.parametrize("form", ["yolo", "voc", "labelme", "label images", "coco", "via"])
+def test_the_cause_is_named(tmp_path, form, cause):
+    content, words = CAUSES[cause]
+    image = without_size(tmp_path / "data", form)
+    image.write_bytes(content)
+    with pytest.raises(InputError, match=words):
+        open_dataset(tmp_path / "data", "train")
+
+
+@pytest.mark.parametrize("cause", CAUSES)
+def test_the_list_names_the_cause(tmp_path, cause):
+    content, words = CAUSES[cause]
+    without_size(tmp_path, "yolo").write_bytes(content)
+    dataset = open_dataset(tmp_path, "train", leave_out="unreadable")
+    (reason,) = dataset.annotations.unreadable.values()
+    assert words in reason
+
+
 def test_a_file_that_broke_later_is_an_error_again(tmp_path):
     root = WRITERS["yolo"](tmp_path / "yolo")
     assert not open_dataset(root, "train", leave_out="unreadable").annotations.unreadable
     (root / "images/train/train-00.png").write_bytes(b"")
-    with pytest.raises(InputError, match=r"train-00.png: not an image, or a damaged one"):
+    with pytest.raises(InputError, match=r"train-00.png: not an image: the file is empty"):
         open_dataset(root, "train", leave_out={})
 
 

@@ -138,6 +138,41 @@ def test_names_are_texts_whatever_they_look_like(tmp_path):
     assert open_dataset(tmp_path, "train").class_names == ("no", "1", "2024-01-01")
 
 
+@pytest.mark.parametrize("null", ["~", "null", "Null", "NULL", "", "# later"])
+def test_null_settings_are_absent(tmp_path, null):
+    """As with `yaml.safe_load`, which Ultralytics uses."""
+    keys = ("path", "val", "test", "kpt_shape", "nc", "task")
+    settings = "".join(f"{key}: {null}\n" for key in keys)
+    write(tmp_path, f"{settings}train: images/train\nnames: [ant, bee, tooth]\n")
+    assert splits_of(tmp_path) == ["train"]
+    dataset = open_dataset(tmp_path, "train")
+    assert [len(dataset.target(i)["boxes"]) for i in range(3)] == [1, 0, 2]
+    assert not any("path:" in note for note in dataset.notes)
+
+
+def test_null_is_text_in_quotes_and_among_names(tmp_path):
+    write(tmp_path, 'path: "null"\ntrain: images/train\nnames: {0: ~, 1: null, 2: tooth}\n')
+    dataset = open_dataset(tmp_path, "train")
+    assert dataset.class_names == ("~", "null", "tooth")
+    assert any("path: null does not exist" in note for note in dataset.notes)
+
+
+def test_a_null_setting_still_counts_as_one_that_occurs_twice(tmp_path):
+    write(tmp_path, "train: ~\ntrain: images/train\nnames: [ant, bee, tooth]\n")
+    refused(tmp_path, "data.yaml: not YAML", "'train' occurs twice")
+
+
+@pytest.mark.parametrize("folder", ["", "data/"])
+def test_empty_lines_of_a_list_are_no_images(tmp_path, folder):
+    """Also if all paths begin with a folder that is not there, such as CVAT's `data/`."""
+    write(tmp_path, CONFIG | {"train": "all.txt"})
+    paths = [f"{folder}images/train/{name}.png" for name in "abc"]
+    (tmp_path / "all.txt").write_text("\n".join(["", paths[0], "", "  ", *paths[1:], "", ""]))
+    annotations = read_annotations(tmp_path, "train")
+    assert [Path(name.decode()).name for name in annotations.names] == ["a.png", "b.png", "c.png"]
+    assert {fault.code for fault in annotations.faults} <= {"outline", "path-foreign"}
+
+
 def test_class_numbers_may_have_gaps(tmp_path):
     write(tmp_path, CONFIG | {"names": {0: "ant", 1: "bee", 2: "cat", 7: "dog"}})
     (tmp_path / "labels/train/b.txt").write_text("7 0.5 0.5 0.1 0.1\n")

@@ -25,7 +25,9 @@ from redetr.data.formats.listing import listed_twice
 from redetr.data.formats.outlines import around_turned, extent_of, is_number, quick_extent
 from redetr.data.formats.paths import read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
+from redetr.data.formats.shapes import MAY_CROSS
 from redetr.data.formats.text_ids import number_text_ids
+from redetr.data.images import problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
@@ -46,7 +48,7 @@ _KEYS = {
     "images": ("id", "file_name", "width", "height", _PARTIAL),
     "annotations": (
         *("id", "image_id", "category_id", "bbox", "area", "iscrowd", "ignore", "segmentation"),
-        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION, _KEY_POINTS),
+        *(_EXTENT, *_MASK_SIZE, _OUTLINED, _ROTATION, _KEY_POINTS, MAY_CROSS),
     ),
     "categories": ("id", "name", "isthing"),
 }
@@ -286,13 +288,13 @@ def _read_images(table: Table, ids: np.ndarray, folders: list[Path]) -> Images:
         "AP here counts other objects that are found as false: measure it with LVIS's own tool",
         "warning",
     )
-    sizes = _read_sizes(table, files)
+    sizes = _read_sizes(table, files, are_sought=bool(folders))
     return Images(table, files.folder, files.names, ids, sizes, lambda i: str(ids[i]))
 
 
-def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
+def _read_sizes(table: Table, files: FoundFiles, are_sought: bool) -> np.ndarray:
     """Height and width of each image, int64 `[N, 2]`, as stated. If they are not stated (null or
-    0), those of its file."""
+    0), those of its file, if files `are_sought`."""
     columns = [table.columns["height"], table.columns["width"]]
     heights, bad_height = columns[0].whole_numbers()
     widths, bad_width = columns[1].whole_numbers()
@@ -312,6 +314,17 @@ def _read_sizes(table: Table, files: FoundFiles) -> np.ndarray:
         lambda i: "states no width and height: those of its file are used",
         "nothing to do, if its boxes are in pixels of that file",
         "note",
+    )
+
+    def no_size(i: int) -> str:
+        problem = problem_of(files.folder / files.names[i])
+        return f"states no size, and its file cannot be read: {problem}"
+
+    table.fault(
+        "size-invalid",
+        is_unstated & ~is_read & are_sought,
+        no_size,
+        "replace the file, or write its width and height",
     )
     table.report(
         "size-invalid",
@@ -352,10 +365,23 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
     is_crowd = _read_flags(table, "iscrowd")
     is_ignored = _read_flags(table, "ignore")
     outlines = None
+    is_replaced = np.zeros(len(corners), bool)
     if not table.columns[_EXTENT].is_absent():
         outlines = table.columns[_EXTENT].boxes()
-        _replace_empty_boxes(table, corners, outlines)
-    _turn_boxes(table, corners, outlines)
+        is_replaced = _replace_empty_boxes(table, corners, outlines)
+    is_turned = _turn_boxes(table, corners, outlines)
+    is_round, _ = table.columns[MAY_CROSS].flags()
+    replaced_rows = np.flatnonzero(is_replaced | is_turned)
+    replacements = corners[replaced_rows]
+
+    def quoted(i: int) -> str:
+        bbox = f"bbox {table.quoted(i, 'bbox')}"
+        if not is_replaced[i] and not is_turned[i]:
+            return bbox
+        box = replacements[np.searchsorted(replaced_rows, i)].round(2).tolist()
+        around = "rotated rectangle" if is_turned[i] else "outline"
+        return f"the box {box} around its {around} ({bbox})"
+
     return Objects(
         rows=table,
         image=image,
@@ -364,11 +390,12 @@ def _read_objects(table: Table, image: np.ndarray, labels: np.ndarray, remedy: s
         iscrowd=is_crowd | is_ignored,
         area=np.where(area >= 0, area, -1).astype(np.float32),
         ids=np.where(without_id, np.arange(len(ids)), ids),
-        quoted=lambda i: f"bbox {table.quoted(i, 'bbox')}",
+        quoted=quoted,
         remedy=remedy,
         box_format="xywh",
         outlines=outlines,
         mask_sizes=_read_mask_sizes(table),
+        may_cross=is_turned | is_round,
     )
 
 
@@ -424,27 +451,29 @@ def _report_outlines(table: Table) -> None:
     _note_outlines(table, outlined, "has a segmentation but no bbox")
 
 
-def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> None:
+def _replace_empty_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Replaces boxes with a width or height of 0, which some tools write, by the box around their
-    outline, if that has an area."""
+    outline, if that has an area. Returns which these are, bool `[A]`."""
     is_empty = (corners[:, 2:] == corners[:, :2]).any(1)
     has_area = (outlines[:, 2:] > outlines[:, :2]).all(1)  # not NaN
     replaced = is_empty & has_area
     _note_outlines(table, replaced, "has a segmentation, but its bbox has no area")
     corners[replaced] = outlines[replaced]
+    return replaced
 
 
-def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> None:
+def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) -> np.ndarray:
     """Replaces boxes with a `rotation` in degrees, but without an outline, by the box around the
-    rotated rectangle: CVAT writes the bbox of the rectangle before its rotation."""
+    rotated rectangle: CVAT writes the bbox of the rectangle before its rotation. Returns which
+    these are, bool `[A]`."""
     if table.columns[_ROTATION].is_absent():
-        return
+        return np.zeros(len(corners), bool)
     degrees = np.nan_to_num(table.columns[_ROTATION].numbers())
     is_turned = degrees != 0
     if outlines is not None:
         is_turned &= np.isnan(outlines).any(1)
     if not is_turned.any():
-        return
+        return is_turned
     table.fault(
         "box-turned",
         is_turned,
@@ -453,6 +482,7 @@ def _turn_boxes(table: Table, corners: np.ndarray, outlines: np.ndarray | None) 
         "note",
     )
     corners[is_turned] = around_turned(corners[is_turned], degrees[is_turned])
+    return is_turned
 
 
 def _note_outlines(table: Table, outlined: np.ndarray, text: str) -> None:

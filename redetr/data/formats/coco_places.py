@@ -7,6 +7,7 @@ from pathlib import Path
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.formats.datumaro import is_datumaro
 from redetr.data.formats.paths import in_capitals
+from redetr.data.formats.via import is_via
 from redetr.errors import InputError
 from redetr.files import first_bytes
 
@@ -118,9 +119,9 @@ def _files(root: Path, split: Split) -> list[Path]:
 
 
 def _is_of_another_tool(head: bytes) -> bool:
-    """Whether a file that begins with these bytes is Datumaro's, or LabelMe's file for a single
-    image."""
-    return is_datumaro(head) or _LABELME.search(head) is not None
+    """Whether a file that begins with these bytes is Datumaro's or VIA's, or LabelMe's file for a
+    single image."""
+    return is_datumaro(head) or is_via(head) or _LABELME.search(head) is not None
 
 
 def _other_files(root: Path, split: Split) -> list[Path]:

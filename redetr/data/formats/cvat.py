@@ -2,13 +2,15 @@
 
 Boxes, polygons, ellipses and masks are objects; points, lines and cuboids are not. A rotated box
 becomes the upright box around it. Polygons with the same label and group are parts of one object,
-as in CVAT's COCO export. Classes are the labels of the task in their order, with ids from 1. In a
-project, each image belongs to a subset: Train, Validation or Test. Images in other subsets are not
-read, unless no subset has such a name.
+as in CVAT's COCO export. Classes are the labels of the task in their order, with ids from 1,
+followed by those of shapes that no task lists, sorted; if each split has its own file, those of all
+files. In a project, each image belongs to a subset: Train, Validation or Test. Images in other
+subsets are not read, unless no subset has such a name.
 """
 
 import math
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from xml.etree import ElementTree
 from xml.etree.ElementTree import Element
@@ -49,14 +51,10 @@ def _splits_among(subsets: set[str]) -> list[Split]:
     return [split for split in SPLITS if subsets.intersection(SPLIT_FOLDERS[split])]
 
 
-def read_cvat(file: Path, split: Split) -> Document:
-    """The images of a split. Raises InputError if the file is not XML, or if it has the tracks of a
-    video."""
+def read_cvat(file: Path, split: Split, files: Sequence[Path]) -> Document:
+    """The images of a split, with the classes of all `files`, which are those of the splits. Raises
+    InputError if one of them is not XML, or if it has the tracks of a video."""
     root = _parse(file)
-    if root.find("track") is not None:
-        text = "holds tracks, as CVAT writes them for video, which cannot be read"
-        remedy = 'export as "CVAT for images 1.1" or COCO'
-        raise InputError(text, where=file, remedy=remedy)
     images = root.findall("image")
     document = Document()
     subsets = {_subset(image) for image in images}
@@ -65,7 +63,7 @@ def read_cvat(file: Path, split: Split) -> Document:
     if splits and (splits != ["train"] or len(subsets) > 1):
         document.other_subsets = _other_subsets(images)
         images = [image for image in images if _subset(image) in SPLIT_FOLDERS[split]]
-    id_of = document.add_categories(_labels(root))
+    id_of = document.add_categories(_labels(file, root, files))
     for image in images:
         height, width = _numbers(image, "height", "width")
         document.add_image(image.get("name"), _side(height), _side(width))
@@ -99,15 +97,25 @@ def _parse(file: Path) -> Element:
         text = content.decode(encoding_of(content))
         if "<!DOCTYPE" in text:
             raise InputError("declares a document type, which is refused", where=file)
-        return ElementTree.fromstring(text)
+        root = ElementTree.fromstring(text)
     except (LookupError, ValueError, ElementTree.ParseError) as error:
         raise InputError(f"not XML: {error}", where=file, remedy=remedy) from None
+    if root.find("track") is not None:
+        text = "holds tracks, as CVAT writes them for video, which cannot be read"
+        remedy = 'export as "CVAT for images 1.1" or COCO'
+        raise InputError(text, where=file, remedy=remedy)
+    return root
 
 
-def _labels(root: Element) -> list[str]:
-    """The labels of the task, followed by those labels of shapes that the task does not list."""
-    listed = [label.findtext("name") or "" for label in root.iterfind("meta//label")]
-    used = {_label(shape) for shape in root.iterfind("image/*")}
+def _labels(file: Path, root: Element, files: Sequence[Path]) -> list[str]:
+    """The labels of the tasks of all files, followed by those labels of shapes that no task lists.
+    `root` is the root element of the one `file`."""
+    listed: list[str] = []
+    used: set[str] = set()
+    for path in files:
+        element = root if path == file else _parse(path)
+        listed += [label.findtext("name") or "" for label in element.iterfind("meta//label")]
+        used |= {_label(shape) for shape in element.iterfind("image/*")}
     labels = dict.fromkeys(listed)  # an ordered set
     labels.update(dict.fromkeys(sorted(used)))
     labels.pop("", None)

@@ -6,6 +6,7 @@ object, which is how Datumaro stores COCO's. The id of a category is the index o
 """
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from redetr.data.annotations import Split
 from redetr.data.formats.columns import Row, are_rows
 from redetr.data.formats.outlines import is_number
 from redetr.data.formats.shapes import (
+    MAY_CROSS,
     Document,
     as_dict,
     as_list,
@@ -33,8 +35,9 @@ def is_datumaro(head: bytes) -> bool:
     return _VERSION.search(head) is not None or _CATEGORIES.search(head) is not None
 
 
-def read_datumaro(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError if it is not JSON in Datumaro's format."""
+def read_datumaro(file: Path, split: Split, files: Sequence[Path]) -> Document:
+    """All images of the file. The `files` of other splits are not read, because each states all
+    classes. Raises InputError if it is not JSON in Datumaro's format."""
     content = as_dict(parse_json(file))
     categories = as_dict(content.get("categories"))
     labels = as_dict(categories.get("label")).get("labels")
@@ -122,4 +125,4 @@ def _turned_box(numbers: list[Any]) -> Row:
         (-half_width, -half_height),
         (-half_width, half_height),
     )
-    return polygon(turned(offsets, (center_x, center_y), degrees))
+    return polygon(turned(offsets, (center_x, center_y), degrees)) | {MAY_CROSS: 1}

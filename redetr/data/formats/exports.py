@@ -8,7 +8,7 @@ count images and shapes in the order of the file.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,10 +31,11 @@ _MOST_FILES = 20  # a folder with more is not searched: LabelMe's folders have t
 
 
 class _Tool(NamedTuple):
-    """How to recognise a tool's files by their first bytes, and how to read a split from one."""
+    """How to recognise a tool's files by their first bytes, and how to read a split from one; the
+    files of all splits may be needed for the classes."""
 
     matches: Callable[[bytes], bool]
-    read: Callable[[Path, Split], Document]
+    read: Callable[[Path, Split, Sequence[Path]], Document]
 
 
 _TOOLS = (
@@ -68,7 +69,7 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     if location is None:
         raise InputError(f"no {split} split: looked for {export_sought(split)}", where=root)
     file = location.file
-    document = location.tool.read(file, split)
+    document = location.tool.read(file, split, _files_of_splits(root, location.tool))
     if not document.images:
         remedy = "export the annotations again"
         raise InputError("lists no images", where=file, remedy=remedy)
@@ -81,6 +82,16 @@ def read_export(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     if split == "train" and document.other_subsets:
         annotations.faults.append(_unread_subsets(file, document.other_subsets))
     return annotations
+
+
+def _files_of_splits(root: Path, tool: _Tool) -> list[Path]:
+    """The files of all splits that this tool wrote; one that has several splits is listed once."""
+    files: dict[Path, None] = {}  # an ordered set
+    for split in SPLITS:
+        location = _locate(root, split)
+        if location is not None and location.tool is tool:
+            files[location.file] = None
+    return list(files)
 
 
 def _faults_of_shapes(file: Path, document: Document) -> list[Fault]:

@@ -24,7 +24,7 @@ from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split,
 from redetr.data.faults import Fault, Rows, listed
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import composed, read_sizes
-from redetr.data.images import IMAGE_SUFFIXES, open_image
+from redetr.data.images import IMAGE_SUFFIXES, open_image, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.segment_images import object_numbers
 from redetr.distributed import rank_cores
@@ -274,7 +274,7 @@ def _read_images(
     rows.fault(
         "size-invalid",
         unreadable,
-        lambda i: f"its image {names[i]} cannot be read",
+        lambda i: f"its image {names[i]} cannot be read: {problem_of(folder / names[i])}",
         "replace the image",
     )
     label_sizes = np.array([scene.size for scene in scenes], np.int64).reshape(-1, 2)

@@ -6,14 +6,12 @@ files in `annotations/`, `labels/` or `json/` with images in `images/`. The box 
 tight around its polygon, rectangle, circle or mask. If masks are read, polygons, circles (as
 polygons with 64 corners) and masks have one, and rectangles have none. Shapes with the same label
 and `group_id` are one object. Objects with a shape that is marked `difficult` are ignored in
-evaluation (`iscrowd` is True). Points and lines are not objects. Classes are the labels in all
-files, sorted, with ids from 1; image ids count the sorted names.
+evaluation (`iscrowd` is True). Points and lines are not objects, nor are shapes with the label
+`__ignore__` or `_background_`. Classes are the labels in all files, sorted, with ids from 1; image
+ids count the sorted names.
 """
 
-import base64
-import io
 import json
-import math
 import posixpath
 import re
 import reprlib
@@ -27,15 +25,23 @@ import numpy as np
 from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
 from redetr.data.faults import Fault, Rows, listed
 from redetr.data.formats.flags import flag_of
+from redetr.data.formats.labelme_shapes import (
+    MAY_CROSS,
+    NO_OBJECTS,
+    Extent,
+    Polygons,
+    around,
+    extent_of,
+    polygons_of,
+    shape_problem,
+)
 from redetr.data.formats.listing import contents_of, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
-from redetr.data.images import IMAGE_SUFFIXES, cached_copies, open_image
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
-from redetr.data.segment_images import object_numbers
 from redetr.errors import InputError
-from redetr.outlines import polygons_without_holes
 
 _FOLDERS: dict[Split, tuple[str, ...]] = {
     "train": ("train",),
@@ -44,16 +50,10 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 }
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
-# `rotation` is a rotated rectangle of X-AnyLabeling, which otherwise writes LabelMe's format.
-_OBJECTS = ("polygon", "rectangle", "oriented_rectangle", "rotation", "circle", "mask")
-_NO_OBJECTS = ("point", "points", "line", "linestrip")
 _LARGEST = 1e9  # px
 _TRIED = 5  # files that are read to recognise a folder in LabelMe format
-
-Extent = tuple[float, float, float, float]  # x1, y1, x2, y2
-Polygons = list[list[float]]  # each x, y, x, y, ...
-_CORNERS = 64  # of the polygon that stands for a circle
-_NO_EXTENT = (math.nan, math.nan, math.nan, math.nan)
+# What LabelMe's own converters do not take for classes.
+_NO_CLASSES = ("__ignore__", "_background_")
 
 
 def labelme_splits(root: Path) -> list[Split]:
@@ -128,11 +128,14 @@ class _Scene:
     size: tuple[int, int] = (0, 0)  # height, width; 0 = not stated
     labels: list[str] = field(default_factory=list)
     extents: list[Extent] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)  # why a shape has no box, or ""
     numbers: list[int] = field(default_factory=list)  # of the shape, from 1
     difficult: list[bool] = field(default_factory=list)
+    may_cross: list[bool] = field(default_factory=list)  # round and rotated shapes
     unclear: list[Any] = field(default_factory=list)  # a mark that is neither yes nor no, or None
     masks: list[Polygons | None] = field(default_factory=list)  # None for boxes
     left_out: list[str] = field(default_factory=list)  # kinds of shapes that are not objects
+    without_class: list[str] = field(default_factory=list)  # labels of shapes that are no objects
     grouped: int = 0  # shapes that are parts of another object
     with_masks: bool = False  # whether masks are read
     is_embedded: bool = False  # whether the image is in the file itself
@@ -176,23 +179,29 @@ def _add_shape(
 ) -> None:
     """Adds an object, or extends the object with the same group."""
     kind = shape.get("shape_type") or "polygon"  # LabelMe 3 may not state it
-    if kind in _NO_OBJECTS:
+    if kind in NO_OBJECTS:
         scene.left_out.append(kind)
         return
-    label = shape.get("label")
-    name = label.strip() if isinstance(label, str) else ""
-    extent = _extent(kind, shape.get("points"))
-    polygons = _polygons(kind, shape) if scene.with_masks else None
+    name = _label_of(shape)
+    if name in _NO_CLASSES:
+        scene.without_class.append(name)
+        return
+    problem = shape_problem(kind, shape.get("points"))
+    extent = extent_of(kind, shape.get("points"))
+    polygons = polygons_of(kind, shape) if scene.with_masks else None
     mark = shape.get("difficult")
     is_difficult = flag_of(mark)
     unclear = mark if is_difficult is None else None
     group = shape.get("group_id")
-    if isinstance(group, int | str) and (name, group) in group_of:
+    has_group = isinstance(group, int | str) and group != ""
+    if has_group and (name, group) in group_of:
         index = group_of[name, group]
-        if math.isnan(extent[0]):
+        if problem:
             scene.numbers[index] = number  # for the message
-        scene.extents[index] = _around(scene.extents[index], extent)
+            scene.problems[index] = problem
+        scene.extents[index] = around(scene.extents[index], extent)
         scene.difficult[index] |= is_difficult is True
+        scene.may_cross[index] |= kind in MAY_CROSS
         scene.unclear[index] = unclear if scene.unclear[index] is None else scene.unclear[index]
         earlier = scene.masks[index]
         scene.masks[index] = None
@@ -200,85 +209,24 @@ def _add_shape(
             scene.masks[index] = earlier + polygons
         scene.grouped += 1
         return
-    if isinstance(group, int | str):
+    if has_group:
         group_of[name, group] = len(scene.labels)
     scene.labels.append(name)
     scene.extents.append(extent)
+    scene.problems.append(problem)
     scene.numbers.append(number)
     scene.difficult.append(is_difficult is True)
+    scene.may_cross.append(kind in MAY_CROSS)
     scene.unclear.append(unclear)
     scene.masks.append(polygons)
 
 
-def _around(first: Extent, second: Extent) -> Extent:
-    """The box around two boxes; NaN if one of them is NaN, which `min` would drop."""
-    if math.isnan(first[0] + second[0]):
-        return _NO_EXTENT
-    x1, y1, x2, y2 = first
-    left, top, right, bottom = second
-    return min(x1, left), min(y1, top), max(x2, right), max(y2, bottom)
-
-
-def _extent(kind: Any, points: Any) -> Extent:
-    """The box around a shape; NaN if the shape has none."""
-    if kind not in _OBJECTS or not isinstance(points, list):
-        return _NO_EXTENT
-    if len(points) < 2 or not all(map(_is_point, points)):
-        return _NO_EXTENT
-    if kind == "circle":  # its centre, and a point on it
-        center_x, center_y = map(float, points[0])
-        edge_x, edge_y = map(float, points[1])
-        radius = math.hypot(edge_x - center_x, edge_y - center_y)
-        return center_x - radius, center_y - radius, center_x + radius, center_y + radius
-    x = [float(point[0]) for point in points]
-    y = [float(point[1]) for point in points]
-    left, right = min(x), max(x)
-    top, bottom = min(y), max(y)
-    if kind == "mask":  # its first and its last pixel
-        return left, top, right + 1, bottom + 1
-    return left, top, right, bottom
-
-
-def _polygons(kind: Any, shape: dict[str, Any]) -> Polygons | None:
-    """The polygons of a shape that is not a box; None for boxes and for invalid shapes."""
-    points: Any = shape.get("points")
-    if math.isnan(_extent(kind, points)[0]):
-        return None
-    if kind == "polygon":
-        return [[float(number) for point in points for number in point]]
-    if kind == "circle":
-        (x, y), (edge_x, edge_y) = points[:2]
-        radius = math.hypot(edge_x - x, edge_y - y)
-        circle = []
-        for corner in range(_CORNERS):
-            angle = 2 * math.pi * corner / _CORNERS
-            circle += [x + radius * math.cos(angle), y + radius * math.sin(angle)]
-        return [circle]
-    if kind == "mask":
-        return _polygons_of_image(shape.get("mask"), points[0])
-    return None
-
-
-def _polygons_of_image(text: Any, start: list[float]) -> Polygons | None:
-    """The polygons around a mask that is stored as an image in base64, whose first pixel is at
-    `start`; None if it is not a valid image."""
-    try:
-        file = io.BytesIO(base64.b64decode(text, validate=True))
-        with open_image(file, "mask") as image:
-            pixels = object_numbers(image)
-    except (TypeError, ValueError, InputError):
-        return None
-    polygons = []
-    for polygon in polygons_without_holes(pixels != 0):
-        shifted = polygon + np.round(start).astype(np.int64)
-        polygons.append(shifted.ravel().astype(np.float64).tolist())
-    return polygons or None
-
-
-def _is_point(value: Any) -> bool:
-    if not isinstance(value, list) or len(value) != 2:
-        return False
-    return all(type(number) in (int, float) and abs(number) < _LARGEST for number in value)
+def _label_of(shape: dict[str, Any]) -> str:
+    """The label of a shape, which may be a whole number; empty if it has none."""
+    label = shape.get("label")
+    if type(label) is int:
+        return str(label)
+    return label.strip() if isinstance(label, str) else ""
 
 
 def _report_other_files(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
@@ -343,7 +291,7 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
     rows.fault(
         "size-invalid",
         unreadable,
-        lambda i: "states no size, and its image cannot be read",
+        lambda i: f"states no size, and its image cannot be read: {problem_of(root / names[i])}",
         "write imageHeight and imageWidth, or replace the image",
     )
     lost = [names[i] for i in np.flatnonzero(unreadable)]
@@ -381,19 +329,10 @@ def _classes(root: Path, split: Split, scenes: list[_Scene]) -> list[str]:
 def _read_objects(
     root: Path, scenes: list[_Scene], classes: list[str], faults: list[Fault]
 ) -> Objects:
-    image_of: list[int] = []
-    numbers: list[int] = []
-    labels: list[str] = []
-    extents: list[Extent] = []
-    iscrowd: list[bool] = []
-    unclear: list[Any] = []
-    for index, scene in enumerate(scenes):
-        image_of += [index] * len(scene.labels)
-        numbers += scene.numbers
-        labels += scene.labels
-        extents += scene.extents
-        iscrowd += scene.difficult
-        unclear += scene.unclear
+    counts = np.array([len(scene.labels) for scene in scenes], np.int64)
+    image_of = np.repeat(np.arange(len(scenes)), counts)
+    numbers = _of_all(scenes, "numbers")
+    labels = _of_all(scenes, "labels")
 
     def locate(i: int) -> tuple[Path, str]:
         scene = scenes[image_of[i]]
@@ -407,23 +346,32 @@ def _read_objects(
         lambda i: "has no label",
         "write the name of its class",
     )
-    corners = _read_corners(rows, extents)
-    _report_marks(rows, unclear)
+    corners = _read_corners(rows, _of_all(scenes, "extents"), _of_all(scenes, "problems"))
+    _report_marks(rows, _of_all(scenes, "unclear"))
     _note_shapes(root, scenes, faults)
     label_of = {name: label for label, name in enumerate(classes)}
     return Objects(
         rows=rows,
-        image=np.array(image_of, np.int64),
+        image=image_of,
         labels=np.array([label_of.get(label, -1) for label in labels], np.int64),
         corners=corners,
-        iscrowd=np.array(iscrowd, bool),
+        iscrowd=np.array(_of_all(scenes, "difficult"), bool),
         area=np.full(count, -1, np.float32),
         ids=np.array(numbers, np.int64),
         kind="shape",
         quoted=lambda i: f"the box {corners[i].round(2).tolist()} around it",
         remedy="was the image resized? restore the one that was annotated",
         box_format="xyxy",
+        may_cross=np.array(_of_all(scenes, "may_cross"), bool),
     )
+
+
+def _of_all(scenes: list[_Scene], name: str) -> list[Any]:
+    """What the lists with this name hold of the objects of all scenes."""
+    values: list[Any] = []
+    for scene in scenes:
+        values += getattr(scene, name)
+    return values
 
 
 def _report_marks(rows: Rows, unclear: list[Any]) -> None:
@@ -437,14 +385,14 @@ def _report_marks(rows: Rows, unclear: list[Any]) -> None:
     )
 
 
-def _read_corners(rows: Rows, extents: list[Extent]) -> np.ndarray:
-    """The boxes of all shapes, xyxy in pixels `[A, 4]`; a fault for each that has none."""
+def _read_corners(rows: Rows, extents: list[Extent], problems: list[str]) -> np.ndarray:
+    """The boxes of all shapes, xyxy in pixels `[A, 4]`; a fault for each that has a problem."""
     corners = np.array(extents, np.float64).reshape(-1, 4)
     invalid = np.isnan(corners).any(1)
     rows.fault(
         "box-invalid",
         invalid,
-        lambda i: f"is not a supported shape ({', '.join(_OBJECTS)})",
+        lambda i: problems[i],
         "draw it again, or delete it",
     )
     corners[invalid] = (0, 0, 1, 1)
@@ -469,6 +417,7 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
                 listed(str(root / scene.file) for scene, _ in lines),
             )
         )
+    _note_labels(root, scenes, faults)
     groups = [scene for scene in scenes if scene.grouped]
     if groups:
         count = sum(scene.grouped for scene in groups)
@@ -477,3 +426,17 @@ def _note_shapes(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
         file = root / groups[0].file
         items = listed(str(root / scene.file) for scene in groups)
         faults.append(Fault("note", "shape-grouped", file, "", text, remedy, count, items))
+
+
+def _note_labels(root: Path, scenes: list[_Scene], faults: list[Fault]) -> None:
+    """Adds a note on shapes with a label that is no class."""
+    files = []
+    for scene in scenes:
+        files += [root / scene.file] * len(scene.without_class)
+    if not files:
+        return
+    labels = sorted({label for scene in scenes for label in scene.without_class})
+    text = f"shapes with the label {' or '.join(labels)} are not objects and are left out"
+    remedy = "nothing to do, or give them the name of a class"
+    items = listed(map(str, files))
+    faults.append(Fault("note", "label-left-out", files[0], "", text, remedy, len(files), items))

@@ -14,6 +14,9 @@ from redetr.data.formats.outlines import is_number
 from redetr.data.formats.paths import read_file
 from redetr.errors import InputError
 
+# A key of annotations that occurs in no file: whether the shape is round or rotated, so that tools
+# may keep only its centre inside the image.
+MAY_CROSS = "\0may cross"
 _NO_GROUP = (0, "0", "")
 _CORNERS = 64  # of the polygon that stands for an ellipse
 
@@ -80,6 +83,8 @@ class Document:
             first, *_ = outlined
             if are_polygons:
                 self.annotations[first]["segmentation"] = list(chain.from_iterable(outlines))
+                if any(self.annotations[row].get(MAY_CROSS) for row in outlined):
+                    self.annotations[first][MAY_CROSS] = 1
             others = [row for row in rows if row != first]
             joined.update(others)
             image = self.images[self.annotations[first]["image_id"]]
@@ -144,7 +149,7 @@ def ellipse(cx: Any, cy: Any, rx: Any, ry: Any, degrees: Any = 0.0) -> Row:
     for corner in range(_CORNERS):
         angle = 2 * math.pi * corner / _CORNERS
         offsets.append((rx * math.cos(angle), ry * math.sin(angle)))
-    return polygon(turned(offsets, (cx, cy), degrees))
+    return polygon(turned(offsets, (cx, cy), degrees)) | {MAY_CROSS: 1}
 
 
 def turned(

@@ -2,13 +2,14 @@
 
 Rectangles, polygons, circles and ellipses are objects; points and lines are not. The class of a
 region is the value of its attribute `label`, `class`, `name`, `type` or `category`, or of its only
-attribute. Classes are sorted by name, with ids from 1. The sizes of images are read from their
-files.
+attribute. As VIA has no list of classes, they are those of the regions in the files of all splits,
+sorted by name, with ids from 1. The sizes of images are read from their files.
 """
 
 import math
 import re
 import reprlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +40,17 @@ def is_via(head: bytes) -> bool:
     return keys >= {b"filename", b"regions", b"file_attributes"}
 
 
-def read_via(file: Path, split: Split) -> Document:
-    """All images of the file. Raises InputError if it is not JSON in VIA's format, or if several
-    attributes may be the class."""
+def read_via(file: Path, split: Split, files: Sequence[Path]) -> Document:
+    """All images of the file, with the classes of all `files`, which are those of the splits.
+    Raises InputError if one of them is not JSON in VIA's format, or if several attributes may be
+    the class."""
     images = _images(file)
     attribute = _class_attribute(file, images)
-    names = set()
-    for image in images:
-        for region in _regions(image):
-            names.add(_class_of(region, attribute))
-    names.discard("")
+    names = _classes_of(images, attribute)
+    for other in files:
+        if other != file:
+            other_images = _images(other)
+            names |= _classes_of(other_images, _class_attribute(other, other_images))
     document = Document()
     id_of = document.add_categories(sorted(names))
     for image in images:
@@ -110,6 +112,16 @@ def _class_of(region: Row, attribute: str) -> str:
     if type(value) is int:
         value = str(value)
     return value.strip() if isinstance(value, str) else ""
+
+
+def _classes_of(images: list[Row], attribute: str) -> set[str]:
+    """The classes of all regions."""
+    names = set()
+    for image in images:
+        for region in _regions(image):
+            names.add(_class_of(region, attribute))
+    names.discard("")
+    return names
 
 
 def _add_region(document: Document, region: Row, category: int | None) -> None:

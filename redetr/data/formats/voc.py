@@ -14,6 +14,7 @@ sorted names.
 import os
 import posixpath
 import reprlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from redetr.data.formats.paths import Listing, composed, read_lines, read_sizes
 from redetr.data.formats.voc_masks import add_voc_masks
 from redetr.data.formats.voc_places import XML, VocLocation, locate_voc, unread_lists, voc_sought
 from redetr.data.formats.voc_xml import SIDES, Scene, read_scene
-from redetr.data.images import IMAGE_SUFFIXES, cached_copies
+from redetr.data.images import IMAGE_SUFFIXES, cached_copies, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.errors import InputError
 
@@ -99,10 +100,15 @@ def _read_images(
     unstated = np.flatnonzero((sizes <= 0).any(1) & rows.good)
     sizes[unstated] = read_sizes(location.images, [names[i] for i in unstated])
     unreadable = (sizes.min(1) <= 0) & rows.good
+
+    def no_size(i: int) -> str:
+        problem = problem_of(location.images / names[i])
+        return f"states no size, and its image cannot be read: {problem}"
+
     rows.fault(
         "size-invalid",
         unreadable,
-        lambda i: "states no size, and its image cannot be read",
+        no_size,
         "write width and height, or replace the image",
     )
     rows.fault(
@@ -297,6 +303,7 @@ def _read_objects(
     all_boxes: list[list[float]] = []
     all_outlines: list[list[float]] = []
     has_box: list[bool] = []
+    is_turned: list[bool] = []
     marks: list[str] = []  # the value of `difficult` of each object
     repeated: list[str] = []  # the element that an object has several times, or ""
     for index, scene in enumerate(scenes):
@@ -307,6 +314,7 @@ def _read_objects(
         all_boxes += scene.boxes
         all_outlines += scene.outlines
         has_box += scene.has_box
+        is_turned += scene.is_turned
         marks += scene.difficult
         repeated += scene.repeated
     boxes = np.array(all_boxes, np.float64).reshape(-1, 4)
@@ -330,11 +338,17 @@ def _read_objects(
         area=np.full(count, -1, np.float32),
         ids=np.array(number_of, np.int64),
         kind="object",
-        quoted=lambda i: f"bndbox {boxes[i].tolist()}",
+        quoted=partial(_quoted, boxes, has_box),
         remedy="write xmin ymin xmax ymax in pixels, counted from 1",
         box_format="xyxy",
         outlines=outlines - (1, 1, 0, 0),
+        may_cross=np.array(is_turned, bool),
     )
+
+
+def _quoted(boxes: np.ndarray, has_box: list[bool], i: int) -> str:
+    box = boxes[i].round(2).tolist()
+    return f"bndbox {box}" if has_box[i] else f"the box {box} around its outline"
 
 
 def _read_marks(rows: Rows, marks: list[str]) -> np.ndarray:

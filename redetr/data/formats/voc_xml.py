@@ -42,6 +42,7 @@ class Scene:
     boxes: list[list[float]] = field(default_factory=list)  # xmin ymin xmax ymax
     outlines: list[list[float]] = field(default_factory=list)  # the box around each outline, or NaN
     has_box: list[bool] = field(default_factory=list)
+    is_turned: list[bool] = field(default_factory=list)  # whether it has a rotated box
     difficult: list[str] = field(default_factory=list)
     repeated: list[str] = field(default_factory=list)  # a tag that an object repeats, or ""
     code: str = ""
@@ -109,6 +110,7 @@ def _scene_of(file: Path, root: ElementTree.Element) -> Scene:
             box = [_number(bndbox, side) for side in SIDES]
         scene.outlines.append(outline)
         scene.has_box.append(bndbox is not None)
+        scene.is_turned.append(element.find("robndbox") is not None)
         scene.names.append(name.strip())
         scene.boxes.append(box)
         scene.difficult.append(element.findtext("difficult") or "")

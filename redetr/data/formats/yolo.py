@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from redetr.data.annotations import NOT_READ, SPLITS, Annotations, Images, Objects, Split, assemble
+from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
 from redetr.data.faults import Fault, Rows, Severity
 from redetr.data.formats.darknet import (
     darknet_config,
@@ -36,12 +36,14 @@ from redetr.data.formats.listing import contents_of
 from redetr.data.formats.paths import read_file, read_frames
 from redetr.data.formats.yolo_lines import BAD, KEY_POINTS, OUTLINE, KeyPoints, Lines
 from redetr.data.formats.yolo_places import KEYS, ImagePaths, entries_of
+from redetr.data.images import problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.orientation import stored_points, stored_sides
 from redetr.errors import InputError
 from redetr.wording import counted
 
 _FILES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+_NULLS = ("", "~", "null", "Null", "NULL")
 _LISTED = 10  # numbers of classes in an error
 _OUTLINE_TASKS = ("segment", "obb")  # values of `task` with which long lines are outlines
 
@@ -141,7 +143,7 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> tuple[I
     rows.fault(
         "image-unreadable",
         unreadable,
-        lambda i: NOT_READ,
+        lambda i: problem_of(folder / names[i]),
         "replace the file, or delete it with its labels (train --skip-unreadable leaves it out)",
     )
     rows.fault(
@@ -172,8 +174,14 @@ def _yaml_file(root: Path) -> Path | None:
 
 
 class _Loader(yaml.BaseLoader):
-    """Keeps numbers as text, and refuses a key that occurs twice, of which YAML would silently use
-    the last value."""
+    """Keeps numbers as text, drops settings without a value, and refuses a key that occurs twice,
+    of which YAML would silently use the last value."""
+
+    settings: Any = None  # the node of the mapping that is not inside another value
+
+    def construct_document(self, node: yaml.Node) -> Any:
+        self.settings = node
+        return super().construct_document(node)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -183,7 +191,18 @@ class _Loader(yaml.BaseLoader):
                 text = f"{key.value!r} occurs twice"
                 raise yaml.constructor.ConstructorError(None, None, text, key.start_mark)
             seen.add(key.value)
-        return super().construct_mapping(node, deep)
+        mapping = super().construct_mapping(node, deep)
+        if node is self.settings:
+            # Only here: a class in `names` may be called null, as it may be called 1.
+            for name, value in node.value:
+                if _is_null(value):
+                    del mapping[name.value]
+        return mapping
+
+
+def _is_null(node: yaml.Node) -> bool:
+    """Whether a value is YAML's null: one of its words without quotes, or nothing."""
+    return isinstance(node, yaml.ScalarNode) and node.style is None and node.value in _NULLS
 
 
 def _parse_config(file: Path) -> dict[str, Any]:

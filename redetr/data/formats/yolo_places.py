@@ -99,9 +99,9 @@ class ImagePaths:
         file = self.root / location
         bases = (posixpath.dirname(location), self.base, "")
         lines = read_lines(file)
-        resolved = [self.finder.find(line, bases) if line else Resolved() for line in lines]
+        resolved = self._find_lines(lines, bases)
         if not any(target.inside for target in resolved):  # all paths may begin with another folder
-            resolved = [self.finder.find(line, bases, ends=line != "") for line in lines]
+            resolved = self._find_lines(lines, bases, ends=True)
         rows = Rows(len(lines), self.faults, lambda i: (file, f"line {i + 1}"))
         rows.fault(
             "path-outside",
@@ -139,6 +139,16 @@ class ImagePaths:
             "note",
         )
         return list(names)
+
+    def _find_lines(
+        self, lines: list[str], bases: tuple[str, ...], ends: bool = False
+    ) -> list[Resolved]:
+        """The file that each line of a list means; nothing for an empty line, which would otherwise
+        mean the folder itself."""
+        resolved = []
+        for line in lines:
+            resolved.append(self.finder.find(line, bases, ends=ends) if line else Resolved())
+        return resolved
 
     def _add(self, severity: Severity, code: str, where: str, text: str, remedy: str) -> None:
         self.faults.append(Fault(severity, code, self.file, where, text, remedy))
