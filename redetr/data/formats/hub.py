@@ -6,14 +6,16 @@ optionally `area`, `iscrowd` and `segmentation` (or `mask`, and others), which i
 an image that is not 0 inside. Boxes are x, y, width, height in pixels. Other formats are recognised
 by names (`xmin`, `x_center`), or if the numbers make sense in no other format, or are stated as in
 `hf:NAME,boxes=xyxy`. Classes are those of a ClassLabel, or all texts or numbers in the rows. Image
-ids are row numbers. Code in a data set is never run: `datasets` refuses it from version 4 on.
+ids are row numbers. Images that `datasets` rotates by an EXIF tag are used as stored, and their
+boxes and masks are turned back. Code in a data set is never run: `datasets` refuses it from version
+4 on.
 """
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +27,7 @@ from redetr.data.faults import Fault, Rows
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
+from redetr.data.formats.hub_frames import Frame, image_file, stated_size
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,
@@ -37,7 +40,7 @@ from redetr.data.formats.hub_rows import (
     sample_rows,
 )
 from redetr.data.formats.layouts import is_saved_by_datasets
-from redetr.data.images import decode, image_size, open_image, suffix_of
+from redetr.data.images import decode, open_image, suffix_of
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.download import quiet_hub
 from redetr.errors import InputError
@@ -47,6 +50,9 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "val", "valid"),
     "test": ("test",),
 }
+_ROTATE = (
+    "see the sheet of --report; to train on upright images, save them rotated, without the tag"
+)
 _SAMPLE = 500  # rows of each split that decide how boxes are written
 
 
@@ -217,8 +223,8 @@ def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
         for row in sample_rows(_encoded(rows, columns.image), _SAMPLE):
             things = columns.objects_of(row)
             if things and not isinstance(things, str):
-                size = image_size(_file(row[columns.image]))
-                objects.append((size, things))
+                frame = Frame.of(row[columns.image]).as_stated(row)
+                objects.append((frame.size, things))
     return box_form(source, Sample.of(objects), Address.of(source).boxes, columns.numbers)
 
 
@@ -233,24 +239,22 @@ def _annotations(
     """The annotations of the rows, which are converted to COCO's format."""
     images = []
     annotations: list[Row] = []
-    unequal = {}  # rows whose lists differ in length, and the lengths
-    resized = {}  # rows that state another size than that of their image
-    key_points = []  # rows that have some
+    odd = _OddRows()
     for image_id, row in enumerate(_encoded(rows, columns.image)):
-        width, height = image_size(_file(row[columns.image]))
+        shown = Frame.of(row[columns.image])
+        frame = shown.as_stated(row)
+        width, height = frame.stored
         name = f"{image_id:09d}"
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        if _states_another_size(row, width, height):
-            stated = f"{row['width']}x{row['height']} px"
-            resized[image_id] = f"its columns state {stated}, but its image is {width}x{height} px"
+        odd.judge_size(image_id, row, shown, frame)
         if columns.have_key_points(row):
-            key_points.append(image_id)
+            odd.key_points.append(image_id)
         objects = columns.objects_of(row)
         if isinstance(objects, str):
-            unequal[image_id] = f"its lists differ in length: {objects}"
+            odd.unequal[image_id] = f"its lists differ in length: {objects}"
             continue
         for thing in objects:
-            annotation = _annotation(thing, classes, form, (width, height))
+            annotation = _annotation(thing, classes, form, frame)
             annotation |= {"id": len(annotations), "image_id": image_id}
             annotations.append(annotation)
     categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
@@ -258,66 +262,107 @@ def _annotations(
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
     result = from_documents(Path(source), [document], remedy, masks)
-    faults = _row_faults(Path(source), len(images), unequal, resized, key_points)
+    faults = odd.faults(Path(source), len(images))
     remedy = "check this on the page of check --report"
     for note in (form.note, classes.note):
         if note:
             faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
-    return replace(result, faults=faults + result.faults)
+    # The orientation of each image was judged above.
+    return replace(result, faults=faults + result.faults, is_upright=True)
 
 
-def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
-    """An object with COCO's keys, in an image of `size` (width, height)."""
+def _annotation(thing: Row, classes: Classes, form: BoxForm, frame: Frame) -> Row:
+    """An object with COCO's keys, in the stored image."""
+    size = frame.size
     category = thing["category"]
     if not isinstance(category, list | dict):
         category = classes.id_of.get(category, category)
     annotation = {
         "category_id": category,
-        "bbox": form.pixels(thing["bbox"], size),
+        "bbox": frame.stored_box(form.pixels(thing["bbox"], size)),
         "area": form.area(thing.get("area"), size),
         "iscrowd": thing.get("iscrowd"),
     }
     if "segmentation" in thing:
-        annotation["segmentation"] = form.segmentation(thing["segmentation"], size)
+        segmentation = form.segmentation(thing["segmentation"], size)
+        annotation["segmentation"] = frame.stored_segmentation(segmentation)
     return annotation
 
 
-def _states_another_size(row: Row, width: int, height: int) -> bool:
-    """Whether the row states a width and height that differ from those of its image."""
-    stated = (row.get("width"), row.get("height"))
-    return width > 0 and None not in stated and stated != (width, height)
+@dataclass
+class _OddRows:
+    """Rows that are reported, by their numbers."""
 
+    unequal: dict[int, str] = field(default_factory=dict)  # the lengths of lists that differ
+    resized: dict[int, str] = field(default_factory=dict)  # how stated and actual size differ
+    turned: dict[int, int] = field(default_factory=dict)  # the orientation of their images
+    as_stored: dict[int, int] = field(default_factory=dict)  # the same if boxes are not turned
+    key_points: list[int] = field(default_factory=list)  # rows that have some
 
-def _row_faults(
-    source: Path,
-    count: int,
-    unequal: dict[int, str],
-    resized: dict[int, str],
-    key_points: list[int],
-) -> list[Fault]:
-    faults: list[Fault] = []
-    rows = Rows(count, faults, lambda i: (source, f"row {i}"))
-    numbers = np.arange(count)
-    rows.fault(
-        "objects-unequal",
-        np.isin(numbers, list(unequal)),
-        lambda i: unequal[i],
-        "give each object one of each",
-    )
-    rows.fault(
-        "image-size",
-        np.isin(numbers, list(resized)),
-        lambda i: resized[i],
-        "its boxes may refer to another size: correct the columns or the image",
-    )
-    rows.fault(
-        "key-points",
-        np.isin(numbers, key_points),
-        lambda i: "has keypoints",
-        "its boxes are used",
-        "note",
-    )
-    return faults
+    def judge_size(self, number: int, row: Row, shown: Frame, frame: Frame) -> None:
+        """Notes the orientation of a row's image, and a stated size that is not its own. `shown` is
+        the image as `datasets` decodes it, `frame` that of the boxes."""
+        if frame.orientation != 1:
+            self.turned[number] = frame.orientation
+        elif shown.orientation != 1:
+            self.as_stored[number] = shown.orientation
+        width, height = frame.size
+        stated = stated_size(row)
+        if width and stated is not None and stated != frame.size:
+            columns = f"{row['width']}x{row['height']} px"
+            self.resized[number] = (
+                f"its columns state {columns}, but its image is {width}x{height} px"
+            )
+
+    def faults(self, source: Path, count: int) -> list[Fault]:
+        """The faults of these among `count` rows."""
+        faults: list[Fault] = []
+        rows = Rows(count, faults, lambda i: (source, f"row {i}"))
+
+        def among(odd: Iterable[int]) -> np.ndarray:
+            return np.isin(np.arange(count), list(odd))
+
+        rows.fault(
+            "objects-unequal",
+            among(self.unequal),
+            lambda i: self.unequal[i],
+            "give each object one of each",
+        )
+        rows.fault(
+            "image-size",
+            among(self.resized),
+            lambda i: self.resized[i],
+            "its boxes may refer to another size: correct the columns or the image",
+        )
+        rows.fault(
+            "image-upright",
+            among(self.turned),
+            lambda i: (
+                f"has the EXIF orientation {self.turned[i]}: its boxes are read in the upright "
+                "image, as `datasets` decodes it; training and evaluation use the stored pixels, "
+                "with these boxes turned to them"
+            ),
+            _ROTATE,
+            "note",
+        )
+        rows.fault(
+            "image-orientation",
+            among(self.as_stored),
+            lambda i: (
+                f"has the EXIF orientation {self.as_stored[i]}, but its columns state the size of "
+                "the stored image: its boxes are read in the stored pixels"
+            ),
+            _ROTATE,
+            "warning",
+        )
+        rows.fault(
+            "key-points",
+            among(self.key_points),
+            lambda i: "has keypoints",
+            "its boxes are used",
+            "note",
+        )
+        return faults
 
 
 def _encoded(rows: Any, column: str) -> Any:
@@ -325,15 +370,6 @@ def _encoded(rows: Any, column: str) -> Any:
     from datasets import Image as ImageFeature
 
     return rows.cast_column(column, ImageFeature(decode=False))
-
-
-def _file(image: Row | None) -> Any:
-    """A file that PIL can open; an empty file for a row without an image."""
-    if image is None or (image["bytes"] is None and image["path"] is None):
-        return io.BytesIO()
-    if image["bytes"] is None:
-        return image["path"]
-    return io.BytesIO(image["bytes"])
 
 
 class HubDataset(AnnotatedDataset):
@@ -357,6 +393,6 @@ class HubDataset(AnnotatedDataset):
         return row[self._column]
 
     def _read(self, position: int) -> Tensor:
-        file = _file(self._image(position))
+        file = image_file(self._image(position))
         pixels, _ = decode(file, name=str(self.annotations.path(position)))
         return pixels

@@ -263,7 +263,7 @@ class Sample:
         area = []
         for size, things in objects:
             for thing in things:
-                box = _four_numbers(thing["bbox"])
+                box = four_numbers(thing["bbox"])
                 if box and min(size) > 0:
                     numbers.append(box)
                     sizes.append(size)
@@ -277,7 +277,8 @@ class Sample:
         )
 
 
-def _four_numbers(value: Any) -> list[float] | None:
+def four_numbers(value: Any) -> list[float] | None:
+    """The numbers of a box; None if the value is not a box."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     for number in value:
@@ -297,7 +298,7 @@ class BoxForm:
     def pixels(self, box: Any, size: tuple[int, int]) -> Any:
         """A box as x, y, width, height in pixels, in an image of `size` (width, height). Values
         that are not boxes are returned unchanged."""
-        numbers = _four_numbers(box)
+        numbers = four_numbers(box)
         if numbers is None or (self.box_format == "xywh" and not self.fractions):
             return box
         array = np.array([numbers], np.float64)
