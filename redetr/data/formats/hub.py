@@ -13,9 +13,9 @@ boxes and masks are turned back. Code in a data set is never run: `datasets` ref
 
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,11 +23,12 @@ import numpy as np
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.faults import Fault, Rows
+from redetr.data.faults import Fault
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
-from redetr.data.formats.hub_frames import Frame, image_file, stated_size
+from redetr.data.formats.hub_faults import OddRows
+from redetr.data.formats.hub_frames import Frame, image_file
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,
@@ -50,9 +51,6 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "val": ("validation", "val", "valid"),
     "test": ("test",),
 }
-_ROTATE = (
-    "see the sheet of --report; to train on upright images, save them rotated, without the tag"
-)
 _SAMPLE = 500  # rows of each split that decide how boxes are written
 
 
@@ -239,7 +237,7 @@ def _annotations(
     """The annotations of the rows, which are converted to COCO's format."""
     images = []
     annotations: list[Row] = []
-    odd = _OddRows()
+    odd = OddRows()
     for image_id, row in enumerate(_encoded(rows, columns.image)):
         shown = Frame.of(row[columns.image])
         frame = shown.as_stated(row)
@@ -247,6 +245,9 @@ def _annotations(
         name = f"{image_id:09d}"
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
         odd.judge_size(image_id, row, shown, frame)
+        num_nulls = columns.count_nulls(row)
+        if num_nulls:
+            odd.nulls[image_id] = num_nulls
         if columns.have_key_points(row):
             odd.key_points.append(image_id)
         objects = columns.objects_of(row)
@@ -287,82 +288,6 @@ def _annotation(thing: Row, classes: Classes, form: BoxForm, frame: Frame) -> Ro
         segmentation = form.segmentation(thing["segmentation"], size)
         annotation["segmentation"] = frame.stored_segmentation(segmentation)
     return annotation
-
-
-@dataclass
-class _OddRows:
-    """Rows that are reported, by their numbers."""
-
-    unequal: dict[int, str] = field(default_factory=dict)  # the lengths of lists that differ
-    resized: dict[int, str] = field(default_factory=dict)  # how stated and actual size differ
-    turned: dict[int, int] = field(default_factory=dict)  # the orientation of their images
-    as_stored: dict[int, int] = field(default_factory=dict)  # the same if boxes are not turned
-    key_points: list[int] = field(default_factory=list)  # rows that have some
-
-    def judge_size(self, number: int, row: Row, shown: Frame, frame: Frame) -> None:
-        """Notes the orientation of a row's image, and a stated size that is not its own. `shown` is
-        the image as `datasets` decodes it, `frame` that of the boxes."""
-        if frame.orientation != 1:
-            self.turned[number] = frame.orientation
-        elif shown.orientation != 1:
-            self.as_stored[number] = shown.orientation
-        width, height = frame.size
-        stated = stated_size(row)
-        if width and stated is not None and stated != frame.size:
-            columns = f"{row['width']}x{row['height']} px"
-            self.resized[number] = (
-                f"its columns state {columns}, but its image is {width}x{height} px"
-            )
-
-    def faults(self, source: Path, count: int) -> list[Fault]:
-        """The faults of these among `count` rows."""
-        faults: list[Fault] = []
-        rows = Rows(count, faults, lambda i: (source, f"row {i}"))
-
-        def among(odd: Iterable[int]) -> np.ndarray:
-            return np.isin(np.arange(count), list(odd))
-
-        rows.fault(
-            "objects-unequal",
-            among(self.unequal),
-            lambda i: self.unequal[i],
-            "give each object one of each",
-        )
-        rows.fault(
-            "image-size",
-            among(self.resized),
-            lambda i: self.resized[i],
-            "its boxes may refer to another size: correct the columns or the image",
-        )
-        rows.fault(
-            "image-upright",
-            among(self.turned),
-            lambda i: (
-                f"has the EXIF orientation {self.turned[i]}: its boxes are read in the upright "
-                "image, as `datasets` decodes it; training and evaluation use the stored pixels, "
-                "with these boxes turned to them"
-            ),
-            _ROTATE,
-            "note",
-        )
-        rows.fault(
-            "image-orientation",
-            among(self.as_stored),
-            lambda i: (
-                f"has the EXIF orientation {self.as_stored[i]}, but its columns state the size of "
-                "the stored image: its boxes are read in the stored pixels"
-            ),
-            _ROTATE,
-            "warning",
-        )
-        rows.fault(
-            "key-points",
-            among(self.key_points),
-            lambda i: "has keypoints",
-            "its boxes are used",
-            "note",
-        )
-        return faults
 
 
 def _encoded(rows: Any, column: str) -> Any:
