@@ -63,7 +63,7 @@ class OddRows:
             "object-null",
             _among(rows, self.nulls),
             lambda i: f"has {counted(self.nulls[i], 'object')} without any values, left out",
-            "nothing to do, if there is nothing in the image",
+            "nothing to do, if the image shows no other objects",
             "note",
         )
         rows.fault(

@@ -419,7 +419,7 @@ def _few(source: str, count: int) -> str:
     address = source.partition(",boxes=")[0]
     boxes = counted(count, "box is", "boxes are")
     return (
-        f"{boxes} too few to tell xywh from xyxy, and read as xywh: give "
+        f"{boxes} too few to tell xywh from xyxy, so xywh is assumed: give "
         f"{address},boxes=xyxy if "
         "they are corners, or boxes=xywh to settle it"
     )
