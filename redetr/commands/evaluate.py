@@ -99,7 +99,7 @@ class Evaluate:
         with process_group(self.device) as dist:
             for warning in what_was_left_out(unreadable_of(dataset), self.split):
                 dist.main_only(ERRORS.print)(warning)
-            if self.data is None and detectors[0].held_out_otherwise:
+            if self._is_held_out_otherwise(paths[0], detectors[0], dataset):
                 dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             dist.main_only(_say_what_was_passed_over)(dataset)
             for detector in detectors:
@@ -124,6 +124,20 @@ class Evaluate:
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
+
+    def _is_held_out_otherwise(
+        self, path: Path, detector: "Detector", dataset: "DetectionDataset"
+    ) -> bool:
+        """Whether an earlier version held out other images of the training data for the run."""
+        from redetr.data.inventory import was_trained_on
+
+        if self.data is not None:
+            return False
+        if detector.held_out_otherwise:
+            return True
+        is_same_share = self.val_fraction in (None, detector.val_fraction)
+        is_held_out = self.split == "val" and detector.val_fraction > 0 and is_same_share
+        return is_held_out and was_trained_on(path.parent / "data.json", dataset)
 
     def _about(
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None

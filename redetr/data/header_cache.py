@@ -57,6 +57,11 @@ class Headers(Sequence[Header]):
         self.rows = rows
         self.problems: dict[int, str] = {}  # by index
 
+    @classmethod
+    def unread(cls, count: int) -> "Headers":
+        """The headers of so many images, to be put in."""
+        return cls(np.zeros(count, _FIELDS))
+
     def __len__(self) -> int:
         return len(self.rows)
 

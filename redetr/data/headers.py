@@ -2,9 +2,9 @@
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from io import BufferedReader, BytesIO
 from itertools import chain
@@ -28,7 +28,7 @@ from redetr.data.images import (
 )
 from redetr.data.pixels import one_colour
 from redetr.distributed import rank_cores
-from redetr.errors import InputError
+from redetr.errors import InputError, first_line
 
 _PER_TASK = 64  # images in a task of a thread
 _CONTRAST = 4.0  # of 255; thumbnails with less cannot distinguish copies
@@ -80,26 +80,56 @@ def _tasks(images: Sequence[int]) -> list[Sequence[int]]:
     return [images[start : start + _PER_TASK] for start in range(0, len(images), _PER_TASK)]
 
 
-def read_header(path: Path, content: bool = False, looks: bool = False) -> Header:
-    """The header of one file."""
+def headers_of_contents(count: int, content_of: Callable[[int], bytes]) -> Headers:
+    """The headers of images that are not files of their own, read on all cores.
+
+    `content_of` returns what the file of image `i` would hold. It is called in this thread only,
+    and raises OSError or InputError if that cannot be read.
+    """
+    headers = Headers.unread(count)
+    with ThreadPoolExecutor(max(2, rank_cores())) as pool:
+        for part in _tasks(range(count)):  # in parts, so that few are in memory
+            readable = []
+            contents = []
+            for i in part:
+                try:
+                    contents.append(BytesIO(content_of(i)))
+                    readable.append(i)
+                except (OSError, InputError) as error:
+                    headers.put(i, Header(problem=first_line(error)))
+            for i, header in zip(readable, pool.map(_read_content, contents), strict=True):
+                headers.put(i, header)
+    return headers
+
+
+def _read_content(content: BytesIO) -> Header:
+    return read_header(content, content=True)
+
+
+def read_header(source: Path | BytesIO, content: bool = False, looks: bool = False) -> Header:
+    """The header of one file, or of its content."""
     try:
-        with open_data_file(path) as file:  # once, for all that is read of it
-            num_bytes = require_whole(file, path)
-            width, height, orientation, frames, has_many_bits = describe(file, str(path))
+        with _opened(source) as file:  # once, for all that is read of it
+            num_bytes = require_whole(file, source)
+            width, height, orientation, frames, has_many_bits = describe(file, str(source))
             digest = _hash(file).hex() if content else ""
             header = Header(width, height, orientation, digest, frames=frames)
             # Deep images may have more bits than training uses, or a few values that hide others.
             may_be_plain = num_bytes < _PLAIN_BYTES * width * height
             if looks or has_many_bits or may_be_plain:
-                channels = channels_to_look_at(path) if has_many_bits else 3
+                channels = channels_to_look_at(source) if has_many_bits else 3
                 # A JPEG is decoded only in part.
-                thumbnail, _ = decode(file, _THUMBNAIL, str(path), channels)
-                header = header._replace(plain=_plain(path, thumbnail))
+                thumbnail, _ = decode(file, _THUMBNAIL, str(source), channels)
+                header = header._replace(plain=_plain(source, thumbnail))
                 if looks:
                     header = header._replace(looks=_looks(thumbnail))
     except (InputError, OSError):
-        return Header(problem=problem_of(path))
+        return Header(problem=problem_of(source))
     return header
+
+
+def _opened(source: Path | BytesIO) -> AbstractContextManager[BufferedReader | BytesIO]:
+    return open_data_file(source) if isinstance(source, Path) else nullcontext(source)
 
 
 def _stamps(folder: Path, names: Sequence[str], part: Sequence[int]) -> list[tuple[int, ...]]:
@@ -140,11 +170,11 @@ def _read_part(
     return headers
 
 
-def _plain(path: Path, thumbnail: Tensor) -> str:
+def _plain(source: Path | BytesIO, thumbnail: Tensor) -> str:
     """The colour of nearly all pixels of an image; empty if they differ."""
     if not one_colour(_channels_last(thumbnail)):
         return ""
-    pixels = read_image(path, len(thumbnail))  # a thumbnail may have lost small details
+    pixels = read_image(source, len(thumbnail))  # a thumbnail may have lost small details
     return one_colour(_channels_last(pixels))
 
 

@@ -108,14 +108,14 @@ class BandsError(ValueError):
     """A file that Pillow cannot read, but `data/bands.py` may."""
 
 
-def read_image(path: Path, channels: int = 3) -> Tensor:
+def read_image(file: Path | BinaryIO, channels: int = 3) -> Tensor:
     """The image in a file, uint8 `[channels, H, W]`, as stored: boxes refer to stored pixels, so
     EXIF is not applied. Three channels are RGB.
 
     Raises InputError if the file is missing, not an image, damaged or truncated, or has another
     number of bands.
     """
-    image, _ = decode(path, channels=channels)
+    image, _ = decode(file, channels=channels)
     return image
 
 
@@ -130,11 +130,11 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def problem_of(path: Path) -> str:
+def problem_of(file: Path | BinaryIO) -> str:
     """Why an image cannot be read, with the text that training reports. For files whose header
     could not be read."""
     try:
-        read_image(path, channels_to_look_at(path))
+        read_image(file, channels_to_look_at(file))
     except InputError as error:
         return error.text
     return "cannot read the header of the image"
@@ -287,10 +287,10 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
     raise AssertionError("errors of decoders were raised")  # for the type checker
 
 
-def count_bands(path: Path) -> tuple[int, bool]:
+def count_bands(file: Path | BinaryIO) -> tuple[int, bool]:
     """The number of bands of a file, and whether Pillow reads them, which reads at most three bands
     of a TIFF. (3, True) for files that cannot be read, and for images with transparency."""
-    with suppress(Exception), open_data_file(path) as opened:  # see `decoder_errors`
+    with suppress(Exception), _opened(file) as opened:  # see `decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
             if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
@@ -300,10 +300,10 @@ def count_bands(path: Path) -> tuple[int, bool]:
     return 3, True
 
 
-def channels_to_look_at(path: Path) -> int:
+def channels_to_look_at(file: Path | BinaryIO) -> int:
     """The number of channels with which a file is read for display: three (RGB), or two if it has
     two bands."""
-    bands, _ = count_bands(path)
+    bands, _ = count_bands(file)
     return 2 if bands == 2 else 3
 
 
@@ -379,9 +379,9 @@ def decoder_errors(name: str, remedy: str) -> Iterator[None]:
     raise InputError(problem, where=name, remedy=remedy)
 
 
-def require_whole(file: BinaryIO, path: Path) -> int:
-    """The size in bytes of the opened image file at `path`. Raises InputError if it is truncated:
-    JPEG and PNG are judged by their last bytes, and other formats are decoded."""
+def require_whole(file: BinaryIO, source: Path | BinaryIO) -> int:
+    """The size in bytes of an image file, opened from `source`. Raises InputError if it is
+    truncated: JPEG and PNG are judged by their last bytes, and other formats are decoded."""
     start = file.read(8)
     size = file.seek(0, os.SEEK_END)
     file.seek(max(0, size - 16))
@@ -389,5 +389,5 @@ def require_whole(file: BinaryIO, path: Path) -> int:
     whole_jpeg = start.startswith(b"\xff\xd8") and end.rstrip(b"\0").endswith(b"\xff\xd9")
     whole_png = start == b"\x89PNG\r\n\x1a\n" and b"IEND" in end
     if not (whole_jpeg or whole_png):
-        read_image(path, channels_to_look_at(path))
+        read_image(source, channels_to_look_at(source))
     return size

@@ -54,6 +54,9 @@ class ImageHashes:
         contents = np.frombuffer(all_bytes, np.uint64).reshape(-1, 4)
         return cls.of(names, contents)
 
+    def __contains__(self, name: str) -> bool:
+        return bool((self.names == os.fsencode(name)).any())
+
     def to_json(self) -> dict[str, str]:
         """The hashes as text, by name; empty for files that could not be read."""
         images = {}
@@ -213,14 +216,20 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
         hashes_now = current.annotations or {}
         columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
         change = ""
-        if image:
+        remedy = "restore the data, or give another --output"
+        if image and _is_in_other_split(image, split, before, inventories):
+            change = f"{image} was not in the same split"
+            remedy = (
+                "restore the data; if it is unchanged, an earlier version of redetr held out other "
+                "images: give another --output"
+            )
+        elif image:
             change = f"{image} of {split} is not what it was"
         elif columns:
             change = f"the {' and the '.join(columns)} of {split} are not what they were"
         elif current.classes != recorded.classes:  # of a data set of the user's own
             change = f"the classes of {split} are not what they were"
         if change:
-            remedy = "restore the data, or give another --output"
             raise InputError(f"{change} when the run began", where=file, remedy=remedy)
         if recorded.annotations is None:
             notes.append(
@@ -228,6 +237,34 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
                 f"those of {split} have changed was not checked"
             )
     return notes
+
+
+def _is_in_other_split(
+    image: str, split: str, before: Mapping[str, Inventory], now: Mapping[str, Inventory]
+) -> bool:
+    """Whether an image of one inventory of a split is in another split of the other."""
+    for inventories, others in ((before, now), (now, before)):
+        if image not in inventories[split].images:
+            continue
+        for name, other in others.items():
+            if name != split and image in other.images and image not in others[split].images:
+                return True
+    return False
+
+
+def was_trained_on(file: Path, dataset: DetectionDataset) -> bool:
+    """Whether the run with the inventories `file` was trained on an image of `dataset`, and not
+    evaluated on one of that name; False if they cannot be read."""
+    if not isinstance(dataset, FolderDataset):
+        return False
+    try:
+        of_run = _read_inventories(file)
+    except InputError:
+        return False
+    names = dataset.annotations.names
+    in_train = np.isin(names, of_run["train"].images.names)
+    in_val = np.isin(names, of_run["val"].images.names)
+    return bool((in_train & ~in_val).any())
 
 
 def _read_inventories(file: Path) -> dict[str, Inventory]:

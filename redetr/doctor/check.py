@@ -30,7 +30,7 @@ from redetr.data.formats.holdout import for_a_single_image
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.header_cache import Headers
-from redetr.data.headers import read_headers
+from redetr.data.headers import headers_of_contents, read_headers
 from redetr.data.images import channels_to_look_at, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
@@ -243,8 +243,13 @@ def _check_without_files(
         splits[split] = _annotations_of(dataset)
     hints = datasets["train"].hints
     plan = Plan.of(recipe, hints, num_queries, image_size)
-    faults += _faults(splits, {})
+    headers = {}
+    for split, dataset in datasets.items():
+        if isinstance(dataset, HubDataset):
+            headers[split] = headers_of_contents(len(dataset), dataset.content)
+    faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
+    faults += copies({split: splits[split] for split in headers}, headers)
     for split, dataset in datasets.items():
         scenes = len(dataset)
         if scenes > len(splits[split]):
@@ -256,7 +261,7 @@ def _check_without_files(
     def pixels(split: Split, index: int) -> Tensor:
         return datasets[split].image(index)
 
-    return Report(source, splits, {}, pixels, _sorted(faults), plan, val_fraction, masks)
+    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
 
 
 def _check_folder(
@@ -349,10 +354,23 @@ def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers
         of_split = list(annotations.faults)
         of_split += box_faults(annotations)
         if split in headers:
-            of_split += image_faults(annotations, headers[split])
+            of_images = image_faults(annotations, headers[split])
+            if str(annotations.source).startswith("hf:"):  # splits have numbers of their own
+                of_images = [_of_row(fault, split) for fault in of_images]
+            of_split += of_images
         for fault in of_split:
             faults[fault.in_split(split)] = None
     return [*faults, *class_faults(splits)]
+
+
+def _of_row(fault: Fault, split: Split) -> Fault:
+    """The fault of an image file for images in rows: with the name of their split, and a remedy for
+    data sets without files."""
+    items = tuple(f"{item} of {split}" for item in fault.items)
+    remedy = fault.remedy
+    if fault.code == "image-unreadable":  # which --skip-unreadable does not leave out
+        remedy = "replace the image in this row, or delete the row"
+    return replace(fault, where=f"{fault.where} of {split}", items=items, remedy=remedy)
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:

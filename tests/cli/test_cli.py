@@ -1140,6 +1140,14 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
     assert val and not train & val and len(train | val) == 8
 
+    first_val, first_train = min(val), min(train)
+    images = {split: inventory[split]["images"] for split in ("train", "val")}
+    images["train"][first_val] = images["val"].pop(first_val)
+    images["val"][first_train] = images["train"].pop(first_train)
+    (tmp_path / "run" / "data.json").write_text(json.dumps(inventory))
+    main(["evaluate", str(tmp_path / "run"), "--precision", "fp32", "--device", "cpu"])
+    assert "warning: an earlier version of redetr held out other images" in capsys.readouterr().err
+
     checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
     del checkpoint["threshold"]  # which an earlier version did not write
     torch.save(checkpoint, tmp_path / "earlier.pt")

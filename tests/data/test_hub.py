@@ -131,7 +131,7 @@ def test_a_few_boxes_that_may_be_corners(tmp_path):
     source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [0]}], fields())
     (note,) = open_dataset(source, "train").notes
     assert (
-        f"are too few to tell xywh from xyxy, and are read as xywh: give {source},boxes=xyxy"
+        f"2 boxes are too few to tell xywh from xyxy, so xywh is assumed: give {source},boxes=xyxy"
     ) in note
     assert open_dataset(f"{source},boxes=xywh", "train").notes == ()
     assert boxes_of(f"{source},boxes=xyxy") == [[5, 4, 30, 22]]

@@ -103,6 +103,61 @@ def test_label_images_without_objects_of_their_own_are_refused(tmp_path):
     assert faults_of(tmp_path / "few") == {"label-image-semantic": "warning"}
 
 
+def blobs(shift: int = 0) -> np.ndarray:
+    """Three numbers, each in three blobs of 4x4 px."""
+    labels = np.zeros((40, 60), np.uint8)
+    for number in (1, 2, 3):
+        for column in (0, 20, 40):
+            start = column + shift
+            labels[10 * number : 10 * number + 4, start : start + 4] = number
+    return labels
+
+
+def test_numbers_that_are_classes_are_refused(tmp_path):
+    """The box of a class would be around all of its objects."""
+    for number in range(3):
+        save(tmp_path, blobs(number), "images", "masks", f"{number}.png")
+    (fault,) = read_annotations(tmp_path, "train").faults
+    assert (fault.code, fault.severity, fault.count) == ("label-image-semantic", "error", 3)
+    assert "has 3 of its 3 numbers in parts that do not touch (3 in 3 parts)" in fault.text
+    assert "give each object its own number" in fault.remedy
+
+
+@pytest.mark.parametrize(
+    ("num_in_parts", "expected"),
+    [(2, {}), (3, {"label-image-semantic": "warning"}), (5, {"label-image-semantic": "error"})],
+)
+def test_objects_in_parts_are_accepted_unless_most_are(tmp_path, num_in_parts, expected):
+    """Something in front of an object may divide it."""
+    labels = np.zeros((40, 60), np.uint8)
+    for number in range(1, 9):
+        top = 5 * number - 5
+        labels[top : top + 4, 10:40] = number
+        if number <= num_in_parts:
+            labels[:, 20:25][labels[:, 20:25] == number] = 0
+    save(tmp_path, labels, "images", "masks")
+    assert faults_of(tmp_path) == expected
+
+
+def test_stray_pixels_are_not_parts(tmp_path):
+    labels = np.zeros((40, 60), np.uint8)
+    for number in range(1, 5):
+        start = 10 * number
+        labels[10:18, start : start + 8] = number
+        labels[30:32, start : start + 2] = number  # 4 of 64 px
+    save(tmp_path, labels, "images", "masks")
+    assert faults_of(tmp_path) == {}
+
+
+def test_many_numbers_are_not_classes(tmp_path):
+    """Whatever divides the objects, as resizing does with thin ones."""
+    labels = np.zeros((40, 600), np.uint16)
+    labels[::20, ::2] = np.arange(1, 301)
+    labels[10::20, ::2] = np.arange(1, 301)
+    save(tmp_path, labels, "images", "masks")
+    assert faults_of(tmp_path) == {"label-image-semantic": "warning"}
+
+
 BALL = (np.hypot(*np.mgrid[-20:20, -30:30]) < 15).astype(np.uint8)
 
 

@@ -16,6 +16,7 @@ from redetr.data.inventory import (
     copied_images,
     inventory,
     require_unchanged,
+    was_trained_on,
     write_inventories,
 )
 from redetr.distributed import Dist
@@ -24,8 +25,11 @@ from redetr.errors import InputError
 ALONE = Dist(0, 1, torch.device("cpu"))
 
 
-def inventories(root: Path) -> dict[str, Inventory]:
-    return {split: inventory(open_dataset(root, split), ALONE) for split in ("train", "val")}
+def inventories(root: Path, val_fraction: float = 0.0) -> dict[str, Inventory]:
+    of_split = {}
+    for split in ("train", "val"):
+        of_split[split] = inventory(open_dataset(root, split, val_fraction), ALONE)
+    return of_split
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +114,30 @@ def test_a_changed_image_is_named(tiny_coco, recorded):
     shutil.copy(tiny_coco / "train" / "train-0.jpg", tiny_coco / "train" / "train-3.jpg")
     with pytest.raises(InputError, match=r"train-3.jpg of train is not what it was"):
         require_unchanged(recorded, inventories(tiny_coco))
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_an_image_on_the_other_side_is_named(tiny_coco, tmp_path, split):
+    """As after an update that holds out others: the data need not have changed."""
+    (tiny_coco / "annotations" / "instances_val.json").unlink()
+    before = inventories(tiny_coco, 0.2)
+    write_inventories(tmp_path / "data.json", before)
+    now = inventories(tiny_coco, 0.4)
+    with pytest.raises(InputError) as error:
+        require_unchanged(tmp_path / "data.json", {split: now[split], **now})
+    message = str(error.value)
+    assert "was not in the same split when the run began; restore the data; if it is" in message
+    assert "an earlier version of redetr held out other images: give another" in message
+
+
+def test_whether_a_run_was_trained_on_images(tiny_coco, tmp_path):
+    (tiny_coco / "annotations" / "instances_val.json").unlink()
+    file = tmp_path / "data.json"
+    few = open_dataset(tiny_coco, "val", 0.2)
+    assert not was_trained_on(file, few)
+    write_inventories(file, inventories(tiny_coco, 0.2))
+    assert not was_trained_on(file, few)
+    assert was_trained_on(file, open_dataset(tiny_coco, "val", 0.4))
 
 
 def test_the_hashes_of_many_images_are_an_array(tiny_coco, tmp_path, monkeypatch):

@@ -6,7 +6,9 @@ optionally `area`, `iscrowd` and `segmentation` (or `mask`, and others), which i
 an image that is not 0 inside. Boxes are x, y, width, height in pixels. Other formats are recognised
 by names (`xmin`, `x_center`), or if the numbers make sense in no other format, or are stated as in
 `hf:NAME,boxes=xyxy`. Classes are those of a ClassLabel, or all texts or numbers in the rows. Image
-ids are row numbers. Code in a data set is never run: `datasets` refuses it from version 4 on.
+ids are row numbers. Images that `datasets` rotates by an EXIF tag are used as stored, and their
+boxes and masks are turned back. Code in a data set is never run: `datasets` refuses it from version
+4 on.
 """
 
 import io
@@ -21,10 +23,12 @@ import numpy as np
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
-from redetr.data.faults import Fault, Rows
+from redetr.data.faults import Fault
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
+from redetr.data.formats.hub_faults import OddRows
+from redetr.data.formats.hub_frames import Frame, image_file
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,
@@ -37,7 +41,7 @@ from redetr.data.formats.hub_rows import (
     sample_rows,
 )
 from redetr.data.formats.layouts import is_saved_by_datasets
-from redetr.data.images import decode, image_size, open_image, suffix_of
+from redetr.data.images import decode, open_image, suffix_of
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.download import quiet_hub
 from redetr.errors import InputError
@@ -217,8 +221,8 @@ def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
         for row in sample_rows(_encoded(rows, columns.image), _SAMPLE):
             things = columns.objects_of(row)
             if things and not isinstance(things, str):
-                size = image_size(_file(row[columns.image]))
-                objects.append((size, things))
+                frame = Frame.of(row[columns.image]).as_stated(row)
+                objects.append((frame.size, things))
     return box_form(source, Sample.of(objects), Address.of(source).boxes, columns.numbers)
 
 
@@ -233,24 +237,25 @@ def _annotations(
     """The annotations of the rows, which are converted to COCO's format."""
     images = []
     annotations: list[Row] = []
-    unequal = {}  # rows whose lists differ in length, and the lengths
-    resized = {}  # rows that state another size than that of their image
-    key_points = []  # rows that have some
+    odd = OddRows()
     for image_id, row in enumerate(_encoded(rows, columns.image)):
-        width, height = image_size(_file(row[columns.image]))
+        shown = Frame.of(row[columns.image])
+        frame = shown.as_stated(row)
+        width, height = frame.stored
         name = f"{image_id:09d}"
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        if _states_another_size(row, width, height):
-            stated = f"{row['width']}x{row['height']} px"
-            resized[image_id] = f"its columns state {stated}, but its image is {width}x{height} px"
+        odd.judge_size(image_id, row, shown, frame)
+        num_nulls = columns.count_nulls(row)
+        if num_nulls:
+            odd.nulls[image_id] = num_nulls
         if columns.have_key_points(row):
-            key_points.append(image_id)
+            odd.key_points.append(image_id)
         objects = columns.objects_of(row)
         if isinstance(objects, str):
-            unequal[image_id] = f"its lists differ in length: {objects}"
+            odd.unequal[image_id] = f"its lists differ in length: {objects}"
             continue
         for thing in objects:
-            annotation = _annotation(thing, classes, form, (width, height))
+            annotation = _annotation(thing, classes, form, frame)
             annotation |= {"id": len(annotations), "image_id": image_id}
             annotations.append(annotation)
     categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
@@ -258,66 +263,31 @@ def _annotations(
     address = source.partition(",boxes=")[0]
     remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
     result = from_documents(Path(source), [document], remedy, masks)
-    faults = _row_faults(Path(source), len(images), unequal, resized, key_points)
+    faults = odd.faults(Path(source), len(images))
     remedy = "check this on the page of check --report"
     for note in (form.note, classes.note):
         if note:
             faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
-    return replace(result, faults=faults + result.faults)
+    # The orientation of each image was judged above.
+    return replace(result, faults=faults + result.faults, is_upright=True)
 
 
-def _annotation(thing: Row, classes: Classes, form: BoxForm, size: tuple[int, int]) -> Row:
-    """An object with COCO's keys, in an image of `size` (width, height)."""
+def _annotation(thing: Row, classes: Classes, form: BoxForm, frame: Frame) -> Row:
+    """An object with COCO's keys, in the stored image."""
+    size = frame.size
     category = thing["category"]
     if not isinstance(category, list | dict):
         category = classes.id_of.get(category, category)
     annotation = {
         "category_id": category,
-        "bbox": form.pixels(thing["bbox"], size),
+        "bbox": frame.stored_box(form.pixels(thing["bbox"], size)),
         "area": form.area(thing.get("area"), size),
         "iscrowd": thing.get("iscrowd"),
     }
     if "segmentation" in thing:
-        annotation["segmentation"] = form.segmentation(thing["segmentation"], size)
+        segmentation = form.segmentation(thing["segmentation"], size)
+        annotation["segmentation"] = frame.stored_segmentation(segmentation)
     return annotation
-
-
-def _states_another_size(row: Row, width: int, height: int) -> bool:
-    """Whether the row states a width and height that differ from those of its image."""
-    stated = (row.get("width"), row.get("height"))
-    return width > 0 and None not in stated and stated != (width, height)
-
-
-def _row_faults(
-    source: Path,
-    count: int,
-    unequal: dict[int, str],
-    resized: dict[int, str],
-    key_points: list[int],
-) -> list[Fault]:
-    faults: list[Fault] = []
-    rows = Rows(count, faults, lambda i: (source, f"row {i}"))
-    numbers = np.arange(count)
-    rows.fault(
-        "objects-unequal",
-        np.isin(numbers, list(unequal)),
-        lambda i: unequal[i],
-        "give each object one of each",
-    )
-    rows.fault(
-        "image-size",
-        np.isin(numbers, list(resized)),
-        lambda i: resized[i],
-        "its boxes may refer to another size: correct the columns or the image",
-    )
-    rows.fault(
-        "key-points",
-        np.isin(numbers, key_points),
-        lambda i: "has keypoints",
-        "its boxes are used",
-        "note",
-    )
-    return faults
 
 
 def _encoded(rows: Any, column: str) -> Any:
@@ -325,15 +295,6 @@ def _encoded(rows: Any, column: str) -> Any:
     from datasets import Image as ImageFeature
 
     return rows.cast_column(column, ImageFeature(decode=False))
-
-
-def _file(image: Row | None) -> Any:
-    """A file that PIL can open; an empty file for a row without an image."""
-    if image is None or (image["bytes"] is None and image["path"] is None):
-        return io.BytesIO()
-    if image["bytes"] is None:
-        return image["path"]
-    return io.BytesIO(image["bytes"])
 
 
 class HubDataset(AnnotatedDataset):
@@ -357,6 +318,6 @@ class HubDataset(AnnotatedDataset):
         return row[self._column]
 
     def _read(self, position: int) -> Tensor:
-        file = _file(self._image(position))
+        file = image_file(self._image(position))
         pixels, _ = decode(file, name=str(self.annotations.path(position)))
         return pixels

@@ -22,6 +22,7 @@ from redetr.data.contradictions import (
     to_corners,
 )
 from redetr.data.formats.hub_boxes import NamedNumbers, named_numbers
+from redetr.data.formats.hub_images import image_column
 from redetr.data.formats.outlines import is_number
 from redetr.data.segment_images import has_losses
 from redetr.errors import InputError
@@ -85,12 +86,13 @@ class Columns:
 
     def objects_of(self, row: Row) -> list[Row] | str:
         """The objects of a row with our names for the columns. If the lists differ in length, a
-        text with the lengths."""
+        text with the lengths. Objects that are null are left out."""
         fields = row[self.objects] if self.objects else row
         if isinstance(fields, list):
             objects = []
             for thing in fields:
-                objects.append({name: self._value(name, thing) for name in self.fields})
+                if thing is not None:  # see `count_nulls`
+                    objects.append({name: self._value(name, thing) for name in self.fields})
             return objects
         lists = {}
         for name, column in self.fields.items():
@@ -112,9 +114,16 @@ class Columns:
         fields = row[self.objects] if self.objects else row
         things = fields if isinstance(fields, list) else [fields or {}]
         for thing in things:
-            if any(_holds_numbers(thing.get(column)) for column in _KEY_POINTS):
+            if thing is not None and any(
+                _holds_numbers(thing.get(column)) for column in _KEY_POINTS
+            ):
                 return True
         return False
+
+    def count_nulls(self, row: Row) -> int:
+        """The number of objects of a row that are null."""
+        fields = row[self.objects] if self.objects else row
+        return fields.count(None) if isinstance(fields, list) else 0
 
     def _value(self, name: str, thing: Row) -> Any:
         """A field of one object."""
@@ -154,12 +163,12 @@ def _as_list(name: str, value: Any) -> list[Any]:
 def find_columns(source: str, features: Any, masks: bool = False) -> Columns:
     """The columns with images, boxes, classes and, on request, masks. Raises InputError if there
     are no images, boxes or classes."""
-    from datasets import Image as ImageFeature
-
-    images = [name for name, feature in features.items() if isinstance(feature, ImageFeature)]
-    image = "image" if "image" in features else next(iter(images), "")
+    image = image_column(source, features)
     for objects in (*_OBJECTS, ""):
-        fields = features if not objects else _inner(features.get(objects))
+        fields = features
+        if objects:  # a dict of lists, or a list of dicts
+            fields = features.get(objects)
+            fields = getattr(fields, "feature", fields)
         if not isinstance(fields, dict):
             continue
         column_of = {}
@@ -263,7 +272,7 @@ class Sample:
         area = []
         for size, things in objects:
             for thing in things:
-                box = _four_numbers(thing["bbox"])
+                box = four_numbers(thing["bbox"])
                 if box and min(size) > 0:
                     numbers.append(box)
                     sizes.append(size)
@@ -277,7 +286,8 @@ class Sample:
         )
 
 
-def _four_numbers(value: Any) -> list[float] | None:
+def four_numbers(value: Any) -> list[float] | None:
+    """The numbers of a box; None if the value is not a box."""
     if not isinstance(value, list) or len(value) != 4:
         return None
     for number in value:
@@ -297,7 +307,7 @@ class BoxForm:
     def pixels(self, box: Any, size: tuple[int, int]) -> Any:
         """A box as x, y, width, height in pixels, in an image of `size` (width, height). Values
         that are not boxes are returned unchanged."""
-        numbers = _four_numbers(box)
+        numbers = four_numbers(box)
         if numbers is None or (self.box_format == "xywh" and not self.fractions):
             return box
         array = np.array([numbers], np.float64)
@@ -409,7 +419,7 @@ def _few(source: str, count: int) -> str:
     address = source.partition(",boxes=")[0]
     boxes = counted(count, "box is", "boxes are")
     return (
-        f"{boxes} are too few to tell xywh from xyxy, and are read as xywh: give "
+        f"{boxes} too few to tell xywh from xyxy, so xywh is assumed: give "
         f"{address},boxes=xyxy if "
         "they are corners, or boxes=xywh to settle it"
     )

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
-from redetr.data.faults import Fault, Rows, listed
+from redetr.data.faults import Fault, Rows, Severity, listed
 from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image, problem_of
@@ -30,6 +30,9 @@ from redetr.data.segment_images import object_numbers
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
 from redetr.masks import encode
+from redetr.wording import counted
+
+Bools = NDArray[np.bool_]
 
 CLASS_NAME = "object"
 _FOLDERS: dict[Split, tuple[str, ...]] = {
@@ -40,6 +43,9 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
 _MOST_OF_OBJECT = 0.5  # share of its pixels
+_SIZEABLE = 0.1  # share of the pixels of the largest part of an object
+_FEW = 0.25  # share of objects; occlusion divides fewer than these
+_MOST_CLASSES = 256  # more numbers than these are unlikely to be classes
 _MOST_COUNTED = 2**16  # up to this number, a table is faster than sorting all pixels
 
 
@@ -180,7 +186,8 @@ class _Scene:
     boxes: list[list[int]] = field(default_factory=list)  # xyxy px
     areas: list[int] = field(default_factory=list)  # pixels
     masks: list[bytes] = field(default_factory=list)  # compressed, if they are asked for
-    num_parts: int = 0  # parts that do not touch, if all have the same number
+    num_parts: list[int] = field(default_factory=list)  # of each object, those that do not touch
+    num_large_parts: list[int] = field(default_factory=list)  # without stray pixels
     num_edges: int = 0  # objects that are only steps between a lower and a higher number
     problem: str = ""
 
@@ -202,16 +209,31 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
     values, labels = _counted_from_0(numbers)
     areas = np.bincount(labels.ravel(), minlength=len(values))
     scene.num_edges = _count_edges(labels, areas)
-    if len(values) == 2:
-        _, scene.num_parts = ndimage.label(labels, np.ones((3, 3)))
     for label, location in enumerate(ndimage.find_objects(labels), start=1):
         rows, columns = location
         scene.numbers.append(int(values[label]))
         scene.boxes.append([columns.start, rows.start, columns.stop, rows.stop])
         scene.areas.append(int(areas[label]))
+        num_parts, num_large_parts = _count_parts(labels[location] == label)
+        scene.num_parts.append(num_parts)
+        scene.num_large_parts.append(num_large_parts)
         if with_masks:
             scene.masks += encode(torch.from_numpy(labels == label)[None])
     return scene
+
+
+def _count_parts(mask: Bools) -> tuple[int, int]:
+    """The number of parts of an object that do not touch: all of them, and those that are not much
+    smaller than the largest, as stray pixels are."""
+    from scipy import ndimage  # see above
+
+    if mask.all():
+        return 1, 1
+    parts, count = ndimage.label(mask, np.ones((3, 3)))
+    if count == 1:
+        return 1, 1
+    areas = np.bincount(parts.ravel())[1:]
+    return count, int((areas >= _SIZEABLE * areas.max()).sum())
 
 
 def _count_edges(labels: NDArray[Any], areas: NDArray[np.int64]) -> int:
@@ -294,24 +316,40 @@ def _read_images(
 
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:
     """Adds an error if label images show where objects are, but do not separate them; or a warning
-    if that is rare, as an object may have several parts."""
+    if that is not certain, as an object may have several parts.
+
+    Numbers are taken for classes if most of them are in parts. Occlusion divides a few objects.
+    """
     _judge_edges(scenes, rows)
     numbers: set[int] = set()
     for scene in scenes:
         numbers.update(scene.numbers)
-    if len(numbers) != 1:
+    parts_of = [scene.num_large_parts for scene in scenes]
+    if len(numbers) == 1:  # which is likely to be the value of all objects, also of small ones
+        parts_of = [scene.num_parts for scene in scenes]
+    in_parts = np.array([sum(count > 1 for count in counts) for counts in parts_of])
+    num_objects = sum(len(scene.numbers) for scene in scenes)
+    num_in_parts = int(in_parts.sum())
+    if len(numbers) > 1 and num_in_parts <= _FEW * num_objects:
         return
-    (number,) = numbers
-    num_parts = np.array([scene.num_parts for scene in scenes])
-    in_parts = num_parts > 1
-    are_many = 2 * in_parts.sum() > (num_parts > 0).sum()
-    rows.fault(
-        "label-image-semantic",
-        in_parts,
-        lambda i: f"has {number} in {num_parts[i]} parts, and no label image has another number",
-        "give each object its own number (scipy.ndimage.label does where they do not touch)",
-        "error" if are_many else "warning",
-    )
+    are_most = 2 * num_in_parts > num_objects
+
+    def text(i: int) -> str:
+        scene = scenes[i]
+        count, number = max(zip(parts_of[i], scene.numbers, strict=True))
+        if len(numbers) == 1:
+            return f"has {number} in {count} parts, and no label image has another number"
+        return (
+            f"has {in_parts[i]} of its {counted(len(scene.numbers), 'number')} in parts that do "
+            f"not touch ({number} in {count} parts), as if numbers were classes"
+        )
+
+    remedy = "give each object its own number (scipy.ndimage.label does where they do not touch)"
+    if len(numbers) > 1:
+        remedy += "; to keep several classes, write COCO's format"
+    is_certain = are_most and len(numbers) <= _MOST_CLASSES
+    severity: Severity = "error" if is_certain else "warning"
+    rows.fault("label-image-semantic", in_parts > 0, text, remedy, severity)
 
 
 def _judge_edges(scenes: list[_Scene], rows: Rows) -> None:
