@@ -263,7 +263,7 @@ def test_fault_of_the_configuration_is_named(tmp_path, config):
 def test_image_that_cannot_be_read_is_named(tmp_path):
     write(tmp_path)
     (tmp_path / "images/train/b.png").write_bytes(b"<html>")
-    refused(tmp_path, "images/train/b.png: not an image, or a damaged one")
+    refused(tmp_path, "images/train/b.png: not an image that is read")
 
 
 def test_image_that_a_list_names_in_vain(tmp_path):
