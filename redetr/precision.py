@@ -1,5 +1,6 @@
 """The number format of computations, and the trial that chooses it on a CPU."""
 
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, NamedTuple
@@ -135,22 +136,55 @@ def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager
     return nullcontext()
 
 
+class _Fp32Products:
+    """How GPUs multiply fp32. PyTorch has one setting for all threads, so contexts that overlap in
+    several threads share it: the first sets it, and the last one restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._num_contexts = 0
+        self._before = ("", "")  # of convolutions and matrix products
+
+    def make_exact(self) -> None:
+        """Enters a context."""
+        convolutions: Any = torch.backends.cudnn  # has more attributes than its module
+        matrices = torch.backends.cuda.matmul
+        with self._lock:
+            self._num_contexts += 1
+            if self._num_contexts > 1:
+                return
+            self._before = convolutions.conv.fp32_precision, matrices.fp32_precision
+            convolutions.allow_tf32 = False  # the older setting, which the compiler reads
+            # The older one yields to that of all operations.
+            convolutions.conv.fp32_precision = "ieee"
+            matrices.fp32_precision = "ieee"
+
+    def restore(self) -> None:
+        """Leaves a context."""
+        convolutions: Any = torch.backends.cudnn
+        with self._lock:
+            self._num_contexts -= 1
+            if self._num_contexts:
+                return
+            of_convolutions, of_matrices = self._before
+            convolutions.allow_tf32 = of_convolutions == "tf32"
+            convolutions.conv.fp32_precision = of_convolutions
+            torch.backends.cuda.matmul.fp32_precision = of_matrices
+
+
+_FP32_PRODUCTS = _Fp32Products()
+
+
 @contextmanager
 def exact_products() -> Iterator[None]:
     """A context, or a decorator, in which GPUs multiply fp32 as fp32.
 
     By default, PyTorch lets convolutions round to the 10 bits of TF32. Then products differ by 1e-3
-    between two splits of a batch. The setting is that of the process, so it applies to all of its
-    threads; it is restored at the end.
+    between two splits of a batch. All threads of the process then multiply so; the setting is
+    restored when the last context ends.
     """
-    convolutions: Any = torch.backends.cudnn  # has more attributes than its module
-    matrices = torch.backends.cuda.matmul
-    before = convolutions.conv.fp32_precision, matrices.fp32_precision
-    convolutions.allow_tf32 = False  # the older setting, which the compiler reads
-    convolutions.conv.fp32_precision = "ieee"  # the older one yields to that of all operations
-    matrices.fp32_precision = "ieee"
+    _FP32_PRODUCTS.make_exact()
     try:
         yield
     finally:
-        convolutions.allow_tf32 = before[0] == "tf32"
-        convolutions.conv.fp32_precision, matrices.fp32_precision = before
+        _FP32_PRODUCTS.restore()

@@ -244,6 +244,17 @@ def test_fp32_is_not_rounded_to_tf32_and_settings_return(matrices):
         torch.set_float32_matmul_precision(before)
 
 
+def test_overlapping_threads_restore_the_rounding():
+    settings = _tf32()
+    first, second = exact_products(), exact_products()
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert _tf32() == ("ieee", "ieee", False)  # the second one is still open
+    second.__exit__(None, None, None)
+    assert _tf32() == settings
+
+
 def test_fp32_is_exact_where_all_of_pytorch_rounds():
     torch.backends.fp32_precision = "tf32"
     try:
