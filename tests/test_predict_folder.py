@@ -160,6 +160,7 @@ def test_the_lock_of_a_killed_predict_is_free(checkpoint, folder, predicting, tm
     assert not (tmp_path / records.LOCK).exists()
 
 
+@pytest.mark.long
 def test_all_ranks_are_refused_with_the_same_line(checkpoint, folder, predicting, tmp_path):
     arguments = ["predict", checkpoint, folder, "--device=cpu", "--precision=fp32"]
     ranks = run_ranks(2, [*arguments, "--output", tmp_path])
