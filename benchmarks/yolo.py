@@ -5,9 +5,10 @@
 
 All read the same files: 2,000 images of each set of `scenes.py`, or 8,000 images of digits, and 300
 for validation. Each run is a process with as many cores as threads; sides take turns. All train for
-the given minutes: Ultralytics stops by its clock, and `redetr_n` takes as many steps as will fit,
-judging by its first steps. The time that a run really took is recorded next to its AP. The boxes of
-all models are judged by the same evaluation, which equals pycocotools.
+the given minutes by the clock. `redetr_n` plans as many steps as should fit, judging by its first
+ones, and is stopped when its time is up, even if its learning rate has not come down by then. The
+time that a run really took is recorded next to its AP. The boxes of all models are judged by the
+same evaluation, which equals pycocotools.
 
 A stopped benchmark continues where it stopped; with `--continue results/FILE.json`, the runs of an
 earlier result are not repeated. Writes results/DATE-NAME.json (`--name`) and a plot of the curves.
@@ -16,13 +17,14 @@ earlier result are not repeated. Writes results/DATE-NAME.json (`--name`) and a 
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import replace
 from importlib.metadata import version
-from itertools import product
+from itertools import pairwise, product
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -37,8 +39,9 @@ SIDES = ("redetr_n", "yolo11n", "yolo26n")
 DIGITS = {"train": 8000, "val": 300}
 SETTINGS = ("sets", "minutes", "threads", "seeds", "sides")
 BATCH_SIZE = 16
-TIMED_STEPS = 20
-WARM_UP_STEPS = 5
+TIMED_STEPS = 40
+WARM_UP_STEPS = 20
+LOG_EVERY = 5  # steps, after which the clock is read
 FOLDER = Path("runs/benchmark-yolo")
 
 
@@ -92,6 +95,7 @@ def run_redetr(row: Row, data: Path, folder: Path) -> dict[str, Any]:
     from rich.console import Console
 
     import redetr
+    from redetr.errors import StoppedError
     from redetr.recipes import get_recipe
     from redetr.training import train
 
@@ -105,30 +109,61 @@ def run_redetr(row: Row, data: Path, folder: Path) -> dict[str, Any]:
         pictures=False,
     )
     console = Console(stderr=True)
-    timed = replace(settings, steps=TIMED_STEPS, log_every=1, output=str(folder / "timed"))
+    timed = replace(
+        settings,
+        steps=TIMED_STEPS,
+        log_every=1,
+        eval_every=TIMED_STEPS,
+        output=str(folder / "timed"),
+    )
     train(timed, console)
     warm = step_seconds(folder / "timed")[WARM_UP_STEPS:]
     steps = round(60 * row.minutes / median(warm))
-    whole = replace(settings, steps=steps, eval_every=steps, output=str(folder / "run"))
-    train(whole, console)
-    seconds = sum(step_seconds(folder / "run"))
-    model = redetr.load(folder / "run")
+    whole = replace(
+        settings,
+        steps=steps,
+        log_every=LOG_EVERY,
+        eval_every=steps,
+        output=str(folder / "run"),
+    )
+    try:
+        train(whole, console, callback=Clock(60 * row.minutes))
+    except StoppedError as stopped:  # its checkpoint is saved
+        print(stopped, file=sys.stderr)
+    last = train_lines(folder / "run")[-1]
+    model = redetr.load(folder / "run/last.pt")
     detections = model.predict(images_of(data), threshold=0.0)
     boxes = [(d.scores.numpy(), d.labels.numpy(), d.boxes.numpy()) for d in detections]
-    return {"steps": steps, "seconds": round(seconds, 1), **judged(boxes, data)}
+    trained = {"steps": last["step"], "planned": steps, "seconds": round(last["time_s"], 1)}
+    return {**trained, **judged(boxes, data)}
+
+
+class Clock:
+    """Ends the training of this process, given the lines of its log, once its time is up."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+
+    def __call__(self, line: dict[str, Any]) -> None:
+        if is_train_line(line) and line["time_s"] >= self.seconds:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def is_train_line(line: dict[str, Any]) -> bool:
+    """Whether a line of the log is about steps, and not about an evaluation."""
+    return "images_per_s" in line
+
+
+def train_lines(run: Path) -> list[dict[str, Any]]:
+    """The lines about steps in the log of a run."""
+    lines = [json.loads(text) for text in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if is_train_line(line)]
 
 
 def step_seconds(run: Path) -> list[float]:
-    """The seconds per step in the log of a run, one number for each line."""
-    seconds = []
-    before = 0
-    for text in (run / "metrics.jsonl").read_text().splitlines():
-        line = json.loads(text)
-        if "images_per_s" in line:
-            images = BATCH_SIZE * (line["step"] - before)
-            before = line["step"]
-            seconds.append(images / line["images_per_s"])
-    return seconds
+    """The seconds of each step of a run that logs every step."""
+    seconds = [line["time_s"] for line in train_lines(run)]
+    return [after - before for before, after in pairwise(seconds)]
 
 
 def run_yolo(row: Row, data: Path, folder: Path) -> dict[str, Any]:

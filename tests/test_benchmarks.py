@@ -158,3 +158,22 @@ def test_a_table_continues_where_it_was(tmp_path, monkeypatch) -> None:
     assert record.unfinished("families", {"rounds": 3})[1] == {}
     monkeypatch.setattr(record, "commit", lambda: "another")
     assert record.unfinished("families", {"rounds": 7})[1] == {}
+
+
+def test_redetr_is_stopped_by_the_clock(tmp_path, monkeypatch) -> None:
+    """In the comparison with YOLO, even where fewer steps fit than were planned."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import scenes
+    import yolo
+
+    monkeypatch.setattr(scenes, "COUNTS", {"train": 16, "val": 2})
+    scenes.write_scenes("shapes", tmp_path / "data")
+    monkeypatch.setattr(yolo, "TIMED_STEPS", 2)
+    monkeypatch.setattr(yolo, "WARM_UP_STEPS", 0)
+    monkeypatch.setattr(yolo, "median", lambda seconds: 1e-4)  # of a step
+    row = yolo.Row("shapes", threads=1, minutes=0.02, seed=0, side="redetr_n")
+    result = yolo.run_redetr(row, tmp_path / "data" / "data.yaml", tmp_path)
+    assert result["planned"] == 12_000
+    assert 1 <= result["steps"] < 12_000
+    assert result["seconds"] >= 1.2
+    assert (tmp_path / "run" / "last.pt").exists() and "AP" in result
