@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,6 +68,8 @@ def write_data(root: Path) -> None:
 
 def serve(data: str, masks: bool) -> None:
     """Runs a round for every line of the input, and prints its processor time."""
+    from pieces import answer_rounds
+
     from redetr.data import open_dataset
     from redetr.data.loader import Samples
     from redetr.data.transforms import augmentation
@@ -88,13 +89,7 @@ def serve(data: str, masks: bool) -> None:
         "samples of files": lambda: draw(files),
         "samples of digits": lambda: draw(scenes),
     }
-    for _ in sys.stdin:
-        seconds = {}
-        for name, work in works.items():
-            started = time.process_time()
-            work()
-            seconds[name] = time.process_time() - started
-        print(json.dumps(seconds), flush=True)
+    answer_rounds(works)
 
 
 def started(package: Path, data: Path, masks: bool) -> subprocess.Popen[str]:

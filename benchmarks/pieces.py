@@ -137,6 +137,11 @@ def main() -> None:
     for work in works.values():
         work()
     print(json.dumps(list(works)), flush=True)
+    answer_rounds(works)
+
+
+def answer_rounds(works: Works) -> None:
+    """Does each work for every line of the input, and prints its processor seconds."""
     for _ in sys.stdin:
         seconds = {}
         for name, work in works.items():

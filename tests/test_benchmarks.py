@@ -160,6 +160,7 @@ def test_a_table_continues_where_it_was(tmp_path, monkeypatch) -> None:
     assert record.unfinished("families", {"rounds": 7})[1] == {}
 
 
+@pytest.mark.long
 def test_redetr_is_stopped_by_the_clock(tmp_path, monkeypatch) -> None:
     """In the comparison with YOLO, even where fewer steps fit than were planned."""
     monkeypatch.syspath_prepend(ROOT / "benchmarks")

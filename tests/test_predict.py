@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import write_tiny_coco
+from conftest import CATEGORIES, write_tiny_coco
 from forked import run_ranks
 from PIL import Image
 
@@ -58,17 +58,24 @@ SMALL = TrainConfig(model="redetr_n", image_size=64, model_options=OPTIONS)
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model with random weights, whose scores are far from each other."""
+    return save_tiny_model(tmp_path_factory.mktemp("model"), CATEGORIES)
+
+
+def save_tiny_model(folder: Path, classes: dict[int, str]) -> Path:
+    """A checkpoint with random weights, given the names of the classes by category id."""
     torch.manual_seed(0)
-    model = build("redetr_n", 3, **SMALL.model_kwargs())
-    path = tmp_path_factory.mktemp("model") / "best.pt"
-    about = {
+    model = build("redetr_n", len(classes), **SMALL.model_kwargs())
+    path = folder / "best.pt"
+    content = {
+        "model": model.state_dict(),
+        "ema": None,
+        "optimizer": {},
+        "step": 1,
         "config": SMALL.to_dict(),
-        "class_names": ["cup", "plate", "spoon"],
-        "category_ids": [7, 12, 90],
+        "class_names": list(classes.values()),
+        "category_ids": list(classes),
     }
-    save_checkpoint(
-        path, {"model": model.state_dict(), "ema": None, "optimizer": {}, "step": 1, **about}
-    )
+    save_checkpoint(path, content)
     return path
 
 

@@ -16,16 +16,14 @@ from conftest import write_tiny_coco
 from forked import run_ranks
 from PIL import Image
 
-from redetr.checkpoint import save_checkpoint
 from redetr.detector import detector as detectors
 from redetr.detector import records
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.files import UNFINISHED, remove_unfinished, write_whole
 from redetr.lock import FolderLock
-from redetr.models import build
 from redetr.pages.drawing import is_drawn, save_image
-from tests.test_predict import SMALL, clip, lines_in, predict, refused
+from tests.test_predict import clip, lines_in, predict, refused, save_tiny_model
 
 ALONE = Dist(0, 1, torch.device("cpu"))
 
@@ -33,18 +31,7 @@ ALONE = Dist(0, 1, torch.device("cpu"))
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory) -> Path:
     """A tiny model with random weights."""
-    torch.manual_seed(0)
-    model = build("redetr_n", 2, **SMALL.model_kwargs())
-    path = tmp_path_factory.mktemp("model") / "best.pt"
-    about = {
-        "config": SMALL.to_dict(),
-        "class_names": ["cup", "plate"],
-        "category_ids": [7, 12],
-    }
-    save_checkpoint(
-        path, {"model": model.state_dict(), "ema": None, "optimizer": {}, "step": 1, **about}
-    )
-    return path
+    return save_tiny_model(tmp_path_factory.mktemp("model"), {7: "cup", 12: "plate"})
 
 
 @pytest.fixture(scope="module")
