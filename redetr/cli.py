@@ -29,7 +29,7 @@ USAGE = """redetr: DETR that is written to be read, with the same gradients on a
   redetr export CHECKPOINT --format FORMAT      export to ONNX, OpenVINO and others; check the AP
   redetr push OWNER/NAME CHECKPOINT             share a model on the Hugging Face hub
   redetr models                                 list the models with their size, cost and results
-  redetr verify [RECIPE] [flags of train]       prove that many GPUs compute the gradient of one
+  redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradient of one
   redetr completion SHELL                       print tab completion for bash, zsh or fish
 
 redetr COMMAND --help lists the flags of a command, redetr train lists the recipes.
@@ -71,7 +71,8 @@ def drop_output() -> None:
 
 
 def run_command(arguments: list[str]) -> None:
-    """Runs the command that the arguments state. Exits for help, and where they are wrong."""
+    """Runs the command that the arguments name. Exits after printing help, or if they are
+    invalid."""
     if not arguments or arguments[0] in HELP:
         print(USAGE, end="")
         raise SystemExit(0 if arguments else 2)

@@ -67,11 +67,11 @@ class ModelOptions:
     """auto = bf16 (autocast) where it is faster, which a short trial decides on a CPU; fp64 is for
     proofs."""
     recompute: bool = False
-    """Save memory with large images: compute the blocks of the backbone, and of the encoder of the
-    faithful variants, twice (activation checkpointing)."""
+    """Save memory with large images: compute the blocks of the backbone twice instead of keeping
+    their results (activation checkpointing); in the faithful variants, those of the encoder too."""
     compile: bool = False
-    """Compile the model with torch.compile, for GPUs: before the first run this takes minutes,
-    before later ones seconds. On a CPU, it slowed training down. Dropout masks differ."""
+    """Compile the model with torch.compile, for GPUs: takes minutes before the first run, and
+    seconds before later ones. Slower on a CPU. Dropout masks differ from those of other runs."""
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ class OptimizerOptions:
     """Decay of the moving average of the weights; 0 = none; default: depends on the length of the
     run."""
     class_normalization: ClassNormalization = "global"
-    """Divide the class loss by the count of the whole step, or as in the original by that of each
-    rank."""
+    """Divide the class loss by the count of the whole step (global), or by that of each rank
+    (per_rank), as the original does."""
 
 
 @dataclass(frozen=True)
@@ -312,7 +312,7 @@ class TrainConfig(
         """Raises InputError for settings that cannot work, naming the flag."""
         require_all_in_bounds(self)
         if self.weights == WEIGHTS_REQUIRED:
-            text = "this recipe fine-tunes a run, at a rate too low for random weights"
+            text = "this recipe fine-tunes a run: its learning rate is too low for random weights"
             remedy = "give --weights RUN, the folder of that run, or use redetr_n, which needs none"
             raise InputError(text, remedy=remedy)
         per_rank = max(self.accumulate, 1)
@@ -402,8 +402,9 @@ class TrainConfig(
 class Settings(TrainConfig):
     """What a run does: a `TrainConfig` with every choice made. config.json and checkpoints hold it.
 
-    Four fields may still be None, each for a reason. `num_queries`: as many as the model has.
-    `num_workers`, `threads` and `cache_mb`: each host chooses for itself, by its cores and memory.
+    None still has a meaning in some fields. `weights`, `custom_augment` and `cache_dir`: not used.
+    `num_queries`: as many as the model has. `num_workers`, `threads` and `cache_mb`: each host
+    chooses for itself, by its cores and memory.
     """
 
     steps: int = field()
@@ -478,11 +479,15 @@ def _is_a(value: Any, kind: Any) -> bool:
     if get_origin(kind) is Literal:
         return value in inner
     if get_origin(kind) is tuple:
-        if not isinstance(value, tuple) or (Ellipsis not in inner and len(value) != len(inner)):
+        if not isinstance(value, tuple):
+            return False
+        has_any_length = Ellipsis in inner  # as tuple[str, ...]
+        if not has_any_length and len(value) != len(inner):
             return False
         return all(_is_a(item, inner[0]) for item in value)
     if inner:  # a union
         return any(_is_a(value, member) for member in inner)
     if isinstance(value, bool):  # which Python counts among the integers
         return kind is bool
-    return isinstance(value, (int, float) if kind is float else kind)
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted)

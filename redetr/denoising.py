@@ -169,7 +169,9 @@ def known_objects(num_objects: list[int], groups: int, num_noisy: int) -> tuple[
     most_objects = max(num_objects)
     per_group, rest = divmod(num_noisy, 2 * groups)
     if rest or per_group < max(1, most_objects):
-        raise ValueError(f"{num_noisy} noisy queries are not those of {num_objects} objects")
+        raise ValueError(
+            f"{num_noisy} noisy queries do not match images with {num_objects} objects"
+        )
     counts = torch.tensor(num_objects)
     is_missing = torch.arange(per_group) >= counts[:, None]  # [B, T]
     is_padding = is_missing.repeat(1, 2 * groups)  # [B, M]

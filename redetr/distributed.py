@@ -27,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from redetr.choices import Compression
 from redetr.errors import InputError, LostError, LostRankError, first_line
 from redetr.threads import cores
+from redetr.wording import counted
 
 _WAITING = "waiting"
 _POLL_S = 0.02
@@ -280,8 +281,8 @@ def process_group(
     another rank ended by itself: with its reason.
     """
     if torch_dist.is_initialized():
-        text = "this process already has a process group, and redetr makes its own"
-        remedy = "call torch.distributed.destroy_process_group() before, or do not initialise one"
+        text = "this process already has a process group, but redetr creates its own"
+        remedy = "call torch.distributed.destroy_process_group() first"
         raise InputError(text, remedy=remedy)
     launch = read_launch()
     rank_device = pick_device(device)
@@ -414,7 +415,7 @@ def pick_device(device: str) -> torch.device:
     if local_rank >= torch.cuda.device_count():
         raise InputError(
             f"process {local_rank} has no GPU of its own: start at most "
-            f"{torch.cuda.device_count()} per node"
+            f"{counted(torch.cuda.device_count(), 'process', 'processes')} per host"
         )
     torch.cuda.set_device(local_rank)
     return torch.device("cuda", local_rank)

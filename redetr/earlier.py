@@ -119,8 +119,8 @@ def _without_overridden(values: dict[str, Any]) -> dict[str, Any]:
     replaced what the option had loaded."""
     options = _options_in(values)
     kept = dict(values)
-    of_weights = values.get("weights")
-    if of_weights not in (None, "none", "imagenet"):
+    weights = values.get("weights")
+    if weights not in (None, "none", "imagenet"):
         options = [option for option in options if not option.startswith("weights=")]
         kept["model_options"] = options
     for option in options:
@@ -131,7 +131,7 @@ def _without_overridden(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _options_in(values: dict[str, Any]) -> list[str]:
-    """The model options in settings; none where they are malformed, which is said later."""
+    """The model options in settings; none if they are malformed, which is reported later."""
     options = values.get("model_options")
     if not isinstance(options, list | tuple) or not all(isinstance(o, str) for o in options):
         return []

@@ -377,10 +377,16 @@ class _LossSums:
         losses = {}
         total = 0.0
         for name, value in sums.items():
-            term = "_".join(name.split("_")[:2])  # loss_ce of loss_ce_0
+            term = _term_of(name)
             losses[name] = value / divisors[DIVISORS[term]]
             total += weights[term] * losses[name]
         return {"loss": total, **losses}
+
+
+def _term_of(loss: str) -> str:
+    """The term that a loss belongs to: "loss_ce" for "loss_ce_dn_0"."""
+    prefix, term, *_ = loss.split("_")
+    return f"{prefix}_{term}"
 
 
 def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
@@ -398,19 +404,24 @@ def labels_in(
 
     `classes` and errors are described at `detect_classes`.
     """
-    of_dataset = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    of_model = of_dataset if classes is None else list(classes)
-    unknown = [wanted for wanted in of_dataset if wanted not in of_model]
+    dataset_classes = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    model_classes = dataset_classes if classes is None else list(classes)
+    unknown = [wanted for wanted in dataset_classes if wanted not in model_classes]
     model_labels = {}  # by the label in the data set
     if unknown:
-        model_labels = _matched_by_name(dataset.class_names, [name for _, name in of_model])
+        model_names = [name for _, name in model_classes]
+        model_labels = _matched_by_name(dataset.class_names, model_names)
     else:
-        for label, wanted in enumerate(of_dataset):
-            model_labels[label] = of_model.index(wanted)
-    if len(of_model) != num_classes or len(model_labels) < len(of_dataset):
-        if model_labels:
-            unknown = [wanted for i, wanted in enumerate(of_dataset) if i not in model_labels]
-        raise _other_classes(dataset.name, of_dataset, unknown, num_classes, classes)
+        for label, wanted in enumerate(dataset_classes):
+            model_labels[label] = model_classes.index(wanted)
+    knows_all = len(model_labels) == len(dataset_classes)
+    if len(model_classes) != num_classes or not knows_all:
+        if model_labels:  # the others are known by their names
+            unknown = []
+            for label, wanted in enumerate(dataset_classes):
+                if label not in model_labels:
+                    unknown.append(wanted)
+        raise _other_classes(dataset.name, dataset_classes, unknown, num_classes, classes)
     labels = np.full(num_classes, -1)
     for label, model_label in model_labels.items():
         labels[model_label] = label

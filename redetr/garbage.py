@@ -1,5 +1,5 @@
-"""When Python looks for reference cycles among its objects, which takes as long as there are
-many."""
+"""Controls when Python searches for reference cycles, which takes longer the more objects there
+are."""
 
 import gc
 import os
@@ -15,8 +15,8 @@ from redetr.errors import INTERRUPTED
 
 @contextmanager
 def no_garbage_collection() -> Iterator[None]:
-    """In the block, Python does not look for reference cycles: where millions of objects are made
-    that stay, there are none, and the search takes a third of the time."""
+    """A context without searches for reference cycles. Code that creates millions of lasting
+    objects has none, and would spend a third of its time on the searches."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:

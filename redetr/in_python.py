@@ -48,7 +48,7 @@ def require_callable(**functions: Callable[..., Any] | None) -> None:
 def require_console(console: Any) -> None:
     """Raises InputError unless progress can be shown on `console`."""
     if console is not None and not isinstance(console, Console):
-        text = f"console is of type {type(console).__name__}, not a console of rich"
+        text = f"console is of type {type(console).__name__}, not a rich.console.Console"
         raise InputError(text, remedy="give rich.console.Console(), or leave it out")
 
 
@@ -63,7 +63,9 @@ def require_model(model: Any) -> None:
     """Raises InputError unless `model` is a network."""
     if not isinstance(model, nn.Module):
         remedy = "give detector.model, or call detector.evaluate(data)"
-        raise InputError(f"model is of type {type(model).__name__}, not a network", remedy=remedy)
+        raise InputError(
+            f"model is of type {type(model).__name__}, not a torch.nn.Module", remedy=remedy
+        )
 
 
 def require_pair(datasets: Any) -> None:

@@ -116,7 +116,7 @@ class FolderLock:
         if holder is not None and holder != self._me:
             raise LostError(
                 f"{self.path.parent}: another run has taken over ({self._described(holder)}): this "
-                "one was suspended or cut off for too long, and saves nothing more"
+                "one was suspended or cut off for too long, and will save nothing more"
             )
 
     def _problem(self) -> str | None:
@@ -152,9 +152,9 @@ class FolderLock:
             holder = _read(file)
             beat = os.fstat(file).st_mtime_ns
             is_silent = _now_on(self.path.parent) - beat > _SILENCE_S * 1e9
-            is_dead = (
-                holder is None or is_silent or (is_certain and holder.kernel == self._me.kernel)
-            )
+            is_on_this_kernel = holder is not None and holder.kernel == self._me.kernel
+            lost_its_lock = is_certain and is_on_this_kernel
+            is_dead = holder is None or is_silent or lost_its_lock
             if has_lock and is_current and is_dead:
                 content = json.dumps(asdict(self._me)).encode()
                 os.ftruncate(file, 0)
@@ -165,7 +165,9 @@ class FolderLock:
             if time.monotonic() > deadline:
                 return holder or Holder("an unknown host", 0, "", None, "an unknown time")
             if holder is not None:
-                is_alive = (not has_lock and not is_silent) or last_beat not in (0, beat)
+                keeps_lock = not has_lock and not is_silent
+                has_beaten = last_beat not in (0, beat)
+                is_alive = keeps_lock or has_beaten
                 is_same_job = self._me.job is not None and holder.job == self._me.job
                 if is_alive and not is_same_job:
                     return holder

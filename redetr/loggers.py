@@ -53,8 +53,8 @@ def open_loggers(
 
 
 def _by_default(folder: Path, settings: dict[str, Any], step: int) -> tuple[dict[str, Logger], str]:
-    """TensorBoard if it is installed, and a warning if it is but cannot be used: nobody asked for
-    it, so training goes on."""
+    """TensorBoard if it is installed, and a warning if it is but cannot be used: the user did not
+    ask for it, so training continues."""
     try:
         return {"tensorboard": TensorBoard(folder, settings, step)}, ""
     except ModuleNotFoundError:

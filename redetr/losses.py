@@ -41,18 +41,19 @@ _SCORE_0 = -1e4
 _LARGEST_FRACTION = 2.0
 
 
-# Which of the `denominators` a term of the loss is divided by.
+# The entries of `SetCriterion.denominators`, and the one that each term of the loss is divided by.
+_BOXES, _CLASSES, _MATCHED_EDGES, _OTHER_EDGES = range(4)
+NUM_DIVISORS = 4
 DIVISORS = {
-    "loss_ce": 1,
-    "loss_bbox": 0,
-    "loss_giou": 0,
-    "loss_fgl": 0,
-    "loss_ddf": 2,
-    "loss_ddn": 3,
-    "loss_mask": 0,
-    "loss_dice": 0,
+    "loss_ce": _CLASSES,
+    "loss_bbox": _BOXES,
+    "loss_giou": _BOXES,
+    "loss_fgl": _BOXES,
+    "loss_ddf": _MATCHED_EDGES,
+    "loss_ddn": _OTHER_EDGES,
+    "loss_mask": _BOXES,
+    "loss_dice": _BOXES,
 }
-NUM_DIVISORS = 1 + max(DIVISORS.values())  # of `SetCriterion.denominators`
 
 
 class Predictions(NamedTuple):
@@ -189,8 +190,8 @@ class SetCriterion(nn.Module):
             classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * share
         else:
             classes = num_boxes.clamp(min=1) * share
-        of_matched, of_others = distillation_divisors(window[1], window[2])
-        return torch.stack([boxes, classes, of_matched / world_size, of_others / world_size])
+        matched_edges, other_edges = distillation_divisors(window[1], window[2])
+        return torch.stack([boxes, classes, matched_edges / world_size, other_edges / world_size])
 
     def forward(
         self, outputs: Outputs, targets: list[Target], denominators: Tensor | None = None
@@ -210,15 +211,15 @@ class SetCriterion(nn.Module):
         objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
 
         Raises ValueError unless there are as many targets as images, and for labels or boxes of
-        another shape. Where targets are on the host, it also does for labels that are no class of
-        the model, and boxes in pixels.
+        another shape; if the targets are on the host, also for labels outside the model's classes
+        and for boxes in pixels.
         """
         logits = outputs["pred_logits"]
         num_images = len(logits)
         if len(targets) != num_images:
             raise ValueError(
-                f"outputs of {counted(num_images, 'image')}, targets of {len(targets)}: give an "
-                "empty one for no objects"
+                f"outputs for {counted(num_images, 'image')}, but "
+                f"{counted(len(targets), 'target')}: an image without objects needs an empty target"
             )
         for index, target in enumerate(targets):
             _require_shapes(index, target)
@@ -266,11 +267,15 @@ class SetCriterion(nn.Module):
         total = denominators.new_zeros(())
         for predictions, queries in zip(sets, matched_queries, strict=True):
             sums = self._sums(predictions, queries, labels, boxes)
-            total = total + self._divided(sums, denominators, predictions.names, losses)
+            divided, weighted = self._divided(sums, denominators, predictions.names)
+            losses |= divided
+            total = total + weighted
         if self.config.has_masks:
-            of_last_layer = matched_queries[0][-1]  # [B, T]
-            sums = mask_sums(outputs, of_last_layer, targets, self.config.mask_region)
-            total = total + self._divided(sums, denominators, [""], losses)
+            last_queries = matched_queries[0][-1]  # [B, T]
+            sums = mask_sums(outputs, last_queries, targets, self.config.mask_region)
+            divided, weighted = self._divided(sums, denominators, [""])
+            losses |= divided
+            total = total + weighted
         noisy_outputs = outputs.get("denoising")
         if noisy_outputs is not None:
             groups = self.config.denoising
@@ -279,13 +284,15 @@ class SetCriterion(nn.Module):
                 predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
             )
             divisors = groups * noisy_denominators(denominators)
-            total = total + self._divided(sums, divisors, predictions.names, losses)
+            divided, weighted = self._divided(sums, divisors, predictions.names)
+            losses |= divided
+            total = total + weighted
         losses["loss"] = total
         return losses
 
     def _require_ranges(self, labels: Tensor, boxes: Tensor) -> None:
-        """Raises ValueError for labels that are no class of the model, which would be those of
-        another query or of none, and for boxes in pixels."""
+        """Raises ValueError for labels outside the model's classes, which would address the scores
+        of another query, and for boxes in pixels."""
         if not labels.numel() or labels.device.type != "cpu" or boxes.device.type != "cpu":
             return  # to look at those on a GPU, a step would wait for it once more
         host_labels = np.asarray(labels)
@@ -293,39 +300,32 @@ class SetCriterion(nn.Module):
         if lowest < 0 or highest >= self.num_classes:
             classes = counted(self.num_classes, "class", "classes")
             raise ValueError(
-                f"labels from {lowest} to {highest}: those of a model with {classes} are from 0 to "
+                f"labels range from {lowest} to {highest}, but a model with {classes} takes 0 to "
                 f"{self.num_classes - 1}"
             )
         largest = np.abs(np.asarray(boxes.float())).max()
         if largest > _LARGEST_FRACTION:
             raise ValueError(
-                f"a number of a box is {largest:g}: boxes are cxcywh as fractions of the image, "
-                "not pixels"
+                f"a box has the coordinate {largest:g}: boxes must be cxcywh as fractions of the "
+                "image, not pixels"
             )
 
     def _divided(
-        self,
-        sums: dict[str, Tensor],
-        denominators: Tensor,
-        names: list[str],
-        losses: dict[str, Tensor],
-    ) -> Tensor:
-        """Adds the losses of some layers to `losses`, and returns their weighted total.
+        self, sums: dict[str, Tensor], denominators: Tensor, names: list[str]
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Returns the losses of some layers by name, and their weighted total.
 
-        `sums` are those of `_sums`, `names` the suffixes of the layers. A term that some layers do
-        not have is that of the last ones, and distillation that of all but the very last.
+        `sums` are those of `_sums`, `names` the suffixes of the layers.
         """
+        losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
         for term, sum_per_layer in sums.items():
             per_layer = sum_per_layer / denominators[DIVISORS[term]]
             total = total + getattr(self.config, term) * per_layer.sum()
-            layer_names = names
-            if term in ("loss_ddf", "loss_ddn"):
-                layer_names = names[:-1]  # the last layer is the teacher
-            first = len(layer_names) - len(per_layer)  # earlier layers do not have this term
-            for suffix, loss in zip(layer_names[first:], per_layer.unbind(), strict=True):
+            suffixes = _layers_with(term, names, len(per_layer))
+            for suffix, loss in zip(suffixes, per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
-        return total
+        return losses, total
 
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor
@@ -383,6 +383,14 @@ class SetCriterion(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes, reduction="none")
         loss = torch.where(target_classes == no_object, self.config.eos_coef * loss, loss)
         return loss.view(layers, -1).sum(1)
+
+
+def _layers_with(term: str, names: list[str], count: int) -> list[str]:
+    """The name suffixes of the `count` layers that have this term: the last ones, except that the
+    very last is the teacher in distillation, and has none of its terms."""
+    if term in ("loss_ddf", "loss_ddn"):
+        names = names[:-1]
+    return names[len(names) - count :]
 
 
 def _require_shapes(index: int, target: Target) -> None:

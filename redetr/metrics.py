@@ -97,6 +97,8 @@ Measured = Literal["bbox", "segm"]  # overlaps of boxes or of masks, in COCO's w
 
 DEFAULT_THRESHOLD = 0.5  # the smallest score shown, where no better one was measured
 _SCORE_STEPS = 100
+_ALL, _SMALL, _MEDIUM, _LARGE = range(4)  # sizes of objects
+_BEST_1, _BEST_10, _BEST_100 = range(3)  # detections of a class in an image
 
 
 class Tables(NamedTuple):
@@ -107,7 +109,7 @@ class Tables(NamedTuple):
     # [10, C, 4, 3], at each IoU threshold, size and number of detections
     recall: NDArray[np.float64]
     # [2, 100], all detections, and those that are correct at an IoU of 0.5, by their score in
-    # steps of 0.01; what was found in crowds is not counted
+    # steps of 0.01; detections in crowds are not counted
     by_score: NDArray[np.int64]
 
 
@@ -122,7 +124,7 @@ class CocoResult:
     # of the whole data set, where they were asked for
     losses: dict[str, float] = field(default_factory=dict)
     # the smallest score to show, in steps of 0.01: the one with the best F1 over all classes at an
-    # IoU of 0.5; None if nothing is found
+    # IoU of 0.5; None if no detection is correct
     threshold: float | None = None
     # the same numbers from overlaps of masks, where the model and all objects have them
     masks: "CocoResult | None" = None
@@ -248,14 +250,14 @@ def best_threshold(by_score: NDArray[np.int64], num_objects: int) -> float | Non
     `by_score` is that of `Tables`. F1 is the harmonic mean of precision and recall:
     2 correct / (detections + objects).
     """
-    at_least = by_score[:, ::-1].cumsum(axis=1)[:, ::-1]  # detections of that score or more
-    detections, correct = at_least[:, 1:]  # a threshold of 0 would show everything
+    highest_first = by_score[:, ::-1]
+    at_least = highest_first.cumsum(axis=1)  # detections of that score or more
+    detections, correct = at_least[:, :-1]  # a threshold of 0 would show everything
     if not correct.any():
         return None
     f1 = 2 * correct / (detections + num_objects)
-    highest_first = f1[::-1]
-    step = len(f1) - int(highest_first.argmax())
-    return step / _SCORE_STEPS
+    best = int(f1.argmax())  # the first of equal ones, so the highest threshold
+    return (_SCORE_STEPS - 1 - best) / _SCORE_STEPS
 
 
 def result_of_tables(
@@ -263,24 +265,29 @@ def result_of_tables(
 ) -> CocoResult:
     """The numbers of the classes with these names and numbers of objects."""
     all_precisions, recall, by_score = tables
-    at_0_50 = all_precisions[0]
-    at_0_75 = all_precisions[5]
-    values = [
-        all_precisions[:, :, :, 0],
-        at_0_50[:, :, 0],
-        at_0_75[:, :, 0],
-        *(all_precisions[:, :, :, size] for size in (1, 2, 3)),
-        *(recall[:, :, 0, best] for best in (0, 1, 2)),
-        *(recall[:, :, size, 2] for size in (1, 2, 3)),
-    ]
+    precision = all_precisions[..., _ALL]  # [10, 101, C]
+    at_0_50, at_0_75 = precision[0], precision[5]  # [101, C]
+    values = {
+        "AP": precision,
+        "AP50": at_0_50,
+        "AP75": at_0_75,
+        "APs": all_precisions[..., _SMALL],
+        "APm": all_precisions[..., _MEDIUM],
+        "APl": all_precisions[..., _LARGE],
+        "AR1": recall[..., _ALL, _BEST_1],
+        "AR10": recall[..., _ALL, _BEST_10],
+        "AR100": recall[..., _ALL, _BEST_100],
+        "ARs": recall[..., _SMALL, _BEST_100],
+        "ARm": recall[..., _MEDIUM, _BEST_100],
+        "ARl": recall[..., _LARGE, _BEST_100],
+    }
     metrics = {}
-    for name, table in zip(METRIC_NAMES, values, strict=True):
-        known = table[table >= 0]
+    for name in METRIC_NAMES:
+        known = values[name][values[name] >= 0]
         metrics[name] = float(known.mean()) if len(known) else math.nan
-    precision = all_precisions[:, :, :, 0]
     has_no_truth = precision[0, 0] < 0  # COCO leaves such a class at -1 everywhere
     ap = np.where(has_no_truth, math.nan, precision.mean((0, 1)))
-    ap50 = np.where(has_no_truth, math.nan, at_0_50[:, :, 0].mean(0))
+    ap50 = np.where(has_no_truth, math.nan, at_0_50.mean(0))
     names = distinct_names(class_names)
     return CocoResult(
         metrics=metrics,
@@ -305,8 +312,8 @@ def ap_by_area(
     """AP of the objects between each two of `edges`, areas in square pixels; nan where there are
     none.
 
-    An object on an edge belongs below it, on the first one above. Errors as in `coco_metrics`. As
-    in COCO, detections of another size that find nothing do not count.
+    An object whose area equals an edge counts below it; at the first edge, above it. As in COCO,
+    unmatched detections of another size do not count. Errors as in `coco_metrics`.
     """
     areas: list[list[float]] = []
     for low, high in pairwise(edges):
@@ -372,9 +379,9 @@ def check_detections(
     index = detections.image_index
     labels = detections.labels
     if ((index < 0) | (index >= len(image_ids))).any():
-        raise ValueError(f"an image index outside of 0 to {len(image_ids) - 1}")
+        raise ValueError(f"an image index is outside 0 to {len(image_ids) - 1}")
     if ((labels < 0) | (labels >= num_classes)).any():
-        raise ValueError(f"a label outside of 0 to {num_classes - 1}")
+        raise ValueError(f"a label is outside 0 to {num_classes - 1}")
     broken = ~(np.isfinite(detections.scores) & np.isfinite(detections.boxes).all(1))
     if broken.any():
         first = int(index[broken.argmax()])

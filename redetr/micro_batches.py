@@ -45,7 +45,7 @@ class Meter(Protocol):
         """The bytes that this process may use in all."""
 
     def peak(self, work: Callable[[], None]) -> float:
-        """The most that it takes during `work`; infinite where that ended for want of memory."""
+        """The peak in bytes during `work`; infinite if memory ran out."""
 
 
 class _GpuMeter:
@@ -166,17 +166,18 @@ def choose_accumulation(
     fits = min(dist.gather([fits]))
     height, width = canvas
     gigabytes = f"{limit / 1e9:.1f} GB of {dist.device.type} memory"
-    most_parts = config.batch_size // dist.world_size
-    parts = min(math.ceil(config.batch_size / (dist.world_size * max(fits, 1))), most_parts)
-    images = math.ceil(config.batch_size / (dist.world_size * parts))
-    if images > fits:
-        text = f"--batch-size auto: {gigabytes} cannot hold {counted(images, 'image')}"
+    most_parts = config.batch_size // dist.world_size  # of one image each
+    needed_parts = math.ceil(config.batch_size / (dist.world_size * max(fits, 1)))
+    parts = min(needed_parts, most_parts)
+    largest = math.ceil(config.batch_size / (dist.world_size * parts))
+    if largest > fits:
+        text = f"--batch-size auto: {gigabytes} cannot hold {counted(largest, 'image')}"
         remedy = "use --recompute, a smaller --image-size, or a smaller model"
         raise InputError(f"{text} of {height}x{width} px", remedy=remedy)
     most = "all of them" if fits == share else counted(fits, "image")
     return parts, (
-        f"micro-batches: {parts} of {counted(images, 'image')} per rank, since {gigabytes} hold "
-        f"{most} of {height}x{width} px (--accumulate {parts} repeats this)"
+        f"micro-batches: {parts} of {counted(largest, 'image')} per rank, since {gigabytes} hold "
+        f"{most} of {height}x{width} px (--accumulate {parts} skips this trial)"
     )
 
 

@@ -25,7 +25,7 @@ def parsed_options(options: Sequence[str]) -> dict[str, Any]:
 
 
 def require_agreement(settings: dict[str, Any], options: dict[str, Any]) -> None:
-    """Raises InputError for one of the `settings` of which an option of its name says otherwise."""
+    """Raises InputError if an option contradicts the one of the `settings` that has its name."""
     for name, value in settings.items():
         if name not in options or options[name] == value:
             continue

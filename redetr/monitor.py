@@ -90,7 +90,7 @@ class Monitor:
         self._progress.start()
         if broken:
             lines = counted(broken, "broken line")
-            self.say(f"warning: {self._path}: left out {lines}")
+            self.say(f"warning: {self._path}: dropped {lines}")
 
     def advance(self, step: int) -> None:
         """Shows that `step` steps are done."""
@@ -158,7 +158,7 @@ class Monitor:
         for name in list(self._loggers):
             self._with_logger(name, lambda logger: logger.log(numbers, line["step"]))
         if self._callback:
-            self._callback(copy.deepcopy(line))  # the run goes on with these numbers
+            self._callback(copy.deepcopy(line))  # the run continues with these numbers
 
     def _with_logger(self, name: str, work: Callable[[Logger], None]) -> None:
         """Does `work` with a logger. If it fails, for example because a server is gone, it is

@@ -187,5 +187,8 @@ def shared_quality(
 
 def _quality(numbers: dict[str, Any]) -> Quality:
     """The quality from hotcoco's numbers, in which -1 means undefined."""
-    values = [numbers[name] for name in ("pq", "sq", "rq")]
-    return Quality(*(None if value < 0 else float(value) for value in values))
+    return Quality(_defined(numbers["pq"]), _defined(numbers["sq"]), _defined(numbers["rq"]))
+
+
+def _defined(value: float) -> float | None:
+    return None if value < 0 else float(value)

@@ -47,22 +47,20 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     """
     logits = outputs["pred_logits"].float()
     if kind == "softmax":
-        scores, labels = best_classes(logits, kind)
-        queries = None
+        best_scores, best_labels = best_classes(logits, kind)
+        scores, queries = _best_first(best_scores)
+        labels = best_labels.gather(1, queries)
     elif kind == "sigmoid":
         num_classes = logits.shape[-1]
         pairs = logits.flatten(1)  # [B, Q * C]
         best_logits, pair = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
-        scores = best_logits.sigmoid()
-        labels = pair % num_classes
-        queries = pair // num_classes
+        # Sorted again: rounding does not promise that the sigmoid keeps the order of logits.
+        scores, order = _best_first(best_logits.sigmoid())
+        labels = (pair % num_classes).gather(1, order)
+        queries = (pair // num_classes).gather(1, order)
     else:
         raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
 
-    # Sigmoid scores as well: rounding does not promise that the sigmoid keeps the order of logits.
-    scores, order = _best_first(scores)
-    labels = labels.gather(1, order)
-    queries = order if queries is None else queries.gather(1, order)
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     width_height = orig_sizes.to(boxes).flip(-1)
     corners = width_height.repeat(1, 2)[:, None]  # [B, 1, 4] the right bottom corner twice

@@ -199,7 +199,7 @@ def first_notes(
     most = data.max_objects()
     if most > queries and not data.hints.num_queries:
         notes.append(
-            f"warning: an image holds {counted(most, 'object')}, the model has "
+            f"warning: an image holds {counted(most, 'object')}, but the model has only "
             f"{counted(queries, 'query', 'queries')}: the rest stay unmatched; raise --num-queries"
         )
     if config.compile and dist.device.type == "cpu":

@@ -99,8 +99,8 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
 
 
 class EvaluationStop:
-    """Called after each batch of an evaluation, ends it on all ranks after the same batch, once a
-    signal has come to any of them.
+    """Ends an evaluation on all ranks after the same batch, once any of them has received a signal.
+    Called after each batch.
 
     Like the message of a training step, what ranks tell each other travels while the next batch is
     computed. Communicates.

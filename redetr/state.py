@@ -225,7 +225,7 @@ class State:
         difference = "other classes"
         if num_images != self.num_images:
             difference = f"{counted(num_images, 'image')}, now {self.num_images:,}"
-        text = f"saved with other data ({difference})"
+        text = f"saved with different data ({difference})"
         raise InputError(text, where=path, remedy="give that --data, or another --output")
 
     def _require_same_settings(self, path: Path, before: TrainConfig, names: Iterable[str]) -> None:
@@ -311,21 +311,20 @@ def start_folder(
     `datasets` have changed, or if ranks see different folders. Nothing is written then.
     """
     newest = newest_checkpoint(folder)
-    if newest and not state.config.resume:
+    notes: list[str] = []
+    if newest is None:
+        _require_no_results(folder)
+        if state.config.resume:
+            notes.append(f"nothing to resume in {folder}, starting a new run")
+    elif not state.config.resume:
         raise InputError(
             f"{folder}: already holds a run: {resume_command(folder)} resumes it; or give "
             "another --output"
         )
-    if not newest:
-        _require_no_results(folder)
-    if newest:
+    else:
         path, saved, notes = newest
         state.restore(path, saved)
         notes.append(f"resumed from {path} at step {state.step}")
-    elif state.config.resume:
-        notes = [f"nothing to resume in {folder}, starting a new run"]
-    else:
-        notes = []
     dist.meet()
     # Also a barrier: no rank writes to the folder before all ranks have examined it.
     steps = dist.gather_rows([state.step])()[:, 0].tolist()

@@ -278,12 +278,14 @@ class DatasetDetections:
     def __post_init__(self) -> None:
         count = len(self.scores)
         if self.masks is not None and len(self.masks) != count:
-            raise ValueError(f"{len(self.masks)} masks of {count} detections")
+            raise ValueError(f"{len(self.masks)} masks for {count} detections")
         arrays = (self.image_index, self.labels, self.scores, self.boxes)
         shapes = [array.shape for array in arrays]
         if shapes != [(count,), (count,), (count,), (count, 4)]:
             listed = ", ".join(str(shape) for shape in shapes)
-            raise ValueError(f"image_index, labels, scores and boxes do not fit together: {listed}")
+            raise ValueError(
+                f"the shapes of image_index, labels, scores and boxes do not fit together: {listed}"
+            )
 
     def __len__(self) -> int:
         return len(self.scores)

@@ -160,10 +160,12 @@ class ThreadChoice(NamedTuple):
 
     @property
     def reason(self) -> str:
+        comparison = f"{self.gain:.2f} times as fast as {self.rejected}"
+        if self.gain < 1:  # too little to change the number
+            comparison = f"{self.rejected} is only {1 / self.gain:.2f} times as fast"
         return (
-            f"threads: {self.threads}, which has {self.gain:.2f} times the speed of "
-            f"{self.rejected}; other programs or a container's limit take processor time "
-            "(override with --threads)"
+            f"threads: {self.threads} ({comparison}), as other programs or a container's limit take "
+            "processor time (override with --threads)"
         )
 
 

@@ -77,9 +77,9 @@ def train(
     augment: Callable[..., Any] | None = None,
     keep_memory: bool = True,
 ) -> dict[str, Any]:
-    """Trains as `config` says and returns the last evaluation: the COCO numbers, "step" and
-    "time_s"; and of the "best" one its "AP" and "step", and where masks were measured, its
-    "mask_AP" (and "PQ" of a panoptic model) and the name of the number that decided, "by".
+    """Trains as `config` says. Returns the last evaluation: the COCO numbers, "step" and "time_s".
+    Its "best" has the "AP" and "step" of the best evaluation and, where masks were measured,
+    "mask_AP", "PQ" (panoptic models) and "by", the name of the number that decided.
 
     `datasets` are your own (train, val), instead of what `config.data` names. `augment` is your
     own augmentation, a `Compose` of Albumentations or torchvision: see
@@ -115,7 +115,7 @@ def train(
         except KeyboardInterrupt:
             if signals.steps_begun:
                 raise
-            text = "stopped by a signal before the first step: start the same command again"
+            text = "stopped by a signal before the first step: run the same command again"
             raise StoppedError(text) from None
 
 
@@ -147,18 +147,18 @@ def _train(
         monitor = open_monitor(folder, state, console, dist, criterion.config.loss_ce, callback)
         continuation = _continuation(config, datasets is not None)
         run = _Run(
-            state,
-            criterion,
-            dist,
-            data,
-            val,
-            folder,
-            lock,
-            monitor,
-            signals,
-            continuation,
-            after_evaluation,
-            custom,
+            state=state,
+            criterion=criterion,
+            dist=dist,
+            data=data,
+            val=val,
+            folder=folder,
+            lock=lock,
+            monitor=monitor,
+            signals=signals,
+            continuation=continuation,
+            after_evaluation=after_evaluation,
+            custom=custom,
         )
         failed = True
         try:
@@ -299,9 +299,12 @@ class _Run:
     def _sizes_vary(self) -> bool | None:
         """Whether a compiled model sees inputs of many sizes; None leaves it to the compiler to
         find out, where only the number of noisy queries varies."""
-        if self.state.model.resize == "aspect":
+        model = self.state.model
+        if model.resize == "aspect":
             return True
-        return None if self.state.model.loss_config.denoising else False
+        if model.loss_config.denoising:
+            return None
+        return False
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
@@ -309,12 +312,11 @@ class _Run:
         if not reason:
             return
         if self.state.step == self.state.config.steps:
-            further = "start a run in another --output with --weights"
+            remedy = "start a run in another --output with --weights"
         else:
-            further = "give a larger --patience, or 0"
+            remedy = "give a larger --patience, or 0"
         self.monitor.say(
-            f"nothing to train: {reason}; repeating the last evaluation; to train further, "
-            f"{further}"
+            f"nothing to train: {reason}; repeating the last evaluation; to train further, {remedy}"
         )
 
     def _step_inputs(self) -> Iterator[_StepInput]:
@@ -461,8 +463,8 @@ class _Run:
         self.lock.require_held()  # before anything is written
         line = {"step": state.step, "time_s": round(state.train_time_s, 3), **result.to_dict()}
         self.monitor.eval_line(line)
-        quality = line.get("panoptic", {}).get("PQ")
-        mask_ap = line.get("masks", {}).get("AP")
+        quality = line["panoptic"]["PQ"] if "panoptic" in line else None
+        mask_ap = line["masks"]["AP"] if "masks" in line else None
         is_best = state.record(line["AP"], line["threshold"], quality, mask_ap)
         if is_best:
             save = self.dist.main_only(save_checkpoint)

@@ -20,7 +20,7 @@ from redetr.masks import box_rle, encode
 from redetr.structures import StoredTarget
 from redetr.wording import counted
 
-_NO_MASKS = "the data set gives no masks"
+_NO_MASKS = "the data set has no masks"
 
 
 def holds_masks(dataset: DetectionDataset) -> bool:

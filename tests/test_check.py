@@ -268,7 +268,7 @@ def test_command_line(root, capsys):
     main(["check", str(root)])
     assert f"redetr train redetr_n --data {root}" in capsys.readouterr().out.replace("\n", "")
     main(["check", str(root), "--num-queries", "2", "--recipe", "detr_tiny"])
-    assert "the model has 2 queries" in re.sub(r"\s+", " ", capsys.readouterr().out)
+    assert "the model has only 2 queries" in re.sub(r"\s+", " ", capsys.readouterr().out)
     for wrong, says in (
         (["--recipe", "yolo"], "unknown recipe 'yolo'"),
         (["--augment"], "--report"),

@@ -135,7 +135,9 @@ def test_which_query_is_to_find_which_object_by_hand():
     assert queries.shape == (2, 0) and is_padding.all()
     queries, _ = known_objects([1], groups=2, num_noisy=8)  # padded to 2, as beside another image
     assert queries.tolist() == [[0, 4]]
-    with pytest.raises(ValueError, match=r"8 noisy queries are not those of \[3, 1\] objects"):
+    with pytest.raises(
+        ValueError, match=r"8 noisy queries do not match images with \[3, 1\] objects"
+    ):
         known_objects([3, 1], groups=2, num_noisy=8)
 
 

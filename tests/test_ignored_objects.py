@@ -109,7 +109,7 @@ def test_evaluate_and_report_call_it_undefined(run, shared_coco, tmp_path, capsy
     main([*arguments, "--report", str(page), "--compare", last])
     said = " ".join(capsys.readouterr().out.split())
     assert "AP is undefined (-): there are no objects to find" in said
-    assert "no intervals of the differences" in said
+    assert "no confidence intervals: they need" in said
     html = " ".join((page / "index.html").read_text().split())
     assert "AP is undefined, because there are no objects." in html
     assert "No detection is correct" not in html

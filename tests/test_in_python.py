@@ -142,7 +142,7 @@ def test_training_needs_two_data_sets(digits, number):
         ({"callback": 5}, "callback is of type int, which cannot be called"),
         ({"after_evaluation": "x"}, "after_evaluation is of type str, which cannot be called"),
         ({"augment": 5}, "augment: is a int, which cannot be called"),
-        ({"console": True}, "console is of type bool, not a console of rich"),
+        ({"console": True}, "console is of type bool, not a rich.console.Console"),
     ],
 )
 def test_training(arguments, expected, tmp_path):

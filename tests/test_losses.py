@@ -56,12 +56,12 @@ def random_outputs(
 @pytest.mark.parametrize(
     ("labels", "boxes", "said"),
     [
-        ([3], [[0.5] * 4], "labels from 0 to 3: those of a model with 3 classes are from 0 to 2"),
-        ([-1, 2], [[0.5] * 4] * 2, "labels from -1 to 2"),
+        ([3], [[0.5] * 4], "labels range from 0 to 3, but a model with 3 classes takes 0 to 2"),
+        ([-1, 2], [[0.5] * 4] * 2, "labels range from -1 to 2"),
         (
             [1],
             [[10.0, 20.0, 30.0, 480.0]],
-            "a number of a box is 480: boxes are cxcywh as fractions",
+            "a box has the coordinate 480: boxes must be cxcywh as fractions",
         ),
         ([1, 2], [[0.5] * 4], r"target 1: labels \[2\] and boxes \[1, 4\], expected \[T\] and"),
         ([], [], r"target 1: labels \[0\] and boxes \[0\]"),

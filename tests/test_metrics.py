@@ -306,11 +306,11 @@ def test_a_diverged_model_is_told(value):
 
 def test_wrong_arrays_are_refused():
     truth = one_box_truth()
-    with pytest.raises(ValueError, match="image index outside of 0 to 1"):
+    with pytest.raises(ValueError, match="image index is outside 0 to 1"):
         coco_metrics(truth, detect([[0, 0, 9, 9]], [0.9], [1], [2]))
-    with pytest.raises(ValueError, match="image index outside of 0 to 1"):
+    with pytest.raises(ValueError, match="image index is outside 0 to 1"):
         coco_metrics(truth, detect([[0, 0, 9, 9]], [0.9], [1], [-1]))
-    with pytest.raises(ValueError, match="label outside of 0 to 4"):
+    with pytest.raises(ValueError, match="label is outside 0 to 4"):
         coco_metrics(truth, detect([[0, 0, 9, 9]], [0.9], [5]))
 
 

@@ -120,7 +120,7 @@ def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
     assert (
         "micro-batches: 16 of 1 image per rank, since 0.0 GB of cpu memory hold 1 image of 64x64 "
         "px "
-        "(--accumulate 16 repeats this)" in said
+        "(--accumulate 16 skips this trial)" in said
     )
     assert meter.images == [1, 2]
     config = json.loads((tmp_path / "run" / "config.json").read_text())

@@ -185,7 +185,7 @@ def test_what_a_crash_left_in_the_log(tmp_path):
     shown = StringIO()
     Monitor(tmp_path, 10, 2, Console(file=shown, width=200)).close()
     assert log.read_bytes() == b"\n".join([*sound, b""])
-    assert "metrics.jsonl: left out 6 broken lines" in shown.getvalue()
+    assert "metrics.jsonl: dropped 6 broken lines" in shown.getvalue()
 
 
 def test_the_padding_of_uneven_slices_by_hand():

@@ -104,7 +104,7 @@ def test_boxes_are_measured_in_python(run, partly):
     assert result.masks is None and result.why_no_masks == GAPS
     boxes = detector.evaluate(open_dataset(partly, "val"))
     assert boxes.metrics == result.metrics
-    assert boxes.why_no_masks == "the data set gives no masks"
+    assert boxes.why_no_masks == "the data set has no masks"
 
 
 def test_boxes_are_measured_on_the_command_line(run, partly, tmp_path, capsys):

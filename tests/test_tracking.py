@@ -216,7 +216,7 @@ def test_two_objects_that_cross_keep_their_identities(clip, tmp_path, capsys, mo
     out = tmp_path / "out"
     save = ("--save", "png", "json", "coco", "csv")
     main(["predict", "best.pt", str(clip), "--track", "--output", str(out), *save])
-    assert "2 objects followed" in capsys.readouterr().out
+    assert "2 objects tracked" in capsys.readouterr().out
     frames = list(json.loads((out / "predictions.json").read_text()).values())
     assert len(frames) == FRAMES
     ids_of = {"red": set(), "blue": set()}

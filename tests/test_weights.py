@@ -131,7 +131,9 @@ def test_classes_of_pascal_voc_start_from_those_of_coco(tmp_path):
     model, said = start(path, RESNET, ("tvmonitor", "dog", "Aeroplane"))
     there = fresh(RESNET, 91, seed=7).class_embed.weight
     assert torch.equal(model.class_embed.weight, there[[72, 18, 5, 91]])
-    assert said.endswith("; classes here = there: tvmonitor = tv, Aeroplane = airplane")
+    assert said.endswith(
+        "; classes matched by meaning (here = there): tvmonitor = tv, Aeroplane = airplane"
+    )
 
 
 @pytest.fixture(scope="module")

@@ -188,7 +188,7 @@ def say_spellings(detector: "Detector", dataset: "DetectionDataset") -> None:
     """Prints on standard error which classes have other names in the data than in the model."""
     spellings = other_spellings(dataset.class_names, detector.class_names)
     if spellings:
-        ERRORS.print(f"classes of the data = of the model: {spellings}")
+        ERRORS.print(f"classes matched by meaning (data = model): {spellings}")
 
 
 def say_fp32(detector: "Detector", why: str) -> None:

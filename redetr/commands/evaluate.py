@@ -112,14 +112,21 @@ class Evaluate:
             shares = []
             segments: list[list[DatasetDetections]] = []
             for detector in detectors:
-                segments.append([])
-                shares.append(self._detect(detector, dataset, dist, segments[-1]))
+                detector_segments: list[DatasetDetections] = []
+                shares.append(self._detect(detector, dataset, dist, detector_segments))
+                segments.append(detector_segments)
             if self.report or self.compare:  # these look at all detections together
                 detections = [to_main(share, dist) for share in shares]
                 qualities = []
-                for detector, of_detector in zip(detectors, segments, strict=True):
-                    measured = (detector.model, dataset, of_detector, dist)
-                    qualities.append(quality_of(*measured, by_image=bool(self.compare)))
+                for detector, detector_segments in zip(detectors, segments, strict=True):
+                    quality = quality_of(
+                        detector.model,
+                        dataset,
+                        detector_segments,
+                        dist,
+                        by_image=bool(self.compare),
+                    )
+                    qualities.append(quality)
                 dist.main_only(self._show)(dataset, about, detections, qualities, has_masks)
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
@@ -249,7 +256,7 @@ class Evaluate:
             OUT.print(_differences_table(differences))
             OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
         elif self.compare:
-            OUT.print("no intervals of the differences: they need objects on two images or more")
+            OUT.print("no confidence intervals: they need objects in at least two images")
 
 
 def _say_what_was_passed_over(dataset: "DetectionDataset") -> None:

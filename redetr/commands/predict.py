@@ -444,7 +444,7 @@ class Predict:
                 f"{threshold} or more: lower --threshold"
             )
         if total.tracks:
-            sentence += f"; {counted(total.tracks, 'object')} followed"
+            sentence += f"; {counted(total.tracks, 'object')} tracked"
         if rate:
             sentence += f"; {rate:.1f} images/s"
         OUT.print(sentence, soft_wrap=True)

@@ -72,9 +72,9 @@ def parse(args: list[str]) -> Verify:
     default = replace(recipe, data="random", batch_size=0, weights=None, compile=False)
     about = (
         "Proves that the gradients of this layout of ranks and micro-batches are those of one "
-        "process. By default, on images of noise, two per rank and micro-batch but at least 12, "
-        "with random weights; --data, --batch-size and --weights prove it for your own step. The "
-        "model is not compiled: --compile is refused, and that of a run left out."
+        "process. By default, the images are noise (two per rank and micro-batch, at least 12) and "
+        "the weights random; --data, --batch-size and --weights prove it for your own step. The "
+        "model is never compiled: --compile is refused, and that of a run is ignored."
     )
     parsed = parse_flags(
         tyro.conf.OmitArgPrefixes[_Flags],

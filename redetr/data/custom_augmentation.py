@@ -26,6 +26,7 @@ from redetr.data.transforms import Sample
 from redetr.data.views import interleaved
 from redetr.errors import InputError, first_line
 from redetr.structures import RelativeBoxes, Target
+from redetr.wording import counted
 
 _SEEDS = 2**32  # of numpy, which Albumentations draws with
 _LEAST_PX = 1.0  # sides of a box
@@ -92,8 +93,8 @@ class CustomAugmentation:
             remedy = "leave out normalisation and conversion: they come afterwards"
             raise InputError(text, where=self._name, remedy=remedy)
         if len(image) != len(before):
-            text = f"makes {len(image)} channels of {len(before)}"
-            raise InputError(text, where=self._name, remedy="keep them")
+            text = f"returns {counted(len(image), 'channel')} instead of {len(before)}"
+            raise InputError(text, where=self._name, remedy="keep the number of channels")
 
 
 def load_augmentation(source: str) -> CustomAugmentation:
@@ -182,11 +183,11 @@ def _channels_first(image: Any) -> Any:
 @contextmanager
 def _seeded(seed: int, function: Callable[..., Any]) -> Iterator[None]:
     """A context in which the random numbers of `function` begin at `seed`: its own, if it has some,
-    and the global ones of PyTorch, NumPy and Python, which go on afterwards where they were."""
+    and the global ones of PyTorch, NumPy and Python, which then continue where they were."""
     if hasattr(function, "set_random_seed"):  # that of Albumentations
         function.set_random_seed(seed % _SEEDS)
-    of_numpy = np.random.get_state()  # noqa: NPY002 - functions of users draw from it
-    of_python = random.getstate()
+    numpy_state = np.random.get_state()  # noqa: NPY002 - functions of users draw from it
+    python_state = random.getstate()
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -194,8 +195,8 @@ def _seeded(seed: int, function: Callable[..., Any]) -> Iterator[None]:
             random.seed(seed)
             yield
     finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+        np.random.set_state(numpy_state)  # noqa: NPY002
+        random.setstate(python_state)
 
 
 def _torchvision(function: Callable[..., Any], shown: _Shown) -> _Shown:

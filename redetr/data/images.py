@@ -144,7 +144,7 @@ def upright(image: Image.Image, channels: int = 3) -> Tensor:
     """An image that PIL has opened, as viewers show it, uint8 `[channels, H, W]`: RGB, or its
     brightness. Raises InputError if it cannot be decoded, or has no pixels."""
     if 0 in image.size:
-        raise InputError(f"this image: has no pixels ({image.width}x{image.height})")
+        raise InputError(f"has no pixels ({image.width}x{image.height})", where="this image")
     with decoder_errors("this image", "open another one"):
         pixels = _upright_pixels(image)
     if channels != 3:

@@ -383,11 +383,13 @@ def watching_workers() -> Iterator[None]:
 
 def _worker_problem(error: Exception) -> str:
     """The problem of loader processes that caused `error`, in words; empty if there is none."""
-    if _TIMED_OUT and not isinstance(error, LostError):
+    if isinstance(error, LostError):
+        return ""
+    if _TIMED_OUT:
         # PyTorch raised late, or a second time, because of a process that was ended here.
         return _text_of_silence(_TIMED_OUT[0])
     cause: BaseException | None = error
-    while cause is not None and not isinstance(error, LostError):
+    while cause is not None:
         # Not "in DataLoader worker process 0", where an error of a data set came from.
         if isinstance(cause, RuntimeError) and "DataLoader worker (pid" in str(cause):
             return _text_of_death(cause)
@@ -395,9 +397,7 @@ def _worker_problem(error: Exception) -> str:
     if isinstance(error, RedetrError):
         return ""
     # Whatever the error is: a callback or a data set of the user's own may raise any.
-    if _one_has_died():
-        return _text_of_death(error)
-    return ""
+    return _text_of_death(error) if _one_has_died() else ""
 
 
 def _text_of_silence(timeout_s: float) -> str:

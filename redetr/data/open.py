@@ -53,10 +53,10 @@ def open_dataset(
     masks: bool = False,
     leave_out: LeaveOut = None,
 ) -> DetectionDataset:
-    """The data set called `digits` or `crowns`, that in a folder (`./digits` is a folder of that
-    name), or that which Hugging Face `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or
-    `hf:FOLDER`, and `,boxes=xyxy` behind it if it does not hold xywh; or that in tar archives at an
-    address, `https://host/shards`.
+    """The data set that `source` names: `digits` or `crowns`; a folder (`./digits` for a folder of
+    that name); tar archives at an address, such as `https://host/shards`; or one that Hugging Face
+    `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, followed by `,boxes=xyxy` if its
+    boxes are not xywh.
 
     Folders are in COCO, YOLO, Pascal VOC or LabelMe format or have label images: see
     `redetr.data.formats.coco`, `yolo`, `voc`, `labelme` and `label_images`. The path of a YAML file

@@ -332,22 +332,23 @@ def detections_of(
     if not rows_of_images.isfinite().all():  # NaN is above no threshold, so it would find nothing
         raise DivergedError("a score or box is not finite: the model has diverged")
     detections = []
-    for i, (rows, (height, width)) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
-        rows = rows[rows[:, 4] >= threshold]
+    for i, (all_rows, orig_size) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
+        rows = all_rows[all_rows[:, 4] >= threshold]
         masks: Tensor | CroppedMasks | None = None
         if batch is not None and has_masks:
-            best = queries[i, : len(rows)]  # of the best scores, as the rows are
+            best_queries = queries[i, : len(rows)]  # rows are sorted by score
+            size = batch.sizes[i]
             groups = decode_masks(
-                outputs, i, best, batch.sizes[i], batch.canvas, (height, width), original_masks
+                outputs, i, best_queries, size, batch.canvas, orig_size, original_masks
             )
-            masks = _cropped(groups, (height, width)) if crop_masks else torch.cat(list(groups))
+            masks = _cropped(groups, orig_size) if crop_masks else torch.cat(list(groups))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
             boxes=rows[:, :4],
             class_names=tuple(class_names),
             category_ids=tuple(category_ids),
-            image_size=(height, width),
+            image_size=orig_size,
             masks=masks,
         )
         detections.append(in_image)

@@ -51,7 +51,7 @@ from redetr.detector.streams import (
     require_address,
     stream_frames,
 )
-from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
+from redetr.detector.video import VIDEO_SUFFIXES, VideoFrame, camera_frames, video_frames
 from redetr.download import Deadline, web_opener
 from redetr.errors import InputError
 from redetr.files import require_no_url, user_path
@@ -279,9 +279,12 @@ def frames(
             is_over = threading.Event()
             reader = _moving_frames(source, channels, reconnection, is_over)
             jobs = repeat(partial(next, reader, None))
-            parts = read_ahead(jobs, ahead, threads=1, before_end=is_over.set)
-            with closing(parts):
-                yield from iter(partial(next, parts), None)
+            results = read_ahead(jobs, ahead, threads=1, before_end=is_over.set)
+            with closing(results):
+                for frame in results:
+                    if frame is None:  # the reader is exhausted
+                        break
+                    yield frame
 
 
 def read_ahead(
@@ -320,6 +323,16 @@ def _image_frame(source: str, channels: int) -> Frame:
         return Frame(source, error=str(error))
 
 
+def _decoded_frames(
+    source: str, reconnection: Reconnection, is_over: threading.Event
+) -> Iterator[VideoFrame]:
+    if is_camera(source):
+        return camera_frames(int(source))
+    if is_stream(source):
+        return stream_frames(source, reconnection, is_over)
+    return video_frames(Path(source))
+
+
 def _moving_frames(
     source: str, channels: int, reconnection: Reconnection, is_over: threading.Event
 ) -> Iterator[Frame]:
@@ -331,13 +344,7 @@ def _moving_frames(
     failure = None
     try:
         _require_colours(source, channels)
-        if is_camera(source):
-            images = camera_frames(int(source))
-        elif is_stream(source):
-            images = stream_frames(source, reconnection, is_over)
-        else:
-            images = video_frames(Path(source))
-        for frame in images:
+        for frame in _decoded_frames(source, reconnection, is_over):
             image = _with_channels(frame.image, channels)
             is_live = frame.is_live
             yield Frame(source, image, count, frame.rate, frame.time_s, is_live=is_live)

@@ -43,9 +43,8 @@ def image_faults(annotations: Annotations, headers: Headers) -> list[Fault]:
     """Faults for files that cannot be read, differ from the annotated image, or do not have exactly
     one image."""
     faults = []
-    for bad, severity, code, text_of in _size_checks(annotations, headers) + _content_checks(
-        headers
-    ):
+    checks = _size_checks(annotations, headers) + _content_checks(headers)
+    for bad, severity, code, text_of in checks:
 
         def describe(i: int, text_of: Callable[[int], str] = text_of) -> tuple[str, str]:
             where = image_reference(annotations, i)
@@ -173,12 +172,13 @@ def _first_alike(looks: np.ndarray) -> np.ndarray:
     if not len(rows):
         return first
     packed = np.frombuffer(bytes.fromhex(looks[rows].tobytes().decode()), np.uint64)
-    _, firsts, which = np.unique(packed, return_index=True, return_inverse=True)
-    order = np.argsort(firsts)
-    ordered_firsts = firsts[order]  # of the different ones, in the order of the images
-    nearest = _first_near(packed[ordered_firsts])
-    index_of = np.argsort(order)
-    first[rows] = rows[ordered_firsts[nearest[index_of[which]]]]
+    distinct, first_row, index = np.unique(packed, return_index=True, return_inverse=True)
+    by_appearance = np.argsort(first_row)  # the distinct values, in the order of the images
+    position = np.argsort(by_appearance)  # of each distinct value in that order
+    nearest = _first_near(distinct[by_appearance])
+    nearest_of_row = nearest[position[index]]
+    first_row_by_appearance = first_row[by_appearance]
+    first[rows] = rows[first_row_by_appearance[nearest_of_row]]
     return first
 
 

@@ -121,7 +121,7 @@ def _padded(detections: ImageDetections, count: int) -> ImageDetections:
 
 def aligned(pytorch: ImageDetections, file: ImageDetections) -> ImageDetections:
     """The detections of the file in an image, in the order of the corresponding detections of
-    PyTorch; both are as many.
+    PyTorch. Both have the same number.
 
     Both are sorted by score, so detections whose scores are equal up to rounding may be swapped.
     """

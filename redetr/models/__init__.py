@@ -99,7 +99,7 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
     defaults = options_of(name)
     for option in overrides:
         if option == "denoising" and option not in defaults:
-            text = f"model {name} has no denoising: only RT-DETR and D-FINE have"
+            text = f"model {name} has no denoising: only RT-DETR and D-FINE support it"
             raise InputError(text, remedy="leave it out, or use --denoising 0")
         if option == "masks" and option not in defaults:
             text = f"model {name} predicts only boxes: masks need a fast variant, RT-DETR or D-FINE"
@@ -117,7 +117,7 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
         given = ", ".join(f"{option}={value}" for option, value in overrides.items())
         raise InputError(f"model {name} cannot be built with {given}: {error}") from error
     if channels not in range(1, MOST_BANDS + 1):
-        raise InputError(f"{channels} channels: a model takes from 1 to {MOST_BANDS}")
+        raise InputError(f"{channels} channels: a model takes 1 to {MOST_BANDS}")
     model = MODELS[name](num_classes, **overrides)
     if channels != RGB:
         take_channels(model, channels)

@@ -90,7 +90,7 @@ def _path_of(model: nn.Module, name: str) -> str:
     if one_deeper:
         raise InputError(
             f"--freeze {name}: the model has {len(one_deeper)} such parts, "
-            f"{' and '.join(one_deeper)}: give those that you mean"
+            f"{' and '.join(one_deeper)}: give the full names"
         )
     raise InputError(
         f"--freeze {name}: the model has no such part; it has {', '.join(parts)}, and their parts, "

@@ -9,7 +9,7 @@ Source: Carion et al., "End-to-End Object Detection with Transformers", ECCV 202
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ _STRIDES = (4, 8, 16, 32)
 _GROUPS = 8  # of each GroupNorm, or as many as there are channels
 # Maps that are computed at once where no gradient is needed: bounds the memory of 100 queries.
 _MAPS_AT_ONCE = 16
+
+
+T = TypeVar("T")
 
 
 class AttentionMaps(nn.Module):
@@ -114,6 +117,12 @@ class PanopticMaskHead(nn.Module):
         return self.out_lay(x)[:, 0]
 
 
+def _coarse_to_fine(by_stride: list[T]) -> list[T]:
+    """Of values at strides 4, 8, 16 and 32, those at 16, 8 and 4."""
+    at_4, at_8, at_16, _ = by_stride
+    return [at_16, at_8, at_4]
+
+
 def _widths(hidden_dim: int, nheads: int) -> list[int]:
     """Returns the channels of the mask head, from its input on."""
     return [hidden_dim + nheads, *(hidden_dim // share for share in (2, 4, 8, 16))]
@@ -133,8 +142,8 @@ def require_possible(options: dict[str, Any]) -> None:
     for width in _widths(hidden_dim, nheads):
         if width < 1 or width % min(_GROUPS, width):
             raise ValueError(
-                f"hidden_dim + nheads, and hidden_dim / 2, / 4, / 8 and / 16, must be multiples of "
-                f"{_GROUPS}, or less than that: hidden_dim=256 and nheads=8 are"
+                f"hidden_dim + nheads, and hidden_dim / 2, / 4, / 8 and / 16, must each be smaller "
+                f"than {_GROUPS} or a multiple of it, as with hidden_dim=256 and nheads=8"
             )
 
 
@@ -163,7 +172,7 @@ class PanopticDETR(DetectionModel):
         hidden_dim = detr.query_embed.embedding_dim
         self.bbox_attention = AttentionMaps(hidden_dim, nheads)
         backbone: Any = detr.backbone[0]
-        map_channels = backbone.num_channels[2::-1]
+        map_channels = _coarse_to_fine(backbone.num_channels)
         self.mask_head = PanopticMaskHead(hidden_dim, nheads, map_channels)
 
     @property
@@ -220,7 +229,7 @@ class PanopticDETR(DetectionModel):
 
         Both are indices. Where no gradient is needed, only a few are computed at once.
         """
-        maps = inputs.maps[2::-1]  # coarse to fine, at strides 16, 8 and 4
+        maps = _coarse_to_fine(inputs.maps)
         projected = inputs.projected
         # The caller may have left the autocast in which the features were computed.
         with autocast(projected.device, projected.dtype):

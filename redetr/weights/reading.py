@@ -196,7 +196,7 @@ def _origin_of_run(path: Path, about: Any, tensors: dict[str, Tensor]) -> Origin
     """The description that a run wrote about its weights. Raises InputError if it is damaged, or
     written by a newer version."""
     if not isinstance(about, dict):
-        raise _damaged(path, "no table")
+        raise _damaged(path, "not a JSON object")
     class_names = _list_in(path, about, "class_names", str)
     category_ids = _list_in(path, about, "category_ids", int)
     if len(class_names) != len(category_ids):
@@ -257,7 +257,7 @@ def _start_of_run(path: Path, about: dict[str, Any]) -> str:
 
 def _config_of_run(path: Path, values: Any) -> TrainConfig:
     if not isinstance(values, dict):
-        raise _damaged(path, "config is not a table")
+        raise _damaged(path, "config is not a JSON object")
     options = _list_in(path, {"model_options": ()} | values, "model_options", str)
     if any(len(option) > _LONGEST_OPTION for option in options):
         raise _damaged(path, f"an option of more than {_LONGEST_OPTION} characters")

@@ -177,7 +177,7 @@ def start_from(
     notes += _of_classes(len(matches), len(class_names), len(others))
     spellings = other_spellings(class_names, others)
     if spellings:
-        notes.append(f"classes here = there: {spellings}")
+        notes.append(f"classes matched by meaning (here = there): {spellings}")
     if num_queries < model.num_queries:
         notes.append(f"query_embed: {num_queries} of {model.num_queries} loaded")
     notes += _missing(names - weights.tensors.keys())

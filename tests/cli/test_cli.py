@@ -515,7 +515,7 @@ def test_a_finished_run_can_be_resumed_and_not_overwritten(trained, shared_coco,
     said = "last.pt: saved with model=redetr_n, resumed with detr_r50; redetr train "
     refused(capsys, [*other, "--resume"], said, "give another --output for a new run")
     other = train_arguments(Path("digits"), folder)
-    refused(capsys, [*other, "--resume"], "saved with other data (8 images, now ", "--data")
+    refused(capsys, [*other, "--resume"], "saved with different data (8 images, now ", "--data")
     main([*train_arguments(shared_coco, folder, num_workers=2), "--resume"])
     told = capsys.readouterr()
     assert "AP50" in told.out and "nothing to train: ended at step 6 of 6; " in told.err

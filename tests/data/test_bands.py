@@ -254,7 +254,7 @@ def test_every_family_takes_five_channels_and_learns_from_them(name, options):
     _, convolution = first_convolution(model)
     assert convolution.weight.grad[:, 4].abs().sum() > 0
     assert model.channels == 5
-    with pytest.raises(InputError, match="65 channels: a model takes from 1 to 64"):
+    with pytest.raises(InputError, match="65 channels: a model takes 1 to 64"):
         redetr.build(name, 3, channels=65)
 
 

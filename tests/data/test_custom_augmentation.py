@@ -379,7 +379,7 @@ def test_what_cannot_be_used_is_one_line(text, source, says, tmp_path):
     [
         (v2.ToDtype(torch.float32, scale=True), "returns an image of torch.float32, not 8-bit"),
         (A.Compose([A.Normalize()]), "returns an image of torch.float32, not 8-bit pixels"),
-        (v2.Grayscale(), "makes 1 channels of 3; keep them"),
+        (v2.Grayscale(), "returns 1 channel instead of 3; keep the number of channels"),
         (v2.ToPILImage(), "returns an image of Image"),
         (lambda image: image, "fails on image 12 (TypeError: "),
     ],
