@@ -15,7 +15,7 @@ import safetensors.torch
 import torch
 
 from redetr.errors import InputError, first_line
-from redetr.files import write_whole
+from redetr.files import open_file, write_whole
 
 REQUIRED = ("model", "optimizer", "step", "config", "class_names", "category_ids")
 _EXPORTED = (".onnx", ".xml", ".pt2")
@@ -86,7 +86,8 @@ def read_torch(path: Path) -> Any:
     if not path.exists():
         raise InputError("no such file", where=path)
     try:
-        _require_zip_whole(path)
+        with open_file(path):  # refuses pipes, of which reading may never end
+            _require_zip_whole(path)
         # The warnings are about foreign pickles, of which the error says enough.
         with warnings.catch_warnings(), torch.serialization.safe_globals([Namespace]):
             warnings.simplefilter("ignore")
@@ -145,6 +146,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str
         raise InputError("no such file", where=path)
     tensors = {}
     try:
+        open_file(path).close()  # refuses pipes, of which reading may never end
         with safetensors.safe_open(path, framework="pt") as file:
             for name in file.keys():  # noqa: SIM118
                 tensors[name] = file.get_tensor(name)

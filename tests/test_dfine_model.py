@@ -77,6 +77,10 @@ def test_those_of_others_on_its_architecture(tmp_path):
         ("deim_hgnetv2_s_custom/best_stg2.pth", "silu"),
         ("deim/dfine_s_coco.pth", "relu"),
         ("D-FINE/best_stg1.pth", "relu"),
+        ("d_fine-m.pth", "relu"),
+        ("dfine_airport_v4.pth", "relu"),
+        ("dfine_wide_images.pth", "relu"),
+        ("side_images/best_stg2.pth", None),
         ("weights/best_stg2.pth", None),
     ],
 )
@@ -89,7 +93,7 @@ def test_a_file_that_does_not_say_who_trained_it_is_not_guessed_at(tmp_path):
     folder = tmp_path / "output"
     folder.mkdir()
     path = saved(original_tensors(small(num_classes=1)), folder / "best.pth")
-    with pytest.raises(redetr.InputError, match="put dfine or deim into its name") as refused:
+    with pytest.raises(redetr.InputError, match="put dfine- or deim- before its name") as refused:
         redetr.load(path, device="cpu")
     assert str(path) in str(refused.value) and "--model-options" not in str(refused.value)
     weights = read_weights(path)

@@ -117,6 +117,11 @@ def test_what_a_file_says_of_dilation_is_not_contradicted(file, arguments, model
     assert read_weights(path, right).origin.model == right
 
 
+def test_letters_in_a_hash_say_nothing_of_dilation(tmp_path):
+    path = foreign(DETR, tmp_path / "detr-r50-1bdc5a23.pth")
+    assert read_weights(path, None).origin.model == "detr_r50"
+
+
 def test_a_run_without_a_checkpoint_says_so(tmp_path):
     write_json(tmp_path / "config.json", FAST.to_dict())
     (tmp_path / "run.lock").touch()

@@ -100,13 +100,31 @@ def test_aspect_resize_by_hand(size, expected):
     assert target["size"] == tuple(image.shape[-2:]) == expected
 
 
+@pytest.mark.parametrize(
+    ("fit", "stored", "expected"),
+    [
+        (Fit(800, 1333), (480, 640), (800, 1066)),
+        (Fit(800, 1333), (360, 640), (750, 1333)),  # 1333 * 360 / 640 is 749.8
+        (Fit(800, 1333), (640, 361), (1333, 752)),  # 751.9
+        (Fit(800, 1333), (281, 500), (749, 1332)),  # 749.1, and 749 * 500 / 281 is 1332.7
+        (Fit(800, 1333), (320, 640), (666, 1332)),  # 666.5: Python rounds to even numbers
+        (Fit(800, 1333), (50, 511), (130, 1328)),  # 130.4
+        (Fit(800, 1333), (40, 411), (130, 1335)),  # 129.7
+        (Fit(800, 800), (2339, 1654), (800, 566)),  # 565.7
+        (Fit(800, 800), (1000, 707), (800, 566)),  # 565.6
+        (Fit(800, 800), (1000, 704), (800, 563)),  # 563.2, and 563 * 1000 / 704 is 799.7
+        (Fit(80, 133), (1, 1000), (1, 266)),
+    ],
+)
+def test_sizes_are_those_of_the_originals(fit, stored, expected):
+    """Of DETR, and of Table Transformer, which scales the longer side."""
+    assert fit(*stored) == expected
+
+
 @given(height=st.integers(1, 300), width=st.integers(1, 300))
-def test_sizes_are_those_of_torchvision(height, width):
-    try:
-        expected = v2.Resize(80, max_size=133)(torch.zeros(1, height, width)).shape[-2:]
-    except RuntimeError:  # a side of less than a pixel
-        expected = (1, 133) if height < width else (133, 1)
-    assert Fit(80, 133)(height, width) == tuple(expected)
+def test_sizes_without_a_limit_are_those_of_torchvision(height, width):
+    expected = v2.Resize(80)(torch.zeros(1, height, width)).shape[-2:]
+    assert Fit(80)(height, width) == tuple(expected)
 
 
 def test_a_whole_image_is_resized_like_torchvision():

@@ -199,6 +199,12 @@ class Fit:
     """Scaling that keeps the aspect ratio: the shorter side becomes `shorter` px.
 
     It becomes smaller if the longer side would exceed `longest` px.
+
+    Source: Carion et al., "End-to-End Object Detection with Transformers", 2020, whose code rounds
+    the shorter side and then cuts off the fraction of the longer one, which may so be a little
+    above or below `longest`. If `shorter` is not below `longest`, the longer side is exactly that,
+    as in Table Transformer. Deviation: however long an image is, its shorter side keeps a pixel,
+    and the longer one does not exceed twice `longest`.
     """
 
     shorter: int
@@ -206,11 +212,15 @@ class Fit:
 
     def __call__(self, height: int, width: int) -> Size:
         """Returns the size that a region of `height` x `width` stored px is scaled to."""
+        stored_short, stored_long = sorted((height, width))
         short = self.shorter
-        long = int(self.shorter * max(height, width) / min(height, width))
-        if self.longest and long > self.longest:
-            short = max(1, int(self.longest * short / long))
-            long = self.longest
+        if self.longest:
+            short = min(short, max(1, round(self.longest * stored_short / stored_long)))
+        long = short * stored_long // stored_short
+        if self.longest:
+            long = min(long, 2 * self.longest)
+            if self.shorter >= self.longest:
+                long = self.longest
         if height <= width:
             return short, long
         return long, short
@@ -266,8 +276,7 @@ class MultiScale:
 
     Deviations: the original resizes, crops, and resizes the crop. Here the crop is drawn in the
     resized frame all the same, but cut from the stored image (on whole px of it) and resampled
-    once, so it is a little sharper. Sizes are rounded as torchvision does, which may differ by a
-    pixel.
+    once, so it is a little sharper.
     """
 
     final: Final

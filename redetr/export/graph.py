@@ -87,14 +87,33 @@ class Processed(nn.Module):
         final = self.final
         if isinstance(final, Stretch):
             return final.size
-        shorter = torch.sym_min(height, width)
-        sides = [final.shorter * side // shorter for side in (height, width)]
-        max_size = self.model.max_size
-        if max_size:
-            longer = torch.sym_max(*sides)
-            limits = [torch.sym_max(1, max_size * side // longer) for side in sides]
-            sides = [torch.sym_min(*pair) for pair in zip(sides, limits, strict=True)]
+        stored_short = torch.sym_min(height, width)
+        stored_long = torch.sym_max(height, width)
+        longest = final.longest
+        short: Any = final.shorter
+        if longest:
+            limit = _rounded_ratio(longest * stored_short, stored_long)
+            short = torch.sym_min(short, torch.sym_max(1, limit))
+        sides = []
+        for side in (height, width):
+            scaled = short * side // stored_short
+            if longest and final.shorter >= longest:  # the longer side is `longest`
+                is_longer = 1 - torch.sym_min(1, stored_long - side)
+                scaled = scaled + is_longer * (longest - scaled)
+            if longest:
+                scaled = torch.sym_min(scaled, 2 * longest)
+            sides.append(scaled)
         return sides[0], sides[1]
+
+
+def _rounded_ratio(numerator: Any, denominator: Any) -> Any:
+    """The nearest whole number to a ratio of whole numbers; the even one of two that are equally
+    near, as Python's `round` has it."""
+    twice_more = 2 * numerator + denominator
+    rounded_up = twice_more // (2 * denominator)
+    is_tie = 1 - torch.sym_min(1, twice_more % (2 * denominator))
+    is_odd = rounded_up % 2
+    return rounded_up - is_tie * is_odd
 
 
 def resized_pixels(images: Tensor, height: int, width: int) -> Tensor:

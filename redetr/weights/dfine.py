@@ -83,6 +83,11 @@ SUPPORTED_BACKBONE: dict[str, Any] = {
 }
 _STRIDES = [4, 8, 16, 32]
 
+# In lower-case names of files. DEIM trains D-FINE's networks, so its files may have both words. As
+# beginnings of words, because wide_images and part_v4 contain the letters too.
+_WITH_SILU = re.compile(r"(?<![a-z0-9])(deim(?![a-z])|rt[-_. ]?(detr[-_. ]?)?v4)")
+_WITH_RELU = re.compile(r"dfine|(?<![a-z0-9])d[-_. ]fine")
+
 
 def is_dfine(tensors: dict[str, Tensor]) -> bool:
     """Whether the names are those of the original D-FINE."""
@@ -179,7 +184,7 @@ def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:
     function.
     """
     num_levels = config.get("num_feature_levels", 3)
-    if num_levels not in (2, 3):
+    if not isinstance(num_levels, int) or num_levels not in (2, 3):
         text = f"num_feature_levels is {num_levels!r}: only 2 and 3 can be loaded"
         raise InputError(text, where=file)
     by_level = {
@@ -215,10 +220,9 @@ def activation_of(path: Path, tensors: dict[str, Tensor]) -> str | None:
     if any(name.startswith("encoder.feature_projector.") for name in tensors):
         return "silu"
     for name in (path.name, path.absolute().parent.name):
-        letters = re.sub(r"[^a-z0-9]", "", name.lower())
-        if any(trained_by in letters for trained_by in ("deim", "rtv4", "rtdetrv4")):
+        if _WITH_SILU.search(name.lower()):
             return "silu"
-        if "dfine" in letters:
+        if _WITH_RELU.search(name.lower()):
             return "relu"
     return None
 
@@ -229,5 +233,5 @@ def lacking_activation(path: Path, or_flag: str = "") -> InputError:
     return InputError(
         "does not say who trained it: D-FINE has ReLU in the decoder, DEIM and RT-DETRv4 have SiLU",
         where=path,
-        remedy=f"put dfine or deim into its name or that of its folder{or_flag}",
+        remedy=f"put dfine- or deim- before its name or that of its folder{or_flag}",
     )

@@ -203,7 +203,9 @@ def _is_close(given: Any, value: Any) -> bool:
     """Whether a number, or each number of a list, equals `value` up to rounding."""
     if isinstance(value, float):
         is_number = isinstance(given, int | float) and not isinstance(given, bool)
-        return is_number and abs(given - value) <= _TOLERANCE * value
+        # Compared, not subtracted: whole numbers may be too large to become floats.
+        tolerance = _TOLERANCE * value
+        return is_number and value - tolerance <= given <= value + tolerance
     if not isinstance(given, list) or len(given) != len(value):
         return False
     return all(_is_close(a, b) for a, b in zip(given, value, strict=True))

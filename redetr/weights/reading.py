@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -44,6 +45,7 @@ _DILATED = {
 }
 # The Table Transformer that finds rows and columns does not state its image size.
 _QUERIES_OF_STRUCTURE = 125
+_DC5 = re.compile(r"(?<![a-z0-9])dc5(?![a-z0-9])")  # not within a hash
 _PX_OF_STRUCTURE = 1000  # of the longer side
 
 
@@ -300,7 +302,7 @@ def _from_official(
         name, num_classes, described = describe_detr(tensors)
     else:
         return Weights(path, tensors, None)
-    if "dc5" in path.name.lower():  # detr-r50-dc5-f0fb7ef5.pth: only the file name shows it
+    if _DC5.search(path.name.lower()):  # detr-r50-dc5-f0fb7ef5.pth: only the file name shows it
         described["dilation"] = True
     described |= options
     name = _detr_chosen(path, model, name, described.get("dilation"))

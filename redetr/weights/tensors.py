@@ -67,7 +67,7 @@ def unwrapped(content: Any) -> Any:
             averaged = averaged.get("module", averaged)
         if isinstance(averaged, dict) and any(isinstance(x, Tensor) for x in averaged.values()):
             return averaged
-    for key in ("model", "state_dict"):
+    for key in ("model", "state_dict", "model_state_dict"):
         if isinstance(content, dict):
             content = content.get(key, content)
     return content

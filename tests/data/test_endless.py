@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from redetr.data.formats.writing import convert
+from redetr.detector.detector import load
 from redetr.doctor.check import check
 from redetr.errors import InputError
 
@@ -64,3 +65,14 @@ def test_images_that_never_end(tiny_coco, put: Callable[[Path], None]):
     (fault,) = [fault for fault in faults if fault.severity == "error"]
     assert fault.code == "image-unreadable"
     assert "train-1.jpg" in str(fault) and "a pipe or a device, not a file" in str(fault)
+
+
+@pytest.mark.parametrize("name", ["best.pt", "best.pth", "best.safetensors"])
+@pytest.mark.parametrize("put", [pipe, zeros])
+def test_weights_that_never_end(tmp_path, name, put: Callable[[Path], None]):
+    put(tmp_path / name)
+    with pytest.raises(InputError) as refused:
+        load(tmp_path / name, device="cpu")
+    said = str(refused.value)
+    assert f"{name}: not a " in said
+    assert "a pipe or a device, not a file" in said

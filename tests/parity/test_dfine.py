@@ -216,6 +216,7 @@ def test_names_of_coco_have_ids_of_coco():
         ({"layer_scale": 2}, "config.json: layer_scale is 2: only 1 can be loaded"),
         ({"eval_idx": 1}, "eval_idx is 1: only -1"),
         ({"num_feature_levels": 4}, "num_feature_levels is 4: only 2 and 3"),
+        ({"num_feature_levels": 3.0}, "num_feature_levels is 3.0: only 2 and 3"),
         ({"feat_strides": [8, 16]}, r"feat_strides is \[8, 16\]: only \[16, 32\]"),
         ({"decoder_activation_function": "silu"}, "decoder_activation_function is 'silu'"),
         ({"backbone_config": {"model_type": "resnet"}}, "model_type is 'resnet': only 'hgnet_v2'"),

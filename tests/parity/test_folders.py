@@ -158,6 +158,7 @@ STRETCHED_REFUSED = {
     "mean": ({"do_normalize": True, "image_mean": [0.0, 0, 0]}, "do_normalize is True"),
     "values": ({"do_rescale": False}, "do_rescale is False: this model needs True"),
     "factor": ({"rescale_factor": 1 / 127.5}, "rescale_factor is 0.00784"),
+    "no float": ({"rescale_factor": 10**400}, "rescale_factor is 10000"),
     "filter": ({"resample": 3}, "resample is 3: this model needs 2"),
     "own size": ({"do_resize": False}, "do_resize is False"),
     "padded": ({"pad_size": {"height": 9, "width": 9}}, "pad_size is {'height': 9, 'width': 9}"),

@@ -144,6 +144,11 @@ def test_a_file_of_the_original_loads(tmp_path):
         built = redetr.build("detr_table", num_classes=2)
     assert built.state_dict().keys() == weights.keys()
 
+    # The file that the original's script writes after each epoch.
+    torch.save({"epoch": 3, "model_state_dict": weights, "optimizer_state_dict": {}}, path)
+    resumable = redetr.load(path, device="cpu").model
+    torch.testing.assert_close(resumable.state_dict(), weights, rtol=0, atol=0)
+
     # That of rows and columns.
     torch.save(weights | {"query_embed.weight": torch.zeros(125, 256)}, path)
     origin = read_weights(path).origin
