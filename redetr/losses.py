@@ -263,19 +263,14 @@ class SetCriterion(nn.Module):
         num_objects = [len(target["labels"]) for target in targets]
         matched_queries = match(costs, num_objects)
 
-        losses: dict[str, Tensor] = {}
-        total = denominators.new_zeros(())
+        parts: list[tuple[dict[str, Tensor], Tensor]] = []
         for predictions, queries in zip(sets, matched_queries, strict=True):
             sums = self._sums(predictions, queries, labels, boxes)
-            divided, weighted = self._divided(sums, denominators, predictions.names)
-            losses |= divided
-            total = total + weighted
+            parts.append(self._divided(sums, denominators, predictions.names))
         if self.config.has_masks:
             last_queries = matched_queries[0][-1]  # [B, T]
             sums = mask_sums(outputs, last_queries, targets, self.config.mask_region)
-            divided, weighted = self._divided(sums, denominators, [""])
-            losses |= divided
-            total = total + weighted
+            parts.append(self._divided(sums, denominators, [""]))
         noisy_outputs = outputs.get("denoising")
         if noisy_outputs is not None:
             groups = self.config.denoising
@@ -284,11 +279,8 @@ class SetCriterion(nn.Module):
                 predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
             )
             divisors = groups * noisy_denominators(denominators)
-            divided, weighted = self._divided(sums, divisors, predictions.names)
-            losses |= divided
-            total = total + weighted
-        losses["loss"] = total
-        return losses
+            parts.append(self._divided(sums, divisors, predictions.names))
+        return _joined(parts)
 
     def _require_ranges(self, labels: Tensor, boxes: Tensor) -> None:
         """Raises ValueError for labels outside the model's classes, which would address the scores
@@ -383,6 +375,17 @@ class SetCriterion(nn.Module):
         loss = F.cross_entropy(logits.flatten(0, 2), target_classes, reduction="none")
         loss = torch.where(target_classes == no_object, self.config.eos_coef * loss, loss)
         return loss.view(layers, -1).sum(1)
+
+
+def _joined(parts: list[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
+    """The losses of all parts, and as "loss" the sum of the parts' weighted totals."""
+    losses: dict[str, Tensor] = {}
+    total = torch.zeros_like(parts[0][1])
+    for part, weighted in parts:
+        losses |= part
+        total = total + weighted
+    losses["loss"] = total
+    return losses
 
 
 def _layers_with(term: str, names: list[str], count: int) -> list[str]:

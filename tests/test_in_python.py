@@ -168,7 +168,7 @@ def test_a_recipe_that_fine_tunes_a_run_needs_its_weights(tmp_path, few_digits):
     output = str(tmp_path / "run")
     quick = {"steps": 1, "image_size": 64, "device": "cpu", "num_workers": 0}
     config = replace(redetr.get_recipe("redetr_n_finetune"), output=output, **quick)
-    with pytest.raises(InputError, match=r"fine-tunes a run, .*; give --weights RUN"):
+    with pytest.raises(InputError, match=r"fine-tunes a run: .*; give --weights RUN"):
         redetr.train(config)
     assert not (tmp_path / "run").exists()
     replace(config, weights="none").check(world_size=1)  # the user asks for it

@@ -119,9 +119,11 @@ def test_masks_of_half_types_outside_of_the_autocast(dtype, batch):
 
 
 def test_widths_that_no_head_has_are_named():
-    with pytest.raises(redetr.InputError, match=r"hidden_dim \+ nheads, .* multiples of 8"):
+    with pytest.raises(
+        redetr.InputError, match=r"hidden_dim \+ nheads, .* than 8 or a multiple of it"
+    ):
         redetr.build("detr_r50_panoptic", 3, **OPTIONS | {"nheads": 4})
-    with pytest.raises(redetr.InputError, match=r"hidden_dim / 2, .* multiples of 8"):
+    with pytest.raises(redetr.InputError, match=r"hidden_dim / 2, .* than 8 or a multiple of it"):
         redetr.build("detr_r50_panoptic", 3, **OPTIONS | {"hidden_dim": 96})
 
 

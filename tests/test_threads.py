@@ -324,7 +324,7 @@ def test_a_resumed_run_keeps_its_threads(loaded, trial_says, tmp_path):
     torch.set_num_threads(2)
     trial_says(1.5)
     run = tmp_path / "run"
-    assert any("threads: 1, which has" in line for line in trained(run))
+    assert any("threads: 1 (1.50 times as fast" in line for line in trained(run))
     assert TrainConfig.read(run / "config.json").threads == 1
     torch.set_num_threads(2)
     trial_says(None)

@@ -81,7 +81,7 @@ class Evaluate:
             from redetr.data.unreadable import what_was_left_out
             from redetr.detector.detector import load
             from redetr.distributed import process_group
-            from redetr.evaluation import quality_of, with_quality
+            from redetr.evaluation import with_quality
             from redetr.pages.templates import require_redetr_page
             from redetr.weights.reading import locate
 
@@ -117,20 +117,30 @@ class Evaluate:
                 segments.append(detector_segments)
             if self.report or self.compare:  # these look at all detections together
                 detections = [to_main(share, dist) for share in shares]
-                qualities = []
-                for detector, detector_segments in zip(detectors, segments, strict=True):
-                    quality = quality_of(
-                        detector.model,
-                        dataset,
-                        detector_segments,
-                        dist,
-                        by_image=bool(self.compare),
-                    )
-                    qualities.append(quality)
+                qualities = self._qualities(detectors, dataset, segments, dist)
                 dist.main_only(self._show)(dataset, about, detections, qualities, has_masks)
                 return
             result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
+
+    def _qualities(
+        self,
+        detectors: "list[Detector]",
+        dataset: "DetectionDataset",
+        segments: "list[list[DatasetDetections]]",
+        dist: "Dist",
+    ) -> "list[PanopticResult | None]":
+        """The panoptic quality of the segments that each detector gives on this rank."""
+        from redetr.evaluation import quality_of
+
+        by_image = bool(self.compare)
+        qualities = []
+        for detector, detector_segments in zip(detectors, segments, strict=True):
+            quality = quality_of(
+                detector.model, dataset, detector_segments, dist, by_image=by_image
+            )
+            qualities.append(quality)
+        return qualities
 
     def _is_held_out_otherwise(
         self, path: Path, detector: "Detector", dataset: "DetectionDataset"

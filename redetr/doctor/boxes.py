@@ -313,7 +313,7 @@ def _crowded(a: Annotations, num_queries: int) -> list[Fault]:
 
     def describe(i: int) -> tuple[str, str]:
         queries = counted(num_queries, "query", "queries")
-        text = f"holds {counted(counts[i], 'object')}, the model has {queries}"
+        text = f"holds {counted(counts[i], 'object')}, but the model has only {queries}"
         return image_reference(a, i), text
 
     most = counts.max(initial=0)

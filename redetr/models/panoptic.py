@@ -118,8 +118,8 @@ class PanopticMaskHead(nn.Module):
 
 
 def _coarse_to_fine(by_stride: list[T]) -> list[T]:
-    """Of values at strides 4, 8, 16 and 32, those at 16, 8 and 4."""
-    at_4, at_8, at_16, _ = by_stride
+    """Of values at strides 4, 8, 16 and perhaps 32, those at 16, 8 and 4."""
+    at_4, at_8, at_16 = by_stride[:3]
     return [at_16, at_8, at_4]
 
 
