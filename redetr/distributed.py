@@ -162,7 +162,8 @@ class Dist:
         return wait
 
     def gather(self, items: list[T]) -> list[T]:
-        """The lists of all ranks joined, rank 0 first. Communicates (host only)."""
+        """The lists of all ranks joined, rank 0 first; items are pickled. Communicates (host
+        only)."""
         if self.world_size == 1:
             return items
         lists: list[Any] = [None] * self.world_size
@@ -180,7 +181,7 @@ class Dist:
 
     def exchange(self, parts: list[np.ndarray]) -> list[np.ndarray]:
         """Sends the `[n]` rows of `parts[i]` to rank i, and returns what each rank sent to this
-        one; all of one type. Communicates (host only)."""
+        one. There is a part for each rank, and all have one type. Communicates (host only)."""
         counts = self.gather_rows([len(part) for part in parts])()  # [from, to]
         received = []
         work: list[Any] = []

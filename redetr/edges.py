@@ -48,7 +48,11 @@ def bin_values(bound: Tensor, bins: int) -> Tensor:
 
 
 def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor | float) -> Tensor:
-    """Returns `boxes` `[..., 4]` whose edges moved outwards by `moves` `[..., 4]`."""
+    """Returns `boxes` `[..., 4]`, cxcywh, whose edges moved outwards by `moves` `[..., 4]`.
+
+    The moves are those of the left, top, right and bottom edge, in widths and heights of the box
+    divided by `reg_scale`.
+    """
     center_x, center_y, width, height = boxes.unbind(-1)
     left, top, right, bottom = (0.5 + moves / reg_scale).unbind(-1)  # distances from the centre
     edges = [
@@ -61,7 +65,8 @@ def move_edges(boxes: Tensor, moves: Tensor, reg_scale: Tensor | float) -> Tenso
 
 
 def moves_between(boxes: Tensor, others: Tensor, reg_scale: float) -> Tensor:
-    """Returns the moves `[..., 4]` by which the edges of `boxes` reach those of `others`."""
+    """Returns the moves `[..., 4]` by which the edges of `boxes` reach those of `others`, both
+    cxcywh; as in `move_edges`."""
     center_x, center_y, width, height = boxes.unbind(-1)
     left, top, right, bottom = box_cxcywh_to_xyxy(others).unbind(-1)
     distances = [

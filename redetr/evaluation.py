@@ -61,7 +61,8 @@ def evaluate(
     the precision. `num_workers` processes load the images, 0 = this one; each must answer within
     `loader_timeout_s`. `on_batch` is called with the number of images after each batch. A model in
     training mode is in it again afterwards. Raises InputError for an argument that is invalid, or
-    if the model lacks classes of the data set (see `detect_classes`). Communicates.
+    if the model lacks classes of the data set (see `detect_classes`); DivergedError for a score or
+    box that is not finite. Communicates.
     """
     _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
     require_callable(criterion=criterion, on_batch=on_batch)
@@ -302,8 +303,8 @@ def compressed_masks(
     """For each image of a batch, the masks of its `queries` `[B, K]`, compressed as in
     `DatasetDetections`.
 
-    `sizes` are what the model saw of the images, without the padding up to `canvas`; `original` is
-    as in `decode_masks`.
+    `sizes` are what the model saw of the images, without the padding up to `canvas`; all sizes are
+    (height, width) in px, and masks have the `orig_sizes`. `original` is as in `decode_masks`.
     """
     of_images = []
     for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
@@ -390,8 +391,8 @@ def _term_of(loss: str) -> str:
 
 
 def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
-    """The detections with label `label_of[label]` instead of `label`; those that this makes -1 are
-    dropped."""
+    """The detections with label `label_of[label]` instead of `label`, a label of the model; those
+    that this makes -1 are dropped. `label_of` is int `[C]`."""
     labels = label_of[detections.labels]
     return replace(detections, labels=labels).keep(labels >= 0)
 

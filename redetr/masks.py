@@ -57,7 +57,8 @@ class MaskCrop(NamedTuple):
         return self._replace(top=self.top + down, left=self.left + right)
 
     def reduced(self, size: Size, new_size: Size) -> "MaskCrop":
-        """The crop in an image of another size: each pixel has the value of the nearest one."""
+        """The crop in an image of `new_size` instead of `size`, (height, width) in px: each pixel
+        has the value of the nearest one."""
         indices = []
         starts = []
         for first, length, old, new in zip(
@@ -72,7 +73,7 @@ class MaskCrop(NamedTuple):
         return MaskCrop(self.pixels[rows][:, columns], *starts)
 
     def paint(self, canvas: Tensor, value: int) -> None:
-        """Sets the pixels of a canvas `[H, W]` that are in the mask to this value."""
+        """Sets the pixels of a canvas `[H, W]`, of any type, that are in the mask to `value`."""
         height, width = self.pixels.shape
         bottom = self.top + height
         right = self.left + width

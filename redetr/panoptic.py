@@ -107,10 +107,13 @@ def panoptic_of_batch(
     is_thing: Sequence[bool],
     threshold: float = THRESHOLD,
 ) -> list[Panoptic]:
-    """The segments of each image of a batch; masks are computed for the queries that count.
+    """The segments of each image of a batch, in pixels of the original images; masks are computed
+    for the queries that count.
 
-    `sizes` are the sizes of the images in the model's input, without padding. `is_thing` `[C]`
-    states whether each class is a thing.
+    `outputs` hold `pred_logits` `[B, Q, C + 1]` with "no object" last, `masks_of` and `canvas`.
+    `sizes` are those of the images in the model's input, without padding, and `orig_sizes` those of
+    the original images, (height, width) in px. `is_thing` `[C]` states whether each class is a
+    thing. Queries whose score is not above `threshold` do not count.
     """
     all_scores, all_labels = best_classes(outputs["pred_logits"], "softmax")  # [B, Q] each
     # "No object" has to be less likely than the class, which a score above a half implies.

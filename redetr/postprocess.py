@@ -70,7 +70,8 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
 
 
 def best_classes(logits: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
-    """Score and label of each query's best class except "no object", `[..., Q]` each."""
+    """Score and label of each query's best class except "no object", `[..., Q]` each. `logits` are
+    `[..., Q, C + 1]` for "softmax", with "no object" last, and `[..., Q, C]` for "sigmoid"."""
     if kind == "softmax":
         probabilities = logits.float().softmax(-1)[..., :-1]
     else:

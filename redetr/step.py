@@ -50,10 +50,12 @@ def announce(
 def receive(
     window: StepWindow, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Batch], list[Tensor], bool]:
-    """This rank's batches, the divisors of their loss sums, and whether any rank wants to stop.
+    """This rank's batches, the divisors `[4]` of each one's loss sums, and whether any rank wants
+    to stop.
 
     Counts and canvas are functions of the global batch, so the gradient does not depend on how the
-    batch is split.
+    batch is split. Waits for the messages of all ranks; if one is gone, raises as `process_group`
+    says.
     """
     messages = window.all_messages()  # [ranks, counts + 3]; waits for all ranks
     num_counts = messages.shape[1] - 3

@@ -133,8 +133,9 @@ class LossConfig:
 class DetectionModel(nn.Module):
     """The interface that the rest of the library expects of a model.
 
-    `forward(images, mask=None)` returns `Outputs`. One that can be trained with denoising takes
-    `NoisyQueries` as a third argument.
+    `forward(images, mask=None)` returns `Outputs`. `images` are float `[B, C, H, W]`, normalised as
+    by `data.transforms.normalize`; `mask` is bool `[B, H, W]`, True at padding. A model that can be
+    trained with denoising takes `NoisyQueries` as a third argument.
     """
 
     num_classes: int

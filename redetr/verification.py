@@ -126,7 +126,7 @@ def verify(config: TrainConfig) -> Verification:
     """Compares the gradients of one optimizer step of the run `config`, in fp64 and in its
     precision, with those of one process. Under torchrun, every process calls this. `data="random"`
     needs no data; a `batch_size` of 0 takes two images per rank and micro-batch, at least 12.
-    Raises InputError as `train` does, and for `compile`. A frozen detector may be random.
+    Raises the errors of `train`, and InputError for `compile`. A frozen detector may be random.
     """
     require_config(config)
     require_all_in_bounds(config)  # the group of processes needs some of them

@@ -67,7 +67,8 @@ class DetectionDataset(ABC, Dataset[tuple[Tensor, StoredTarget]]):
 
     @abstractmethod
     def target(self, index: int) -> StoredTarget:
-        """The objects of an image, without decoding the image."""
+        """The objects of an image, without decoding the image: boxes are xyxy in pixels of the
+        stored image, see `StoredTarget`."""
 
     def objects(self, index: int) -> StoredTarget:
         """The target without masks; override it if masks take time to decode."""

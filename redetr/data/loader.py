@@ -78,7 +78,7 @@ class Samples(Dataset[Sample]):
         return len(self.dataset)
 
     def __getitem__(self, key: Key) -> Sample:
-        """The uint8 image `[3, h, w]` and its target as the model sees it.
+        """The uint8 image `[C, h, w]` and its target as the model sees it.
 
         A function of (seed, epoch, index), not of the image's id, which differs between the formats
         of a data set.
@@ -468,7 +468,7 @@ def images_to_batch(
     canvas: Size | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> Batch:
-    """Images, uint8 `[3, h, w]`, as a normalised, padded `Batch` on `device`.
+    """Images, uint8 `[C, h, w]`, as a normalised, padded `Batch` on `device`.
 
     They are copied as bytes; nothing waits if they are pinned. Padding is zero after normalisation,
     as in the original.

@@ -34,7 +34,7 @@ from redetr.structures import RelativeBoxes, StoredTarget, Target
 
 Resize = Literal["aspect", "square"]
 StoredSample = tuple[Tensor, StoredTarget]  # uint8 [3, H, W] as stored, and its objects
-Sample = tuple[Tensor, Target]  # uint8 [3, h, w] as the model sees it
+Sample = tuple[Tensor, Target]  # uint8 [C, h, w] as the model sees it
 
 # ImageNet's statistics: what every pretrained backbone expects.
 MEAN = (0.485, 0.456, 0.406)
@@ -43,7 +43,8 @@ MIN_VISIBLE = 0.4  # a box with a smaller visible share is dropped
 
 
 def normalize(images: Tensor) -> Tensor:
-    """Float images for the model from uint8 `[..., C, H, W]`, on the same device."""
+    """Float images for the model from uint8 `[..., C, H, W]`, on the same device: each channel less
+    its mean and divided by its deviation, see `statistics`."""
     mean, std = _statistics(images.device, images.shape[-3])
     return (images - mean) / std
 

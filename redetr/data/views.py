@@ -72,9 +72,9 @@ class View:
         return np.stack([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], axis=1)
 
     def pixels(self, image: Tensor, stored: Size) -> Tensor:
-        """Returns the view of `image`, uint8 `[3, *size]`.
+        """Returns the view of `image`, uint8 `[C, *size]`.
 
-        `image` is uint8 `[3, h, w]`, decoded at its `stored` size or smaller.
+        `image` is uint8 `[C, h, w]`, decoded at its `stored` size or smaller.
         """
         stored_height, stored_width = stored
         visible = np.array([self._visible(stored)], float)
@@ -175,7 +175,7 @@ def _reach(is_set: np.ndarray, length: int) -> _Reach | None:
 
 
 def interleaved(image: Tensor) -> Tensor:
-    """Returns `image` `[3, h, w]` with the channels of a pixel adjacent in memory.
+    """Returns `image` `[C, h, w]` with the channels of a pixel adjacent in memory.
 
     This is the layout of decoders, with which resizing takes a fifth of the time.
     """
