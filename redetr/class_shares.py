@@ -117,14 +117,12 @@ def to_main(detections: DatasetDetections, dist: Dist) -> DatasetDetections:
 
 def _check_everywhere(objects: TruthObjects, share: DatasetDetections, dist: Dist) -> None:
     """Raises the error of the first rank that has one, on every rank."""
-    message = ""
+    error: DivergedError | None = None
     try:
         check_detections(objects.image_ids, len(objects.class_names), share)
-    except DivergedError as error:
-        message = str(error)
-    for text in dist.gather([message]):
-        if text:
-            raise DivergedError(text)
+    except DivergedError as reason:
+        error = reason
+    dist.raise_any(error)
 
 
 def _shards(

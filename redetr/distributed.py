@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
-from redetr.errors import InputError, LostError, LostRankError, first_line
+from redetr.errors import InputError, LostError, LostRankError, RedetrError, first_line
 from redetr.threads import cores
 from redetr.wording import counted
 
@@ -169,6 +169,13 @@ class Dist:
         lists: list[Any] = [None] * self.world_size
         torch_dist.all_gather_object(lists, items)
         return [item for items_of_rank in lists for item in items_of_rank]
+
+    def raise_any(self, error: RedetrError | None) -> None:
+        """Raises, on every rank, the error of the first rank that has one. Communicates (host
+        only)."""
+        for problem in self.gather([error]):
+            if problem is not None:
+                raise problem
 
     def gather_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ.

@@ -217,9 +217,7 @@ def open_monitor(
     except InputError as reason:
         error = reason
     try:
-        for problem in dist.gather([error]):
-            if problem is not None:
-                raise problem
+        dist.raise_any(error)
         monitor = dist.main_only(Monitor)(
             folder, config.steps, step, console, class_weight, loggers, callback
         )

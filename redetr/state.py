@@ -280,9 +280,7 @@ def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[
             notes = require_unchanged(file, inventories)
         except InputError as reason:
             error = reason
-    for problem in dist.gather([error]):
-        if problem is not None:
-            raise problem
+    dist.raise_any(error)
     return notes
 
 

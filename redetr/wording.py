@@ -1,4 +1,4 @@
-"""Words of messages that depend on a number."""
+"""Numbers in messages, and the words that depend on them."""
 
 from typing import SupportsInt
 
@@ -13,6 +13,11 @@ def counted(number: SupportsInt, singular: str, plural: str = "") -> str:
     if count == 1:
         noun = singular
     return f"{count:,} {noun}"
+
+
+def percent(fraction: float | None) -> str:
+    """A fraction in percent; a dash if it is not known."""
+    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def duration(seconds: float) -> str:

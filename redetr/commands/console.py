@@ -14,7 +14,7 @@ from rich.table import Column, Table
 
 from redetr.class_names import other_spellings
 from redetr.errors import InputError
-from redetr.wording import counted
+from redetr.wording import counted, percent
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
@@ -137,10 +137,6 @@ def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
                 values.append(percent(result["masks"]["per_class"][name]))
         table.add_row(name, str(first["objects"][name]), *values)
     return table
-
-
-def percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def require_images(batch_size: int) -> None:

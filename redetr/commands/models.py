@@ -11,9 +11,9 @@ from rich.table import Table
 
 import redetr
 from redetr.commands.arguments import parse_flags
-from redetr.commands.console import OUT, percent, print_json
+from redetr.commands.console import OUT, print_json
 from redetr.garbage import quick_imports
-from redetr.wording import counted
+from redetr.wording import counted, percent
 
 # `gflops`: by `gflops` below, because counting takes seconds; `results`: from benchmarks/results.
 # Nothing is a guess.

@@ -6,11 +6,12 @@ from typing import Any
 import tyro
 
 from redetr.commands.arguments import parse_flags
-from redetr.commands.console import ERRORS, OUT, percent, print_results
+from redetr.commands.console import ERRORS, OUT, print_results
 from redetr.commands.recipe import ConfigFlags, notes_on_run, split_recipe
 from redetr.config import TrainConfig
 from redetr.garbage import quick_imports
 from redetr.judging import in_words, judge_of
+from redetr.wording import percent
 
 
 @dataclass(frozen=True)

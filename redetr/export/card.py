@@ -14,7 +14,7 @@ from redetr.files import without_folders, write_json, write_whole
 from redetr.metrics import METRIC_NAMES
 from redetr.pages.drawing import save_image
 from redetr.weights.reading import Weights
-from redetr.wording import counted
+from redetr.wording import counted, percent
 
 WEIGHTS = "model.safetensors"
 CARD = "README.md"
@@ -159,28 +159,24 @@ def _numbers(evaluation: Evaluation | None) -> str:
         "",
         _row("", *METRIC_NAMES),
         _row("---", *["---:"] * len(METRIC_NAMES)),
-        _row("boxes", *(_percent(result[metric]) for metric in METRIC_NAMES)),
+        _row("boxes", *(percent(result[metric]) for metric in METRIC_NAMES)),
     ]
     if "masks" in result:
         of_masks = result["masks"]
-        lines.append(_row("masks", *(_percent(of_masks[metric]) for metric in METRIC_NAMES)))
+        lines.append(_row("masks", *(percent(of_masks[metric]) for metric in METRIC_NAMES)))
     if "why_no_masks" in result:
         lines += ["", f"Masks were not measured, because {result['why_no_masks']}."]
     lines += ["", _row("class", "objects", "AP", "AP50"), _row("---", "---:", "---:", "---:")]
     for class_name, ap in result["per_class"].items():
         objects = result["objects"][class_name]
         ap50 = result["per_class_AP50"][class_name]
-        lines.append(_row(class_name, str(objects), _percent(ap), _percent(ap50)))
+        lines.append(_row(class_name, str(objects), percent(ap), percent(ap50)))
     return "\n".join(lines)
 
 
 def _row(*cells: str) -> str:
     escaped = [cell.replace("|", "\\|").replace("\n", " ") for cell in cells]
     return f"| {' | '.join(escaped)} |"
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _data(about: dict[str, Any]) -> str:

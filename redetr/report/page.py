@@ -16,6 +16,7 @@ from redetr.report.analysis import KINDS
 from redetr.report.masks import POOR_IOU
 from redetr.report.numbers import Report
 from redetr.report.scenes import poorest_masks, scenes
+from redetr.wording import percent
 
 _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
@@ -188,7 +189,7 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
-    environment.filters["percent"] = _percent
+    environment.filters["percent"] = percent
     environment.filters["points"] = _points
     environment.filters["change"] = _change
     return environment
@@ -297,10 +298,6 @@ def _lean(calibration: dict[str, Any]) -> Lean | None:
         detections += row["count"]
         excess += row["count"] * (row["score"] - row["correct"])
     return Lean(calibration["error"], excess / detections)
-
-
-def _percent(fraction: float | None) -> str:
-    return "-" if fraction is None else f"{100 * fraction:.1f}"
 
 
 def _points(difference: float | None) -> str:
