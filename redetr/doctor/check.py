@@ -24,7 +24,6 @@ from redetr.data.formats.folder import (
     AnnotatedDataset,
     FolderDataset,
     read_split,
-    require_masks,
 )
 from redetr.data.formats.holdout import for_a_single_image
 from redetr.data.formats.hub import HubDataset, hub_splits
@@ -40,7 +39,8 @@ from redetr.doctor.boxes import box_faults, is_sound, plan_faults
 from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.errors import InputError, explained
+from redetr.doctor.splits import mask_faults
+from redetr.errors import InputError, NoMasksError, explained
 from redetr.metrics import distinct_names
 
 _ONE_ERROR = "1 error would spoil training. Fix it and run again."
@@ -276,9 +276,9 @@ def _check_folder(
     """The report on a data set with image files."""
     folder = folder_of(source)
     splits, faults = _read(folder, val_fraction, "train" if masks else "check")
-    if masks:
-        faults += _without_masks(splits)
     is_complete = not faults
+    if masks:
+        faults += mask_faults(splits)
     hints = _hints(source, splits.get("train"))
     plan = Plan.of(recipe, hints, num_queries, image_size)
     headers = {}
@@ -296,16 +296,6 @@ def _check_folder(
         return read_image(path, channels_to_look_at(path))
 
     return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
-
-
-def _without_masks(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """An error if no object has a mask, because masks cannot be trained then."""
-    for annotations in splits.values():
-        try:
-            require_masks(annotations)
-        except InputError as error:
-            return [Fault.from_error("mask-missing", error, annotations.source)]
-    return []
 
 
 def _hints(source: str, train: Annotations | None) -> Hints:
@@ -416,20 +406,25 @@ def _open(
     source: str, val_fraction: float, masks: bool
 ) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
     """The splits of a data set without files, and a fault if it has a test split that cannot be
-    read.
+    read, or that lacks the `masks` that are asked for.
 
-    Raises InputError if train or val cannot be read.
+    Raises InputError if train or val cannot be read, or lacks them.
     """
     datasets: dict[Split, DetectionDataset] = {
         "train": open_dataset(source, "train", val_fraction, masks=masks),
         "val": open_dataset(source, "val", val_fraction, masks=masks),
     }
+    faults = []
     try:
         if source != "digits" and "test" in hub_splits(source):
             datasets["test"] = open_dataset(source, "test", masks=masks)
+    except NoMasksError as error:
+        datasets["test"] = open_dataset(source, "test")
+        fault = Fault.from_error("mask-missing", error, Path(source))
+        faults.append(fault.in_split("test"))
     except InputError as error:
-        return datasets, [_unreadable("test", error, Path(source))]
-    return datasets, []
+        faults.append(_unreadable("test", error, Path(source)))
+    return datasets, faults
 
 
 def _unreadable(split: Split, error: InputError, source: Path) -> Fault:
