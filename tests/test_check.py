@@ -192,6 +192,39 @@ def test_the_command_to_paste_trains_as_planned(tmp_path):
     assert report.verdict.endswith(f"--data {root} {flags} --output runs/mine")
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ("redetr_n_finetune", "--weights RUN"),
+        ("detr_r50_panoptic", "--weights RUN"),
+        ("detr_r50_panoptic_finetune", ""),
+        ("detr_r50", ""),
+    ],
+)
+def test_the_command_to_paste_names_the_weights_that_a_recipe_demands(recipe, flags):
+    words = ["redetr train", recipe, "--data digits", flags, "--output runs/mine"]
+    command = " ".join(word for word in words if word)
+    assert check("digits", recipe).verdict == f"ready to train: {command}"
+
+
+def test_the_command_to_paste_asks_for_masks_once():
+    assert "--data digits --masks --output" in check("digits", masks=True).verdict
+    assert "--masks" not in check("digits", "detr_r50_panoptic_finetune", masks=True).verdict
+
+
+@pytest.mark.parametrize("recipe", ["detr_r50_panoptic", "detr_r50_panoptic_finetune"])
+def test_masks_are_needed_for_a_recipe_that_trains_them(root, recipe):
+    report = check(str(root), recipe)
+    faults = [(fault.severity, fault.code) for fault in report.faults]
+    assert faults == 2 * [("error", "mask-missing")]
+    assert report.verdict.startswith("2 errors")
+
+
+def test_masks_for_a_model_of_boxes_are_refused_as_in_training():
+    with pytest.raises(InputError, match="detr_r50 predicts only boxes"):
+        check("digits", "detr_r50", masks=True)
+
+
 @pytest.mark.parametrize("source", ["digits", "crowns"])
 def test_embedded_data_is_sound(source, capsys):
     report = check(source)

@@ -42,6 +42,7 @@ from redetr.doctor.plan import Plan
 from redetr.doctor.splits import mask_faults
 from redetr.errors import InputError, NoMasksError, explained
 from redetr.metrics import distinct_names
+from redetr.recipes import get_recipe
 
 _ONE_ERROR = "1 error would spoil training. Fix it and run again."
 _SCENES = 300  # of a split that is drawn on demand
@@ -59,7 +60,6 @@ class Report:
     faults: list[Fault]  # errors first
     plan: Plan
     val_fraction: float = 0.0
-    masks: bool = False  # whether masks are to be trained on
 
     @property
     def errors(self) -> int:
@@ -77,8 +77,6 @@ class Report:
         command += self.plan.flags
         if self.val_fraction:
             command += f" --val-fraction {self.val_fraction}"
-        if self.masks:
-            command += " --masks"
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -214,10 +212,11 @@ def check(
     `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
     images, which finds damage in the middle of files, and near-duplicates. `val_fraction` is
     described in `open_dataset`, and `image_size` in `TrainConfig`. Faults of masks are errors with
-    `masks`, and warnings otherwise. Raises InputError if there is no data set, or for `thorough`
-    where images are not files.
+    `masks` or a recipe that trains them, and warnings otherwise. Raises InputError if there is no
+    data set, if training would refuse the settings, or for `thorough` where images are not files.
     """
     require_in_bounds("val_fraction", val_fraction)
+    masks = masks or get_recipe(recipe).masks
     if source == "digits" or source.startswith("hf:"):
         if thorough:
             text = "--thorough looks at image files, but the images of this data set are not files"
@@ -242,7 +241,7 @@ def _check_without_files(
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
     hints = datasets["train"].hints
-    plan = Plan.of(recipe, hints, num_queries, image_size)
+    plan = Plan.of(recipe, hints, num_queries, image_size, masks)
     headers = {}
     for split, dataset in datasets.items():
         if isinstance(dataset, HubDataset):
@@ -261,7 +260,7 @@ def _check_without_files(
     def pixels(split: Split, index: int) -> Tensor:
         return datasets[split].image(index)
 
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
+    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
 
 
 def _check_folder(
@@ -280,7 +279,7 @@ def _check_folder(
     if masks:
         faults += mask_faults(splits)
     hints = _hints(source, splits.get("train"))
-    plan = Plan.of(recipe, hints, num_queries, image_size)
+    plan = Plan.of(recipe, hints, num_queries, image_size, masks)
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
@@ -295,7 +294,7 @@ def _check_folder(
         path = splits[split].path(index)
         return read_image(path, channels_to_look_at(path))
 
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
+    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
 
 
 def _hints(source: str, train: Annotations | None) -> Hints:
