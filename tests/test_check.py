@@ -610,6 +610,45 @@ def test_queries_that_training_would_take(recipe, queries):
     assert Plan.of(recipe, Hints(), 7).num_queries == 7
 
 
+@pytest.mark.parametrize(("objects", "queries"), [(3, 25), (20, 40), (400, 300)])
+def test_queries_follow_the_objects_of_train(objects, queries):
+    assert Plan.of("redetr_n", Hints(), None, max_objects=objects).num_queries == queries
+    assert Plan.of("detr_r50", Hints(), None, max_objects=objects).num_queries == 100
+
+
+def crowd(root: Path, split: str, objects: int) -> None:
+    """Adds objects to the first image of a split, so that it holds this many."""
+    file = root / "annotations" / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    first = document["annotations"][0]
+    for number in range(objects - len(CLASSES)):
+        row, column = divmod(number, 12)
+        box = [5 * column, 5 * row, 4, 4]
+        document["annotations"].append({**first, "id": 1 + number, "bbox": box})
+    file.write_text(json.dumps(document))
+
+
+def crowded(root: Path, **options: object) -> list[tuple[Path, str]]:
+    faults = check(str(root), **options).faults
+    return [(fault.file, fault.text) for fault in faults if fault.code == "image-crowded"]
+
+
+def test_val_is_held_against_the_queries_that_train_chooses(root):
+    """25 at least, and twice as many as objects in any image of train."""
+    val = root / "annotations" / "instances_val.json"
+    crowd(root, "val", 28)
+    assert crowded(root) == [(val, "holds 28 objects, the model has 25 queries")]
+    assert crowded(root, num_queries=28) == []
+    crowd(root, "train", 14)
+    assert crowded(root) == []
+
+
+def test_queries_are_not_guessed_from_a_train_split_that_is_incomplete(root):
+    crowd(root, "val", 28)
+    (root / "annotations" / "instances_train.json").write_text("{")
+    assert crowded(root) == []
+
+
 def written(source: str, folder: Path) -> str:
     write_report(check(source), folder, augmented=source == "crowns")
     return (folder / "index.html").read_text()

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from redetr.bounds import require_in_bounds
 from redetr.choices import ImageSize
+from redetr.config import MOST_QUERIES
 from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.faults import Fault
@@ -240,8 +241,9 @@ def _check_without_files(
     splits: dict[Split, Annotations] = {}
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
-    hints = datasets["train"].hints
-    plan = Plan.of(recipe, hints, num_queries, image_size, masks)
+    train = datasets["train"]
+    most = int(train.max_objects())
+    plan = Plan.of(recipe, train.hints, num_queries, image_size, masks, most)
     headers = {}
     for split, dataset in datasets.items():
         if isinstance(dataset, HubDataset):
@@ -278,8 +280,9 @@ def _check_folder(
     is_complete = not faults
     if masks:
         faults += mask_faults(splits)
-    hints = _hints(source, splits.get("train"))
-    plan = Plan.of(recipe, hints, num_queries, image_size, masks)
+    train = splits.get("train")
+    hints = _hints(source, train)
+    plan = Plan.of(recipe, hints, num_queries, image_size, masks, _max_objects(train))
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
@@ -303,6 +306,13 @@ def _hints(source: str, train: Annotations | None) -> Hints:
     if train is None:
         return Hints()
     return Hints(native_size=train.native_size())
+
+
+def _max_objects(train: Annotations | None) -> int:
+    """The most objects in an image of train; `MOST_QUERIES` if that is not known."""
+    if train is None or not is_sound(train):
+        return MOST_QUERIES
+    return int(train.object_counts().max(initial=0))
 
 
 def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:

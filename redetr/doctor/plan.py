@@ -37,9 +37,11 @@ class Plan:
         num_queries: int | None,
         image_size: ImageSize = 0,
         masks: bool = False,
+        max_objects: int = MOST_QUERIES,
     ) -> "Plan":
-        """`num_queries` None and `image_size` 0 stand for the choice of training; `masks` are
-        trained as well, whatever the recipe says.
+        """`num_queries` None and `image_size` 0 stand for the choice of training, in whose images
+        there are at most `max_objects` objects; `masks` are trained as well, whatever the recipe
+        says.
 
         Raises InputError for an unknown recipe, or for a size or masks that the model does not
         support.
@@ -49,7 +51,7 @@ class Plan:
         if image_size:
             config = replace(config, image_size=image_size)
         config.check(world_size=1)
-        config = config.with_queries(hints, max_objects=MOST_QUERIES)
+        config = config.with_queries(hints, max_objects)
         with torch.device("meta"):
             model = build(config.model, 1, **config.model_kwargs())
         settings = config.resolved(model, hints, num_images=1)
