@@ -9,6 +9,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from replacing import replace_in_time
 from rich.console import Console
-from sound_data import CLASSES, write_coco
+from sound_data import CLASSES, write_coco, write_voc, write_yolo
 
 from redetr.boxes import box_iou
 from redetr.cli import main
@@ -157,6 +158,82 @@ def test_what_both_splits_have_in_common_is_reported_once(root):
     document["categories"][1]["name"] = document["categories"][0]["name"]
     file.write_text(json.dumps(document))
     assert codes(check(str(root), val_fraction=0.5).faults).count("class-twice") == 1
+
+
+def places(root: Path, code: str, **options: Any) -> list[tuple[str, str, str]]:
+    """The file, the place and the first item of each fault of a kind."""
+    faults = [fault for fault in check(str(root), **options).faults if fault.code == code]
+    places = []
+    for fault in faults:
+        items = fault.items or ("",)
+        places.append((fault.file.name, fault.where, items[0]))
+    return places
+
+
+def test_a_source_of_several_splits_does_not_hide_which_one_it_is(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for split in ("train", "val"):
+        for label in (root / "labels" / split).iterdir():
+            label.write_text("")
+    found = places(root, "no-objects")
+    assert found == [("data.yaml", f"the {split} split", "") for split in ("train", "val")]
+    assert check(str(root)).verdict.startswith("2 errors")
+
+
+def test_images_are_of_a_split(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for split in ("train", "val"):
+        (root / "labels" / split / f"{split}-05.txt").write_text("")
+        images = root / "images" / split
+        shutil.copy(images / f"{split}-01.png", images / f"{split}-02.png")
+    for code, number in (("image-empty", 5), ("image-twice", 2), ("image-crowded", 0)):
+        expected = []
+        for split in ("train", "val"):
+            where = f"image {number} ('{split}-{number:02}.png') of {split}"
+            expected.append(("data.yaml", where, where))
+        assert places(root, code, num_queries=2) == expected
+
+
+def test_objects_in_files_of_their_own_need_no_split(tmp_path):
+    """A number of all objects does, whatever file it is reported for."""
+    root = write_voc(tmp_path / "voc")
+    for split in ("train", "val"):
+        file = root / "Annotations" / f"{split}-05.xml"
+        text = file.read_text()
+        start, end = text.index("<object>"), text.index("</object>") + len("</object>")
+        twice = text[start:end].replace("</object>", "<difficult>0</difficult></object>")
+        last = text[start:end].replace("cup", "plate")
+        last = last.replace("</object>", "<difficult>1</difficult></object>")
+        file.write_text(text.replace("</annotation>", f"{twice}{last}</annotation>"))
+    of_boxes = [
+        (f"{split}-05.xml", "object 4 ('cup')", "object 4 ('cup')") for split in ("train", "val")
+    ]
+    assert places(root, "box-twice") == of_boxes
+    of_objects = [
+        (f"{split}-05.xml", f"object 5 ('plate') of {split}", "") for split in ("train", "val")
+    ]
+    assert places(root, "object-ignored") == of_objects
+
+
+def test_sides_of_a_file_that_is_divided_are_named(root):
+    (root / "annotations" / "instances_val.json").unlink()
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    for number, annotation in enumerate(document["annotations"].copy()):
+        document["annotations"].append({**annotation, "id": number})
+    file.write_text(json.dumps(document))
+    found = places(root, "box-twice", val_fraction=0.5)
+    assert [where.rpartition(" of ")[2] for _, where, _ in found] == ["train", "val"]
+
+
+def test_what_readers_find_in_test_as_well_is_an_error_once(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for kind in ("images", "labels"):
+        shutil.copytree(root / kind / "val", root / kind / "test")
+    yaml = root / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("plate", '"\\x01"') + "test: images/test\n")
+    faults = [fault for fault in check(str(root)).faults if fault.code == "name-invalid"]
+    assert [fault.severity for fault in faults] == ["error"]
 
 
 def test_a_val_split_that_is_held_out(tmp_path, capsys):

@@ -40,7 +40,7 @@ from redetr.doctor.boxes import box_faults, is_sound, plan_faults
 from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.doctor.splits import mask_faults
+from redetr.doctor.splits import mask_faults, of_split
 from redetr.errors import InputError, NoMasksError, explained
 from redetr.metrics import distinct_names
 from redetr.recipes import get_recipe
@@ -346,30 +346,31 @@ def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fa
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
-    """The faults of annotations and image headers. One that splits have in common, such as that of
-    a file with the annotations of both, is reported once."""
+    """The faults of annotations and image headers. One that a reader found in several splits, such
+    as that of a file with the annotations of all, is reported once."""
     faults: dict[Fault, None] = {}  # an ordered set
+    of_readers: set[Fault] = set()
     for split, annotations in splits.items():
-        of_split = list(annotations.faults)
-        of_split += box_faults(annotations)
+        for fault in annotations.faults:
+            if fault not in of_readers:
+                of_readers.add(fault)
+                faults[fault.in_split(split)] = None
+        found = box_faults(annotations)
         if split in headers:
             of_images = image_faults(annotations, headers[split])
-            if str(annotations.source).startswith("hf:"):  # splits have numbers of their own
-                of_images = [_of_row(fault, split) for fault in of_images]
-            of_split += of_images
-        for fault in of_split:
-            faults[fault.in_split(split)] = None
+            if str(annotations.source).startswith("hf:"):
+                of_images = [_of_row(fault) for fault in of_images]
+            found += of_images
+        faults |= dict.fromkeys(of_split(found, split, splits))
     return [*faults, *class_faults(splits)]
 
 
-def _of_row(fault: Fault, split: Split) -> Fault:
-    """The fault of an image file for images in rows: with the name of their split, and a remedy for
-    data sets without files."""
-    items = tuple(f"{item} of {split}" for item in fault.items)
-    remedy = fault.remedy
-    if fault.code == "image-unreadable":  # which --skip-unreadable does not leave out
-        remedy = "replace the image in this row, or delete the row"
-    return replace(fault, where=f"{fault.where} of {split}", items=items, remedy=remedy)
+def _of_row(fault: Fault) -> Fault:
+    """The fault of an image file with a remedy for images in rows, which --skip-unreadable does not
+    leave out."""
+    if fault.code != "image-unreadable":
+        return fault
+    return replace(fault, remedy="replace the image in this row, or delete the row")
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:
