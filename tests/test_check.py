@@ -33,7 +33,8 @@ from redetr.doctor.check import check, essential_faults
 from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
-from redetr.doctor.sheet import _octaves, _whole_numbers, write_report
+from redetr.doctor.samples import augmented_samples
+from redetr.doctor.sheet import _octaves, _whole_numbers, sample_sheet, write_report
 from redetr.doctor.tables import print_report
 from redetr.errors import InputError
 
@@ -744,6 +745,60 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     with Image.open(tmp_path / "page" / "sheet.png") as sheet:
         assert sheet.width > 1000
     assert not (tmp_path / "page" / "augmented.png").exists()
+
+
+def damage(file: Path) -> None:
+    """Overwrites pixels in the middle of a JPEG, which shows only when it is decoded."""
+    content = file.read_bytes()
+    file.write_bytes(content[:700] + b"\xff\xc4\x00\x03\x00" * 8 + content[740:])
+
+
+@pytest.mark.parametrize("name", ["train/train-00.jpg", "val/val-00.jpg"])
+def test_a_sample_that_cannot_be_decoded_is_a_fault_in_every_output(root, tmp_path, capsys, name):
+    damage(root / name)
+    assert check(str(root)).faults == []  # its header looks sound
+    arguments = ["check", str(root), "--report", str(tmp_path / "page")]
+    assert main_ends([*arguments, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    (fault,) = report["faults"]
+    assert (fault["severity"], fault["code"]) == ("error", "image-unreadable")
+    assert fault["where"].endswith(f"({Path(name).name!r})")
+    assert fault["text"].startswith("cannot decode the image (")
+    (thorough,) = check(str(root), thorough=True).faults
+    assert thorough.to_json() == fault
+
+    assert main_ends([*arguments, "--augment"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "image-unreadable" in said and report["verdict"] in said
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "image-unreadable" in page and report["verdict"] in page
+    assert (tmp_path / "page" / "sheet.png").exists()
+
+
+def test_an_augmented_sample_that_cannot_be_decoded_is_a_fault_as_well(root, tmp_path):
+    """It need not be among the samples with their boxes."""
+    number = augmented_samples(14)[1]
+    assert ("train", number) not in check(str(root)).samples
+    damage(root / "train" / f"train-{number:02}.jpg")
+    assert main_ends(["check", str(root), "--report", str(tmp_path), "--augment"]) == 1
+    assert "image-unreadable" in (tmp_path / "index.html").read_text()
+
+
+def test_a_page_leaves_out_what_cannot_be_decoded(root, tmp_path):
+    """Also that of a report whose samples were not decoded."""
+    whole = sample_sheet(check(str(root)))
+    for file in (root / "train").iterdir():
+        damage(file)
+    report = check(str(root))
+    rest = sample_sheet(report)
+    assert whole is not None and rest is not None
+    assert rest.height < whole.height
+    for file in (root / "val").iterdir():
+        damage(file)
+    assert sample_sheet(report) is None
+    write_report(report, tmp_path / "page")
+    assert (tmp_path / "page" / "index.html").exists()
+    assert not (tmp_path / "page" / "sheet.png").exists()
 
 
 def keep_one_image(root: Path) -> None:

@@ -61,6 +61,7 @@ class Check:
                 self.val_fraction,
                 self.image_size,
                 self.masks,
+                samples=bool(self.report),  # a damaged one is among the faults of every output
             )
         except (InputError, OSError) as error:
             if self.json:  # programs read the reason there, whatever it is

@@ -40,6 +40,7 @@ from redetr.doctor.boxes import box_faults, is_sound, plan_faults
 from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
+from redetr.doctor.samples import Pixels, Sample, decode_samples, samples_of
 from redetr.doctor.splits import mask_faults, of_split
 from redetr.errors import InputError, NoMasksError, explained
 from redetr.metrics import distinct_names
@@ -56,10 +57,10 @@ class Report:
 
     source: str
     splits: dict[Split, Annotations]
-    headers: dict[Split, Headers]  # of the image files; none for data without files
-    pixels: Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [3, H, W]
+    pixels: Pixels
     faults: list[Fault]  # errors first
     plan: Plan
+    samples: list[Sample]  # images that its page shows
     val_fraction: float = 0.0
 
     @property
@@ -207,14 +208,16 @@ def check(
     val_fraction: float = 0.0,
     image_size: ImageSize = 0,
     masks: bool = False,
+    samples: bool = False,
 ) -> Report:
     """Checks all annotations and image files of a data set: `digits`, `crowns`, or a folder.
 
     `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
-    images, which finds damage in the middle of files, and near-duplicates. `val_fraction` is
-    described in `open_dataset`, and `image_size` in `TrainConfig`. Faults of masks are errors with
-    `masks` or a recipe that trains them, and warnings otherwise. Raises InputError if there is no
-    data set, if training would refuse the settings, or for `thorough` where images are not files.
+    images, which finds damage in the middle of files, and near-duplicates; `samples` decodes those
+    that the page shows. `val_fraction` is described in `open_dataset`, and `image_size` in
+    `TrainConfig`. Faults of masks are errors with `masks` or a recipe that trains them, and
+    warnings otherwise. Raises InputError if there is no data set, if training would refuse the
+    settings, or for `thorough` where images are not files.
     """
     require_in_bounds("val_fraction", val_fraction)
     masks = masks or get_recipe(recipe).masks
@@ -223,8 +226,12 @@ def check(
             text = "--thorough looks at image files, but the images of this data set are not files"
             remedy = "leave it out, or write the images to a folder with redetr convert"
             raise InputError(text, where=source, remedy=remedy)
-        return _check_without_files(source, recipe, num_queries, val_fraction, image_size, masks)
-    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size, masks)
+        return _check_without_files(
+            source, recipe, num_queries, val_fraction, image_size, masks, samples
+        )
+    return _check_folder(
+        source, recipe, num_queries, thorough, val_fraction, image_size, masks, samples
+    )
 
 
 def _check_without_files(
@@ -234,6 +241,7 @@ def _check_without_files(
     val_fraction: float,
     image_size: ImageSize,
     masks: bool,
+    decode: bool,
 ) -> Report:
     """The report on a data set whose images are not files, but drawn, or rows of Hugging Face
     `datasets`."""
@@ -248,6 +256,13 @@ def _check_without_files(
     for split, dataset in datasets.items():
         if isinstance(dataset, HubDataset):
             headers[split] = headers_of_contents(len(dataset), dataset.content)
+
+    def pixels(split: Split, index: int) -> Tensor:
+        return datasets[split].image(index)
+
+    samples = samples_of(splits, headers)
+    if decode:
+        samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
     faults += copies({split: splits[split] for split in headers}, headers)
@@ -258,11 +273,7 @@ def _check_without_files(
                 f"{scenes:,} scenes, drawn on demand: the figures are those of the first {_SCENES}"
             )
             faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
-
-    def pixels(split: Split, index: int) -> Tensor:
-        return datasets[split].image(index)
-
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
+    return Report(source, splits, pixels, _sorted(faults), plan, samples, val_fraction)
 
 
 def _check_folder(
@@ -273,6 +284,7 @@ def _check_folder(
     val_fraction: float,
     image_size: ImageSize,
     masks: bool,
+    decode: bool,
 ) -> Report:
     """The report on a data set with image files."""
     folder = folder_of(source)
@@ -286,18 +298,21 @@ def _check_folder(
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
+
+    def pixels(split: Split, index: int) -> Tensor:
+        path = splits[split].path(index)
+        return read_image(path, channels_to_look_at(path))
+
+    samples = samples_of(splits, headers)
+    if decode:
+        samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
     if everything_is_read:  # otherwise, a file may belong to a part that was left out
         faults += unclaimed_files(splits)
-
-    def pixels(split: Split, index: int) -> Tensor:
-        path = splits[split].path(index)
-        return read_image(path, channels_to_look_at(path))
-
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction)
+    return Report(source, splits, pixels, _sorted(faults), plan, samples, val_fraction)
 
 
 def _hints(source: str, train: Annotations | None) -> Hints:

@@ -197,6 +197,21 @@ def test_faults_of_rows_name_their_split(tmp_path):
         assert [fault.where for fault in faults] == [f"{where} of train", f"{where} of val"]
 
 
+def test_samples_of_rows_are_decoded_for_the_page(tmp_path):
+    rows = [row(orientation) for orientation in (1, 2, 3)]
+    content = rows[1]["image"]["bytes"]
+    middle = len(content) // 2
+    rows[1]["image"]["bytes"] = content[:middle] + bytes(200) + content[middle + 200 :]
+    source = f"{save(tmp_path, rows)},boxes=xywh"
+    assert not check(source).errors
+    report = check(source, samples=True)
+    errors = [fault for fault in report.faults if fault.severity == "error"]
+    assert [(fault.code, fault.where) for fault in errors] == [
+        ("image-unreadable", f"image 1 ('000000001') of {split}") for split in ("train", "val")
+    ]
+    assert report.samples == [(split, index) for split in ("train", "val") for index in (0, 2)]
+
+
 def test_headers_of_contents_that_cannot_be_read():
     def content_of(i: int) -> bytes:
         if i == 1:

@@ -134,6 +134,18 @@ def test_its_faults_are_warnings(write):
         assert found(check(str(root)))[code] == ("warning", 1)
 
 
+def test_a_sample_of_it_that_cannot_be_decoded_is_a_warning(write, tmp_path):
+    root = write("coco")
+    file = root / "test/test-00.jpg"
+    content = file.read_bytes()
+    file.write_bytes(content[:700] + b"\xff\xc4\x00\x03\x00" * 8 + content[740:])
+    report = check(str(root), samples=True)
+    assert found(report) == {"image-unreadable": ("warning", 1)}
+    assert ("test", 0) not in report.samples and ("test", 1) in report.samples
+    write_report(report, tmp_path / "page", augmented=True)
+    assert "image-unreadable" in (tmp_path / "page" / "index.html").read_text()
+
+
 def outline(root: Path, *splits: str) -> None:
     """Draws an outline around each object of these splits."""
     for split in splits:
