@@ -265,7 +265,10 @@ def _check_without_files(
         samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
-    faults += copies({split: splits[split] for split in headers}, headers)
+    of_rows = {split: splits[split] for split in headers}
+    faults += copies(of_rows, headers)
+    if masks:
+        faults += mask_faults(of_rows)
     for split, dataset in datasets.items():
         scenes = len(dataset)
         if scenes > len(splits[split]):
@@ -431,7 +434,7 @@ def _open(
     source: str, val_fraction: float, masks: bool
 ) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
     """The splits of a data set without files, and a fault if it has a test split that cannot be
-    read, or that lacks the `masks` that are asked for.
+    read. A test split that lacks the `masks` that are asked for is read without.
 
     Raises InputError if train or val cannot be read, or lacks them.
     """
@@ -439,17 +442,14 @@ def _open(
         "train": open_dataset(source, "train", val_fraction, masks=masks),
         "val": open_dataset(source, "val", val_fraction, masks=masks),
     }
-    faults = []
     try:
         if source != "digits" and "test" in hub_splits(source):
             datasets["test"] = open_dataset(source, "test", masks=masks)
-    except NoMasksError as error:
+    except NoMasksError:
         datasets["test"] = open_dataset(source, "test")
-        fault = Fault.from_error("mask-missing", error, Path(source))
-        faults.append(fault.in_split("test"))
     except InputError as error:
-        faults.append(_unreadable("test", error, Path(source)))
-    return datasets, faults
+        return datasets, [_unreadable("test", error, Path(source))]
+    return datasets, []
 
 
 def _unreadable(split: Split, error: InputError, source: Path) -> Fault:

@@ -492,5 +492,6 @@ def test_a_test_split_with_boxes_only_is_a_warning(tmp_path):
     source = with_test_split(source, [row | {"segmentation": [[]]}], tmp_path)
     report = check(f"{source},boxes=xywh", masks=True)
     (fault,) = [fault for fault in report.faults if fault.code == "mask-missing"]
-    assert fault.severity == "warning" and not report.errors
+    assert (fault.severity, fault.where) == ("warning", "the test split")
+    assert not report.errors
     assert report.figures()["test"]["masks"] == 0
