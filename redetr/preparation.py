@@ -184,7 +184,6 @@ def first_notes(
 ) -> list[str]:
     """Messages to the user before the run starts."""
     config = state.config
-    queries = state.model.num_queries
     parameters = sum(p.numel() for p in state.model.parameters())
     images = counted(len(data), "training image")
     steps = counted(config.steps, "step")
@@ -196,12 +195,7 @@ def first_notes(
         f"{size_text(config.image_size)} px, {steps} of {config.batch_size}, "
         f"{device}, {config.precision}"
     ]
-    most = data.max_objects()
-    if most > queries and not data.hints.num_queries:
-        notes.append(
-            f"warning: an image holds {counted(most, 'object')}, but the model has only "
-            f"{counted(queries, 'query', 'queries')}: the rest stay unmatched; raise --num-queries"
-        )
+    notes += _about_queries(data, val, state)
     if config.compile and dist.device.type == "cpu":
         notes.append("note: --compile made steps of redetr_n slower on a CPU (docs/speed.md)")
     notes.append(f"weights: {state.model.weights_from}")
@@ -212,6 +206,30 @@ def first_notes(
     notes += what_was_left_out(unreadable_of(val), "val")
     if state.model.has_masks:
         notes += _about_missing_masks(data, val)
+    return notes
+
+
+def _about_queries(data: DetectionDataset, val: DetectionDataset, state: State) -> list[str]:
+    """Warnings if images hold more objects than the model can detect."""
+    queries = state.model.num_queries
+    model = f"but the model has only {counted(queries, 'query', 'queries')}"
+    remedy = "raise --num-queries"
+    if state.step:  # a resumed run keeps its model
+        remedy = "a new run may take a larger --num-queries"
+    notes = []
+    most = data.max_objects()
+    if most > queries and not data.hints.num_queries:  # which suits what the model sees of an image
+        objects = counted(most, "object")
+        notes.append(
+            f"warning: an image holds {objects}, {model}: the rest stay unmatched; {remedy}"
+        )
+    most = val.max_objects()
+    if most > queries:
+        objects = counted(most, "object")
+        notes.append(
+            f"warning: an image of val holds {objects}, {model}: the rest are never detected; "
+            f"{remedy}"
+        )
     return notes
 
 

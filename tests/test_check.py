@@ -9,6 +9,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -17,7 +18,7 @@ import torch
 from PIL import Image
 from replacing import replace_in_time
 from rich.console import Console
-from sound_data import CLASSES, write_coco
+from sound_data import CLASSES, write_coco, write_voc, write_yolo
 
 from redetr.boxes import box_iou
 from redetr.cli import main
@@ -32,7 +33,8 @@ from redetr.doctor.check import check, essential_faults
 from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
-from redetr.doctor.sheet import _octaves, _whole_numbers, write_report
+from redetr.doctor.samples import augmented_samples
+from redetr.doctor.sheet import _octaves, _whole_numbers, sample_sheet, write_report
 from redetr.doctor.tables import print_report
 from redetr.errors import InputError
 
@@ -159,6 +161,82 @@ def test_what_both_splits_have_in_common_is_reported_once(root):
     assert codes(check(str(root), val_fraction=0.5).faults).count("class-twice") == 1
 
 
+def places(root: Path, code: str, **options: Any) -> list[tuple[str, str, str]]:
+    """The file, the place and the first item of each fault of a kind."""
+    faults = [fault for fault in check(str(root), **options).faults if fault.code == code]
+    places = []
+    for fault in faults:
+        items = fault.items or ("",)
+        places.append((fault.file.name, fault.where, items[0]))
+    return places
+
+
+def test_a_source_of_several_splits_does_not_hide_which_one_it_is(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for split in ("train", "val"):
+        for label in (root / "labels" / split).iterdir():
+            label.write_text("")
+    found = places(root, "no-objects")
+    assert found == [("data.yaml", f"the {split} split", "") for split in ("train", "val")]
+    assert check(str(root)).verdict.startswith("2 errors")
+
+
+def test_images_are_of_a_split(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for split in ("train", "val"):
+        (root / "labels" / split / f"{split}-05.txt").write_text("")
+        images = root / "images" / split
+        shutil.copy(images / f"{split}-01.png", images / f"{split}-02.png")
+    for code, number in (("image-empty", 5), ("image-twice", 2), ("image-crowded", 0)):
+        expected = []
+        for split in ("train", "val"):
+            where = f"image {number} ('{split}-{number:02}.png') of {split}"
+            expected.append(("data.yaml", where, where))
+        assert places(root, code, num_queries=2) == expected
+
+
+def test_objects_in_files_of_their_own_need_no_split(tmp_path):
+    """A number of all objects does, whatever file it is reported for."""
+    root = write_voc(tmp_path / "voc")
+    for split in ("train", "val"):
+        file = root / "Annotations" / f"{split}-05.xml"
+        text = file.read_text()
+        start, end = text.index("<object>"), text.index("</object>") + len("</object>")
+        twice = text[start:end].replace("</object>", "<difficult>0</difficult></object>")
+        last = text[start:end].replace("cup", "plate")
+        last = last.replace("</object>", "<difficult>1</difficult></object>")
+        file.write_text(text.replace("</annotation>", f"{twice}{last}</annotation>"))
+    of_boxes = [
+        (f"{split}-05.xml", "object 4 ('cup')", "object 4 ('cup')") for split in ("train", "val")
+    ]
+    assert places(root, "box-twice") == of_boxes
+    of_objects = [
+        (f"{split}-05.xml", f"object 5 ('plate') of {split}", "") for split in ("train", "val")
+    ]
+    assert places(root, "object-ignored") == of_objects
+
+
+def test_sides_of_a_file_that_is_divided_are_named(root):
+    (root / "annotations" / "instances_val.json").unlink()
+    file = root / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    for number, annotation in enumerate(document["annotations"].copy()):
+        document["annotations"].append({**annotation, "id": number})
+    file.write_text(json.dumps(document))
+    found = places(root, "box-twice", val_fraction=0.5)
+    assert [where.rpartition(" of ")[2] for _, where, _ in found] == ["train", "val"]
+
+
+def test_what_readers_find_in_test_as_well_is_an_error_once(tmp_path):
+    root = write_yolo(tmp_path / "yolo")
+    for kind in ("images", "labels"):
+        shutil.copytree(root / kind / "val", root / kind / "test")
+    yaml = root / "data.yaml"
+    yaml.write_text(yaml.read_text().replace("plate", '"\\x01"') + "test: images/test\n")
+    faults = [fault for fault in check(str(root)).faults if fault.code == "name-invalid"]
+    assert [fault.severity for fault in faults] == ["error"]
+
+
 def test_a_val_split_that_is_held_out(tmp_path, capsys):
     root = write_coco(tmp_path / "single")
     (root / "annotations" / "instances_val.json").unlink()
@@ -190,6 +268,39 @@ def test_the_command_to_paste_trains_as_planned(tmp_path):
     report = check(str(root), "dfine_n_finetune", num_queries=50, image_size=(64, 96))
     flags = "--num-queries 50 --image-size 64x96"
     assert report.verdict.endswith(f"--data {root} {flags} --output runs/mine")
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        ("redetr_n_finetune", "--weights RUN"),
+        ("detr_r50_panoptic", "--weights RUN"),
+        ("detr_r50_panoptic_finetune", ""),
+        ("detr_r50", ""),
+    ],
+)
+def test_the_command_to_paste_names_the_weights_that_a_recipe_demands(recipe, flags):
+    words = ["redetr train", recipe, "--data digits", flags, "--output runs/mine"]
+    command = " ".join(word for word in words if word)
+    assert check("digits", recipe).verdict == f"ready to train: {command}"
+
+
+def test_the_command_to_paste_asks_for_masks_once():
+    assert "--data digits --masks --output" in check("digits", masks=True).verdict
+    assert "--masks" not in check("digits", "detr_r50_panoptic_finetune", masks=True).verdict
+
+
+@pytest.mark.parametrize("recipe", ["detr_r50_panoptic", "detr_r50_panoptic_finetune"])
+def test_masks_are_needed_for_a_recipe_that_trains_them(root, recipe):
+    report = check(str(root), recipe)
+    faults = [(fault.severity, fault.code) for fault in report.faults]
+    assert faults == 2 * [("error", "mask-missing")]
+    assert report.verdict.startswith("2 errors")
+
+
+def test_masks_for_a_model_of_boxes_are_refused_as_in_training():
+    with pytest.raises(InputError, match="detr_r50 predicts only boxes"):
+        check("digits", "detr_r50", masks=True)
 
 
 @pytest.mark.parametrize("source", ["digits", "crowns"])
@@ -577,6 +688,45 @@ def test_queries_that_training_would_take(recipe, queries):
     assert Plan.of(recipe, Hints(), 7).num_queries == 7
 
 
+@pytest.mark.parametrize(("objects", "queries"), [(3, 25), (20, 40), (400, 300)])
+def test_queries_follow_the_objects_of_train(objects, queries):
+    assert Plan.of("redetr_n", Hints(), None, max_objects=objects).num_queries == queries
+    assert Plan.of("detr_r50", Hints(), None, max_objects=objects).num_queries == 100
+
+
+def crowd(root: Path, split: str, objects: int) -> None:
+    """Adds objects to the first image of a split, so that it holds this many."""
+    file = root / "annotations" / f"instances_{split}.json"
+    document = json.loads(file.read_text())
+    first = document["annotations"][0]
+    for number in range(objects - len(CLASSES)):
+        row, column = divmod(number, 12)
+        box = [5 * column, 5 * row, 4, 4]
+        document["annotations"].append({**first, "id": 1 + number, "bbox": box})
+    file.write_text(json.dumps(document))
+
+
+def crowded(root: Path, **options: object) -> list[tuple[Path, str]]:
+    faults = check(str(root), **options).faults
+    return [(fault.file, fault.text) for fault in faults if fault.code == "image-crowded"]
+
+
+def test_val_is_held_against_the_queries_that_train_chooses(root):
+    """25 at least, and twice as many as objects in any image of train."""
+    val = root / "annotations" / "instances_val.json"
+    crowd(root, "val", 28)
+    assert crowded(root) == [(val, "holds 28 objects, but the model has only 25 queries")]
+    assert crowded(root, num_queries=28) == []
+    crowd(root, "train", 14)
+    assert crowded(root) == []
+
+
+def test_queries_are_not_guessed_from_a_train_split_that_is_incomplete(root):
+    crowd(root, "val", 28)
+    (root / "annotations" / "instances_train.json").write_text("{")
+    assert crowded(root) == []
+
+
 def written(source: str, folder: Path) -> str:
     write_report(check(source), folder, augmented=source == "crowns")
     return (folder / "index.html").read_text()
@@ -595,6 +745,60 @@ def test_the_page_needs_nothing_else(root, tmp_path):
     with Image.open(tmp_path / "page" / "sheet.png") as sheet:
         assert sheet.width > 1000
     assert not (tmp_path / "page" / "augmented.png").exists()
+
+
+def damage(file: Path) -> None:
+    """Overwrites pixels in the middle of a JPEG, which shows only when it is decoded."""
+    content = file.read_bytes()
+    file.write_bytes(content[:700] + b"\xff\xc4\x00\x03\x00" * 8 + content[740:])
+
+
+@pytest.mark.parametrize("name", ["train/train-00.jpg", "val/val-00.jpg"])
+def test_a_sample_that_cannot_be_decoded_is_a_fault_in_every_output(root, tmp_path, capsys, name):
+    damage(root / name)
+    assert check(str(root)).faults == []  # its header looks sound
+    arguments = ["check", str(root), "--report", str(tmp_path / "page")]
+    assert main_ends([*arguments, "--json"]) == 1
+    report = json.loads(capsys.readouterr().out)
+    (fault,) = report["faults"]
+    assert (fault["severity"], fault["code"]) == ("error", "image-unreadable")
+    assert fault["where"].endswith(f"({Path(name).name!r})")
+    assert fault["text"].startswith("cannot decode the image (")
+    (thorough,) = check(str(root), thorough=True).faults
+    assert thorough.to_json() == fault
+
+    assert main_ends([*arguments, "--augment"]) == 1
+    said = " ".join(capsys.readouterr().out.split())
+    assert "image-unreadable" in said and report["verdict"] in said
+    page = (tmp_path / "page" / "index.html").read_text()
+    assert "image-unreadable" in page and report["verdict"] in page
+    assert (tmp_path / "page" / "sheet.png").exists()
+
+
+def test_an_augmented_sample_that_cannot_be_decoded_is_a_fault_as_well(root, tmp_path):
+    """It need not be among the samples with their boxes."""
+    number = augmented_samples(14)[1]
+    assert ("train", number) not in check(str(root)).samples
+    damage(root / "train" / f"train-{number:02}.jpg")
+    assert main_ends(["check", str(root), "--report", str(tmp_path), "--augment"]) == 1
+    assert "image-unreadable" in (tmp_path / "index.html").read_text()
+
+
+def test_a_page_leaves_out_what_cannot_be_decoded(root, tmp_path):
+    """Also that of a report whose samples were not decoded."""
+    whole = sample_sheet(check(str(root)))
+    for file in (root / "train").iterdir():
+        damage(file)
+    report = check(str(root))
+    rest = sample_sheet(report)
+    assert whole is not None and rest is not None
+    assert rest.height < whole.height
+    for file in (root / "val").iterdir():
+        damage(file)
+    assert sample_sheet(report) is None
+    write_report(report, tmp_path / "page")
+    assert (tmp_path / "page" / "index.html").exists()
+    assert not (tmp_path / "page" / "sheet.png").exists()
 
 
 def keep_one_image(root: Path) -> None:

@@ -31,7 +31,8 @@ class Check:
     thorough: bool = False
     """Also decode all images, and look for near-duplicates."""
     masks: bool = False
-    """Check the data for training with --masks: faulty masks are errors, not warnings."""
+    """Check the data for training with --masks: faulty masks are errors, not warnings. A recipe
+    that trains masks implies it."""
     report: str | None = None
     """Folder to write a page with samples and histograms to."""
     augment: bool = False
@@ -60,6 +61,7 @@ class Check:
                 self.val_fraction,
                 self.image_size,
                 self.masks,
+                samples=bool(self.report),  # a damaged one is among the faults of every output
             )
         except (InputError, OSError) as error:
             if self.json:  # programs read the reason there, whatever it is

@@ -11,6 +11,7 @@ from redetr.data.faults import Fault, Severity, listed_locations
 from redetr.doctor.images import faults_of
 from redetr.doctor.locations import location_of
 from redetr.doctor.plan import Plan, sides_of
+from redetr.doctor.splits import of_split
 from redetr.wording import counted
 
 # A val split measures little with fewer images, or with a smaller share of those of train.
@@ -284,7 +285,8 @@ def plan_faults(splits: Mapping[Split, Annotations], plan: Plan) -> list[Fault]:
     for split, annotations in splits.items():
         trains_on_crops = split == "train" and plan.config.augment == "aerial"
         if not trains_on_crops:
-            faults += _crowded(annotations, plan.num_queries)
+            crowded = _crowded(annotations, plan.num_queries)
+            faults += of_split(crowded, split, splits)
     train = splits.get("train")
     val = splits.get("val")
     if train is None:

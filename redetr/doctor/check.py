@@ -17,6 +17,7 @@ from torch import Tensor
 
 from redetr.bounds import require_in_bounds
 from redetr.choices import ImageSize
+from redetr.config import MOST_QUERIES
 from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.faults import Fault
@@ -24,7 +25,6 @@ from redetr.data.formats.folder import (
     AnnotatedDataset,
     FolderDataset,
     read_split,
-    require_masks,
 )
 from redetr.data.formats.holdout import for_a_single_image
 from redetr.data.formats.hub import HubDataset, hub_splits
@@ -40,8 +40,11 @@ from redetr.doctor.boxes import box_faults, is_sound, plan_faults
 from redetr.doctor.classes import class_counts, class_faults
 from redetr.doctor.images import copies, image_faults
 from redetr.doctor.plan import Plan
-from redetr.errors import InputError, explained
+from redetr.doctor.samples import Pixels, Sample, decode_samples, samples_of
+from redetr.doctor.splits import mask_faults, of_split
+from redetr.errors import InputError, NoMasksError, explained
 from redetr.metrics import distinct_names
+from redetr.recipes import get_recipe
 
 _ONE_ERROR = "1 error would spoil training. Fix it and run again."
 _SCENES = 300  # of a split that is drawn on demand
@@ -54,12 +57,11 @@ class Report:
 
     source: str
     splits: dict[Split, Annotations]
-    headers: dict[Split, Headers]  # of the image files; none for data without files
-    pixels: Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [3, H, W]
+    pixels: Pixels
     faults: list[Fault]  # errors first
     plan: Plan
+    samples: list[Sample]  # images that its page shows
     val_fraction: float = 0.0
-    masks: bool = False  # whether masks are to be trained on
 
     @property
     def errors(self) -> int:
@@ -77,8 +79,6 @@ class Report:
         command += self.plan.flags
         if self.val_fraction:
             command += f" --val-fraction {self.val_fraction}"
-        if self.masks:
-            command += " --masks"
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
@@ -208,23 +208,30 @@ def check(
     val_fraction: float = 0.0,
     image_size: ImageSize = 0,
     masks: bool = False,
+    samples: bool = False,
 ) -> Report:
     """Checks all annotations and image files of a data set: `digits`, `crowns`, or a folder.
 
     `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
-    images, which finds damage in the middle of files, and near-duplicates. `val_fraction` is
-    described in `open_dataset`, and `image_size` in `TrainConfig`. Faults of masks are errors with
-    `masks`, and warnings otherwise. Raises InputError if there is no data set, or for `thorough`
-    where images are not files.
+    images, which finds damage in the middle of files, and near-duplicates; `samples` decodes those
+    that the page shows. `val_fraction` is described in `open_dataset`, and `image_size` in
+    `TrainConfig`. Faults of masks are errors with `masks` or a recipe that trains them, and
+    warnings otherwise. Raises InputError if there is no data set, if training would refuse the
+    settings, or for `thorough` where images are not files.
     """
     require_in_bounds("val_fraction", val_fraction)
+    masks = masks or get_recipe(recipe).masks
     if source == "digits" or source.startswith("hf:"):
         if thorough:
             text = "--thorough looks at image files, but the images of this data set are not files"
             remedy = "leave it out, or write the images to a folder with redetr convert"
             raise InputError(text, where=source, remedy=remedy)
-        return _check_without_files(source, recipe, num_queries, val_fraction, image_size, masks)
-    return _check_folder(source, recipe, num_queries, thorough, val_fraction, image_size, masks)
+        return _check_without_files(
+            source, recipe, num_queries, val_fraction, image_size, masks, samples
+        )
+    return _check_folder(
+        source, recipe, num_queries, thorough, val_fraction, image_size, masks, samples
+    )
 
 
 def _check_without_files(
@@ -234,6 +241,7 @@ def _check_without_files(
     val_fraction: float,
     image_size: ImageSize,
     masks: bool,
+    decode: bool,
 ) -> Report:
     """The report on a data set whose images are not files, but drawn, or rows of Hugging Face
     `datasets`."""
@@ -241,15 +249,26 @@ def _check_without_files(
     splits: dict[Split, Annotations] = {}
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
-    hints = datasets["train"].hints
-    plan = Plan.of(recipe, hints, num_queries, image_size)
+    train = datasets["train"]
+    most = int(train.max_objects())
+    plan = Plan.of(recipe, train.hints, num_queries, image_size, masks, most)
     headers = {}
     for split, dataset in datasets.items():
         if isinstance(dataset, HubDataset):
             headers[split] = headers_of_contents(len(dataset), dataset.content)
+
+    def pixels(split: Split, index: int) -> Tensor:
+        return datasets[split].image(index)
+
+    samples = samples_of(splits, headers)
+    if decode:
+        samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
-    faults += copies({split: splits[split] for split in headers}, headers)
+    of_rows = {split: splits[split] for split in headers}
+    faults += copies(of_rows, headers)
+    if masks:
+        faults += mask_faults(of_rows)
     for split, dataset in datasets.items():
         scenes = len(dataset)
         if scenes > len(splits[split]):
@@ -257,11 +276,7 @@ def _check_without_files(
                 f"{scenes:,} scenes, drawn on demand: the figures are those of the first {_SCENES}"
             )
             faults.append(Fault("note", "drawn", Path(source), split, text, "nothing to do"))
-
-    def pixels(split: Split, index: int) -> Tensor:
-        return datasets[split].image(index)
-
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
+    return Report(source, splits, pixels, _sorted(faults), plan, samples, val_fraction)
 
 
 def _check_folder(
@@ -272,40 +287,35 @@ def _check_folder(
     val_fraction: float,
     image_size: ImageSize,
     masks: bool,
+    decode: bool,
 ) -> Report:
     """The report on a data set with image files."""
     folder = folder_of(source)
     splits, faults = _read(folder, val_fraction, "train" if masks else "check")
-    if masks:
-        faults += _without_masks(splits)
     is_complete = not faults
-    hints = _hints(source, splits.get("train"))
-    plan = Plan.of(recipe, hints, num_queries, image_size)
+    if masks:
+        faults += mask_faults(splits)
+    train = splits.get("train")
+    hints = _hints(source, train)
+    plan = Plan.of(recipe, hints, num_queries, image_size, masks, _max_objects(train))
     headers = {}
     for split, annotations in splits.items():
         headers[split] = _headers(annotations, content=True, looks=thorough)
+
+    def pixels(split: Split, index: int) -> Tensor:
+        path = splits[split].path(index)
+        return read_image(path, channels_to_look_at(path))
+
+    samples = samples_of(splits, headers)
+    if decode:
+        samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
     faults += copies(splits, headers)
     everything_is_read = is_complete and all(is_sound(split) for split in splits.values())
     if everything_is_read:  # otherwise, a file may belong to a part that was left out
         faults += unclaimed_files(splits)
-
-    def pixels(split: Split, index: int) -> Tensor:
-        path = splits[split].path(index)
-        return read_image(path, channels_to_look_at(path))
-
-    return Report(source, splits, headers, pixels, _sorted(faults), plan, val_fraction, masks)
-
-
-def _without_masks(splits: Mapping[Split, Annotations]) -> list[Fault]:
-    """An error if no object has a mask, because masks cannot be trained then."""
-    for annotations in splits.values():
-        try:
-            require_masks(annotations)
-        except InputError as error:
-            return [Fault.from_error("mask-missing", error, annotations.source)]
-    return []
+    return Report(source, splits, pixels, _sorted(faults), plan, samples, val_fraction)
 
 
 def _hints(source: str, train: Annotations | None) -> Hints:
@@ -314,6 +324,13 @@ def _hints(source: str, train: Annotations | None) -> Hints:
     if train is None:
         return Hints()
     return Hints(native_size=train.native_size())
+
+
+def _max_objects(train: Annotations | None) -> int:
+    """The most objects in an image of train; `MOST_QUERIES` if that is not known."""
+    if train is None or not is_sound(train):
+        return MOST_QUERIES
+    return int(train.object_counts().max(initial=0))
 
 
 def essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fault]:
@@ -347,30 +364,31 @@ def _essential_faults(train: DetectionDataset, val: DetectionDataset) -> list[Fa
 
 
 def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]) -> list[Fault]:
-    """The faults of annotations and image headers. One that splits have in common, such as that of
-    a file with the annotations of both, is reported once."""
+    """The faults of annotations and image headers. One that a reader found in several splits, such
+    as that of a file with the annotations of all, is reported once."""
     faults: dict[Fault, None] = {}  # an ordered set
+    of_readers: set[Fault] = set()
     for split, annotations in splits.items():
-        of_split = list(annotations.faults)
-        of_split += box_faults(annotations)
+        for fault in annotations.faults:
+            if fault not in of_readers:
+                of_readers.add(fault)
+                faults[fault.in_split(split)] = None
+        found = box_faults(annotations)
         if split in headers:
             of_images = image_faults(annotations, headers[split])
-            if str(annotations.source).startswith("hf:"):  # splits have numbers of their own
-                of_images = [_of_row(fault, split) for fault in of_images]
-            of_split += of_images
-        for fault in of_split:
-            faults[fault.in_split(split)] = None
+            if str(annotations.source).startswith("hf:"):
+                of_images = [_of_row(fault) for fault in of_images]
+            found += of_images
+        faults |= dict.fromkeys(of_split(found, split, splits))
     return [*faults, *class_faults(splits)]
 
 
-def _of_row(fault: Fault, split: Split) -> Fault:
-    """The fault of an image file for images in rows: with the name of their split, and a remedy for
-    data sets without files."""
-    items = tuple(f"{item} of {split}" for item in fault.items)
-    remedy = fault.remedy
-    if fault.code == "image-unreadable":  # which --skip-unreadable does not leave out
-        remedy = "replace the image in this row, or delete the row"
-    return replace(fault, where=f"{fault.where} of {split}", items=items, remedy=remedy)
+def _of_row(fault: Fault) -> Fault:
+    """The fault of an image file with a remedy for images in rows, which --skip-unreadable does not
+    leave out."""
+    if fault.code != "image-unreadable":
+        return fault
+    return replace(fault, remedy="replace the image in this row, or delete the row")
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:
@@ -416,9 +434,9 @@ def _open(
     source: str, val_fraction: float, masks: bool
 ) -> tuple[dict[Split, DetectionDataset], list[Fault]]:
     """The splits of a data set without files, and a fault if it has a test split that cannot be
-    read.
+    read. A test split that lacks the `masks` that are asked for is read without.
 
-    Raises InputError if train or val cannot be read.
+    Raises InputError if train or val cannot be read, or lacks them.
     """
     datasets: dict[Split, DetectionDataset] = {
         "train": open_dataset(source, "train", val_fraction, masks=masks),
@@ -427,6 +445,8 @@ def _open(
     try:
         if source != "digits" and "test" in hub_splits(source):
             datasets["test"] = open_dataset(source, "test", masks=masks)
+    except NoMasksError:
+        datasets["test"] = open_dataset(source, "test")
     except InputError as error:
         return datasets, [_unreadable("test", error, Path(source))]
     return datasets, []

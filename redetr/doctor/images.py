@@ -10,6 +10,7 @@ from redetr.data.annotations import Annotations, Split, image_reference
 from redetr.data.faults import MOST_ITEMS, Fault, Severity
 from redetr.data.header_cache import PLAIN, Headers, first_same
 from redetr.data.images import READ_REMEDY, SIZE_REMEDY, TURNED_REMEDY
+from redetr.doctor.splits import of_split
 
 # Copies with half the size or low quality differ in 0 to 6 of 64 bits, and other images in 10 or
 # more.
@@ -136,24 +137,26 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
         return reference(i), f"is the same image as {reference(original)} of {split}"
 
     faults = []
-    for number, annotations in enumerate(splits.values()):
+    for number, split in enumerate(splits):
         copied_here = copied & (split_of == number)
-        faults += faults_of(
+        source = splits[split].source
+        found = faults_of(
             copied_here & ~leaked,
             "warning",
             "image-twice",
-            annotations.source,
+            source,
             describe,
             "keep one, with all boxes",
         )
-        faults += faults_of(
+        found += faults_of(
             copied_here & leaked,
             "warning",
             "image-leak",
-            annotations.source,
+            source,
             describe,
             "remove it from one split: otherwise AP is higher than on unseen images",
         )
+        faults += of_split(found, split, splits)
     return faults
 
 

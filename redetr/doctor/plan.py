@@ -7,13 +7,14 @@ from typing import Literal
 import numpy as np
 import torch
 
-from redetr.choices import ImageSize, size_text
-from redetr.config import MOST_QUERIES, Settings
+from redetr.choices import WEIGHTS_REQUIRED, ImageSize, size_text
+from redetr.config import MOST_QUERIES, Settings, TrainConfig
 from redetr.data import Hints
 from redetr.data.annotations import Annotations
 from redetr.data.views import Stretch
 from redetr.models import build
 from redetr.recipes import get_recipe
+from redetr.weights.untrained import freezes_detector
 
 
 @dataclass(frozen=True)
@@ -30,24 +31,40 @@ class Plan:
     @classmethod
     @cache  # a model is built for it
     def of(
-        cls, recipe: str, hints: Hints, num_queries: int | None, image_size: ImageSize = 0
+        cls,
+        recipe: str,
+        hints: Hints,
+        num_queries: int | None,
+        image_size: ImageSize = 0,
+        masks: bool = False,
+        max_objects: int = MOST_QUERIES,
     ) -> "Plan":
-        """`num_queries` None and `image_size` 0 stand for the choice of training. Raises InputError
-        for an unknown recipe, or for a size that the model does not support."""
-        config = replace(get_recipe(recipe), weights=None)
+        """`num_queries` None and `image_size` 0 stand for the choice of training, in whose images
+        there are at most `max_objects` objects; `masks` are trained as well, whatever the recipe
+        says.
+
+        Raises InputError for an unknown recipe, or for a size or masks that the model does not
+        support.
+        """
+        asked = get_recipe(recipe)
+        config = replace(asked, weights=None, masks=masks or asked.masks)
         if image_size:
             config = replace(config, image_size=image_size)
         config.check(world_size=1)
-        config = config.with_queries(hints, max_objects=MOST_QUERIES)
+        config = config.with_queries(hints, max_objects)
         with torch.device("meta"):
             model = build(config.model, 1, **config.model_kwargs())
         settings = config.resolved(model, hints, num_images=1)
         queries = num_queries or model.num_queries
         flags = ""
+        if _demands_weights(asked):
+            flags += " --weights RUN"
         if num_queries:
             flags += f" --num-queries {num_queries}"
         if image_size:
             flags += f" --image-size {size_text(image_size)}"
+        if masks and not asked.masks:
+            flags += " --masks"
         return cls(recipe, settings, model.resize, model.max_size, queries, flags)
 
     def shorter_sides(self, annotations: Annotations, image_size: ImageSize) -> np.ndarray:
@@ -68,6 +85,14 @@ class Plan:
             scale = np.minimum(by_shorter, by_longer)[:, None]
         sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
         return sides.min(1)
+
+
+def _demands_weights(config: TrainConfig) -> bool:
+    """Whether training refuses a recipe without --weights."""
+    if config.weights == WEIGHTS_REQUIRED:
+        return True
+    has_detector = config.weights not in (None, "imagenet")
+    return freezes_detector(config) and not has_detector
 
 
 def sides_of(image_size: ImageSize) -> tuple[int, ...]:

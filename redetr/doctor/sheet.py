@@ -17,6 +17,8 @@ from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.doctor.check import Report
 from redetr.doctor.plan import Plan
+from redetr.doctor.samples import augmented_samples
+from redetr.errors import InputError
 from redetr.pages.drawing import class_color, draw_boxes, grid, save_image
 from redetr.pages.images import data_uri, figure_image, figure_text
 from redetr.pages.templates import render, write_page
@@ -27,8 +29,6 @@ if TYPE_CHECKING:
 _PANEL_PX = 400
 _FEW_PANELS_PX = 800  # if a row is not full
 _COLUMNS = 4
-_SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
-_AUGMENTED_SAMPLES = 3
 _BINS = 31
 _HISTOGRAM_PX = 600, 350
 _HISTOGRAM_DPI = 100
@@ -56,23 +56,19 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
 
 
 def sample_sheet(report: Report) -> Image.Image | None:
-    """Readable images of each split with their boxes; None if there are none with objects."""
-    samples: list[tuple[Split, int]] = []
-    for split, annotations in report.splits.items():
-        usable = annotations.object_counts() > 0
-        for index, header in enumerate(report.headers.get(split, [])):
-            if header.problem:
-                usable[index] = False
-        for index in _spread(np.flatnonzero(usable), _SAMPLES[split]):
-            samples.append((split, index))
-    if not samples:
-        return None
-    within_px = _PANEL_PX if len(samples) >= _COLUMNS else _FEW_PANELS_PX
+    """Samples of each split with their boxes, without those that cannot be decoded; None if there
+    are none."""
+    within_px = _PANEL_PX if len(report.samples) >= _COLUMNS else _FEW_PANELS_PX
     panels = []
-    for split, index in samples:
-        panel = _stored_panel(report, split, index, within_px)
+    for split, index in report.samples:
+        try:
+            panel = _stored_panel(report, split, index, within_px)
+        except InputError:  # a fault of the report if the samples were decoded for it
+            continue
         file_name = report.splits[split].path(index).name
         panels.append((panel, f"{split}: {file_name}"))
+    if not panels:
+        return None
     return grid(panels, _COLUMNS)
 
 
@@ -81,7 +77,7 @@ def augmented_sheet(report: Report) -> Image.Image:
     dataset = open_dataset(report.source, "train", report.val_fraction)
     samples = _training_samples(report.plan, dataset)
     panels = []
-    for index in _spread(np.arange(len(dataset)), _AUGMENTED_SAMPLES):
+    for index in augmented_samples(len(dataset)):
         for epoch in range(_COLUMNS):
             image, target = samples[(epoch, index)]
             height, width = image.shape[1:]
@@ -99,15 +95,6 @@ def _training_samples(plan: Plan, dataset: DetectionDataset) -> Samples:
     final = final_size(plan, config.image_size)
     transform = augmentation(config.augment, final)
     return Samples(dataset, transform, config.seed)
-
-
-def _spread(indices: np.ndarray, count: int) -> list[int]:
-    """At most `count` of the indices, evenly spread."""
-    if len(indices) <= count:
-        return indices.tolist()
-    steps = np.arange(count)
-    chosen = steps * len(indices) // count
-    return indices[chosen].tolist()
 
 
 def _stored_panel(report: Report, split: Split, index: int, within_px: int) -> Image.Image:

@@ -15,22 +15,29 @@ _CLASS_HEADS = ("class_embed.", "score_head.")  # in the names of their tensors
 _CLASSES_NAMED = 3  # in an error
 
 
-def require_detector_in_training(config: TrainConfig) -> None:
-    """Raises InputError if only the mask head is to be trained, for weights without a detector."""
-    remedy = "give --weights RUN, a run of "
+def freezes_detector(config: TrainConfig) -> bool:
+    """Whether only the mask head is to be trained, so that the detector needs weights."""
     if config.model.endswith("_panoptic"):
         names = {"detector", panoptic.PREFIX.rstrip(".")}
-        remedy += f"redetr train {config.model.removesuffix('_panoptic')}"
     elif config.masks:
         names = {"detector"}
-        remedy += config.model
     else:  # then `freeze` says that nothing is left to train
+        return False
+    return not names.isdisjoint(config.freeze)
+
+
+def require_detector_in_training(config: TrainConfig) -> None:
+    """Raises InputError if only the mask head is to be trained, for weights without a detector."""
+    if not freezes_detector(config):
         return
-    if not names.isdisjoint(config.freeze):
-        raise InputError(
-            f"{config.model} with a frozen detector needs the weights of a trained detector",
-            remedy=f"{remedy} on the same classes, or leave --freeze out",
-        )
+    of_boxes = config.model
+    if of_boxes.endswith("_panoptic"):
+        of_boxes = f"redetr train {of_boxes.removesuffix('_panoptic')}"
+    raise InputError(
+        f"{config.model} with a frozen detector needs the weights of a trained detector",
+        remedy=f"give --weights RUN, a run of {of_boxes} on the same classes, or leave --freeze "
+        "out",
+    )
 
 
 def require_known_if_frozen(

@@ -469,3 +469,29 @@ def test_rows_with_boxes_only_have_no_masks(tmp_path):
     source = save(tmp_path, [{"bbox": [[5, 4, 30, 22]], "category": [1]}], fields())
     with pytest.raises(InputError, match="has only boxes, no masks"):
         open_dataset(source, "train", masks=True)
+
+
+def with_test_split(source: str, objects: list[Any], root: Path) -> str:
+    """The address of the data set with a test split: the first images of train, with these
+    objects."""
+    splits = datasets.load_from_disk(source.removeprefix("hf:"))
+    train = splits["train"]
+    images = [train[index]["image"] for index in range(len(objects))]
+    rows = {"image": images, "objects": objects}
+    splits["test"] = datasets.Dataset.from_dict(rows, features=train.features)
+    splits.save_to_disk(str(root / "with-test"))
+    return f"hf:{root}/with-test"
+
+
+def test_a_test_split_with_boxes_only_is_a_warning(tmp_path):
+    x1, y1, x2, y2 = CORNERS[0]
+    row = {"bbox": [[x1, y1, x2 - x1, y2 - y1]], "category": [1]}
+    polygon = [x1, y1, x2, y1, x2, y2, x1, y2]
+    features = fields() | {"segmentation": MASK_FORMS["polygons"]}
+    source = save(tmp_path, [row | {"segmentation": [[polygon]]}], features)
+    source = with_test_split(source, [row | {"segmentation": [[]]}], tmp_path)
+    report = check(f"{source},boxes=xywh", masks=True)
+    (fault,) = [fault for fault in report.faults if fault.code == "mask-missing"]
+    assert (fault.severity, fault.where) == ("warning", "the test split")
+    assert not report.errors
+    assert report.figures()["test"]["masks"] == 0

@@ -180,6 +180,36 @@ def test_check_reads_the_images_of_rows(tmp_path):
     codes = {fault.code: (fault.severity, fault.count) for fault in report.faults}
     assert codes["image-plain"] == ("warning", 1)
     assert codes["image-leak"][0] == "warning"
+    (leak,) = [fault for fault in report.faults if fault.code == "image-leak"]
+    assert leak.where == "image 1 ('000000001') of val"
+
+
+def test_faults_of_rows_name_their_split(tmp_path):
+    """Rows of all splits are numbered from 0, and these are the same in both."""
+    box = [X, Y, BOX_WIDTH, BOX_HEIGHT]
+    rows = [row(), row(2, bbox=[box, box], category=[0, 0]), row(3, bbox=[], category=[])]
+    report = check(f"{save(tmp_path, rows)},boxes=xywh")
+    for code, where in (
+        ("box-twice", "annotation 2 in image 1 ('000000001')"),
+        ("image-empty", "image 2 ('000000002')"),
+    ):
+        faults = [fault for fault in report.faults if fault.code == code]
+        assert [fault.where for fault in faults] == [f"{where} of train", f"{where} of val"]
+
+
+def test_samples_of_rows_are_decoded_for_the_page(tmp_path):
+    rows = [row(orientation) for orientation in (1, 2, 3)]
+    content = rows[1]["image"]["bytes"]
+    middle = len(content) // 2
+    rows[1]["image"]["bytes"] = content[:middle] + bytes(200) + content[middle + 200 :]
+    source = f"{save(tmp_path, rows)},boxes=xywh"
+    assert not check(source).errors
+    report = check(source, samples=True)
+    errors = [fault for fault in report.faults if fault.severity == "error"]
+    assert [(fault.code, fault.where) for fault in errors] == [
+        ("image-unreadable", f"image 1 ('000000001') of {split}") for split in ("train", "val")
+    ]
+    assert report.samples == [(split, index) for split in ("train", "val") for index in (0, 2)]
 
 
 def test_headers_of_contents_that_cannot_be_read():

@@ -134,6 +134,53 @@ def test_its_faults_are_warnings(write):
         assert found(check(str(root)))[code] == ("warning", 1)
 
 
+def test_a_sample_of_it_that_cannot_be_decoded_is_a_warning(write, tmp_path):
+    root = write("coco")
+    file = root / "test/test-00.jpg"
+    content = file.read_bytes()
+    file.write_bytes(content[:700] + b"\xff\xc4\x00\x03\x00" * 8 + content[740:])
+    report = check(str(root), samples=True)
+    assert found(report) == {"image-unreadable": ("warning", 1)}
+    assert ("test", 0) not in report.samples and ("test", 1) in report.samples
+    write_report(report, tmp_path / "page", augmented=True)
+    assert "image-unreadable" in (tmp_path / "page" / "index.html").read_text()
+
+
+def outline(root: Path, *splits: str) -> None:
+    """Draws an outline around each object of these splits."""
+    for split in splits:
+        file = root / f"annotations/instances_{split}.json"
+        rows = json.loads(file.read_text())["annotations"]
+        for row in rows:
+            x, y, width, height = row["bbox"]
+            right, lower = x + width, y + height
+            row["segmentation"] = [[x, y, right, y, right, lower, x, lower]]
+        change(file, annotations=rows)
+
+
+def test_boxes_alone_in_it_are_a_warning(write):
+    """It is not trained on, so its missing masks stop no training, and hide nothing."""
+    root = write("coco")
+    outline(root, "train", "val")
+    shutil.copy(root / "test/test-00.jpg", root / "test/spare.jpg")
+    report = check(str(root), masks=True)
+    assert found(report) == {"mask-missing": ("warning", 1), "image-unused": ("warning", 1)}
+    (fault,) = [fault for fault in report.faults if fault.code == "mask-missing"]
+    assert fault.file == root / "annotations/instances_test.json"
+    assert report.verdict.startswith("ready to train") and "--masks" in report.verdict
+
+
+def test_boxes_alone_in_every_split_are_reported_for_each(write):
+    root = write("coco")
+    faults = check(str(root), masks=True).faults
+    assert [(fault.severity, fault.file.name) for fault in faults] == [
+        ("error", "instances_train.json"),
+        ("error", "instances_val.json"),
+        ("warning", "instances_test.json"),
+    ]
+    assert {fault.code for fault in faults} == {"mask-missing"}
+
+
 def test_classes_of_train_and_val_are_looked_at_whatever_test_has(write):
     root = write("coco")
     change(
