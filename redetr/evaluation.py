@@ -59,10 +59,9 @@ def evaluate(
     data set. Images are resized to `image_size` px, by default that with which the model of a
     `Detector` was trained, of others `model.image_size`. `batch_size` is that of a rank, `dtype`
     the precision. `num_workers` processes load the images, 0 = this one; each must answer within
-    `loader_timeout_s`. `on_batch` is called with the number of images after each batch. A model in
-    training mode is in it again afterwards. Raises InputError for an argument that is invalid, or
-    if the model lacks classes of the data set (see `detect_classes`); DivergedError for a score or
-    box that is not finite. Communicates.
+    `loader_timeout_s`. `on_batch` is called with the number of images after each batch. The model
+    keeps its mode. Raises InputError for invalid arguments and missing classes (see
+    `detect_classes`), DivergedError for scores or boxes that are not finite. Communicates.
     """
     _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
     require_callable(criterion=criterion, on_batch=on_batch)
