@@ -24,6 +24,7 @@ from PIL import Image
 from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.folder import FolderDataset
 from redetr.data.formats.holdout import is_chosen
+from redetr.data.formats.paths import name_taken
 from redetr.data.images import describe
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.transforms import MIN_VISIBLE
@@ -129,9 +130,11 @@ def cut_images(
     images = FolderDataset(annotations, split)
     images = images.with_channels(cut.channels or images.channels)
     tiles = _Tiles()
+    names: set[str] = set()  # of the tiles so far
     for index in range(len(annotations)):
         of_image = list(_tiles_of(annotations, index, cut, images.channels))
         kept = [tile for tile in of_image if split != "train" or _is_kept(tile, annotations, cut)]
+        _require_distinct(annotations, kept, names)
         tiles.num_left_out += len(of_image) - len(kept)
         tiles.kept += kept
         if len(of_image) == 1:
@@ -141,7 +144,6 @@ def cut_images(
         elif kept:
             tiles.num_deep += describe(images.path(index)).is_deep
             _write_tiles(images, index, kept, folder)
-    _require_distinct(annotations, tiles.kept)
     return _annotations(annotations, tiles.kept, folder), _sentences(annotations, split, cut, tiles)
 
 
@@ -319,24 +321,29 @@ def _write_tile(pixels: NDArray[np.uint8], folder: Path, tile: _Tile) -> None:
     part = np.ascontiguousarray(pixels[top:bottom, left:right])
     file = folder / tile.name
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".npy":
-        np.save(file, part)
-        return
-    image = Image.fromarray(part)
-    if file.suffix.lower() in _JPEG:
-        image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    else:
-        image.save(file, "PNG")
+    try:
+        opened = file.open("xb")
+    except FileExistsError:
+        raise name_taken(file) from None
+    with opened:
+        if file.suffix == ".npy":
+            np.save(opened, part)
+            return
+        image = Image.fromarray(part)
+        if file.suffix.lower() in _JPEG:
+            image.save(opened, "JPEG", quality=_QUALITY, subsampling=0)
+        else:
+            image.save(opened, "PNG")
 
 
-def _require_distinct(annotations: Annotations, tiles: list[_Tile]) -> None:
-    """Raises InputError if two images would share tiles."""
-    seen = set()
+def _require_distinct(annotations: Annotations, tiles: list[_Tile], names: set[str]) -> None:
+    """Adds the names of an image's tiles to the `names`. Raises InputError if another image has
+    such a tile, which would be written over: it may be a link to an image of the source."""
     for tile in tiles:
-        if tile.name in seen:
+        if tile.name in names:
             text = f"two images would share the tile {tile.name!r}"
             raise InputError(text, where=annotations.source, remedy="rename one of them")
-        seen.add(tile.name)
+        names.add(tile.name)
 
 
 def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> Annotations:

@@ -21,6 +21,7 @@ from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
+from redetr.data.formats.paths import name_taken, without_capitals
 from redetr.data.formats.read_back import require_same
 from redetr.data.formats.renaming import apart
 from redetr.data.formats.shard_writing import pack, write_file_list
@@ -160,7 +161,7 @@ def _write(
     def put(source: Path, target: Path) -> None:
         file = files.get(source, source)
         if copy:
-            copy_data_file(file, target)
+            _copy(file, target)
         else:
             _link(file, target)
 
@@ -313,15 +314,17 @@ def _has_outlines(annotations: Annotations) -> bool:
 
 
 def _require_separate_labels(splits: Splits) -> None:
-    """Raises InputError if two images would share a label file."""
+    """Raises InputError if two images would share a label file, also if they do so only on Windows
+    and macOS."""
     first_with: dict[str, tuple[Split, str]] = {}
     for split, annotations in splits.items():
         for name in names_of(annotations):
             stem, _ = posixpath.splitext(name)
-            if stem not in first_with:
-                first_with[stem] = split, name
+            spelling = without_capitals(stem)
+            if spelling not in first_with:
+                first_with[spelling] = split, name
                 continue
-            other_split, other = first_with[stem]
+            other_split, other = first_with[spelling]
             text = f"{other!r} and {name!r} would share one label file"
             remedy = "rename one of them"
             if other_split != split:
@@ -329,11 +332,22 @@ def _require_separate_labels(splits: Splits) -> None:
             elif other == name:
                 text = f"two entries of image {name!r} would share one label file"
                 remedy = "merge them into one, with all objects"
+            if posixpath.splitext(other)[0] != stem:
+                text += " on Windows and macOS, which ignore capitals and Unicode forms"
             raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _link(source: Path, destination: Path) -> None:
     try:
         os.link(os.path.realpath(source), destination)
+    except FileExistsError:
+        raise name_taken(destination) from None
     except OSError:  # another disk, or a file system without hard links
-        copy_data_file(source, destination)
+        _copy(source, destination)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    # A file that exists may be a hard link to an image of the source, which would be written to.
+    if os.path.lexists(destination):
+        raise name_taken(destination)
+    copy_data_file(source, destination)
