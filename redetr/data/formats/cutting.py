@@ -2,10 +2,11 @@
 
 An object is kept in each tile that shows at least `min_visible` of its area, and always in the tile
 that shows most of it, so that none is lost. Its box and area are those of the visible part. If the
-object has a mask, its area is the number of its pixels, and a box that is cut ends at the visible
-pixels. Crowds are also kept in all tiles that show a pixel of them. Tiles are named after their
-image and their offset in px: `a_x00512_y00000.png`, or `.npy` for images with other channels than
-RGB. An image that is no larger than a tile is not changed.
+object has a mask, its area is the number of its pixels, or the visible share of the area that its
+source states, and a box that is cut ends at the visible pixels. Crowds are also kept in all tiles
+that show a pixel of them. Tiles are named after their image and their offset in px:
+`a_x00512_y00000.png`, or `.npy` for images with other channels than RGB. An image that is no larger
+than a tile is not changed.
 """
 
 import os
@@ -103,7 +104,7 @@ class _Tile:
     window: Window
     objects: NDArray[np.int64]  # rows of the annotations
     boxes: NDArray[np.float32]  # xyxy px of the tile
-    shares: NDArray[np.float32]  # of their area that is visible
+    shares: NDArray[np.float64]  # of their area that is visible
     masks: list[_Mask] = field(default_factory=list)  # of them, if the annotations have masks
 
 
@@ -184,7 +185,7 @@ def _tiles_of(
             window=window,
             objects=objects.start + rows,
             boxes=shifted[rows].astype(np.float32),
-            shares=shares[number][rows].astype(np.float32),
+            shares=shares[number][rows],
             masks=masks,
         )
 
@@ -356,7 +357,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
     # The empty arrays determine the types, even if there are no tiles.
     rows = np.concatenate([np.zeros(0, np.int64), *(tile.objects for tile in tiles)])
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes for tile in tiles)])
-    shares = np.concatenate([np.zeros(0, np.float32), *(tile.shares for tile in tiles)])
+    shares = np.concatenate([np.zeros(0), *(tile.shares for tile in tiles)])
     counts = [len(tile.objects) for tile in tiles]
     builder = MaskBuilder(for_training=False)
     for tile in tiles:
@@ -374,7 +375,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
         boxes=boxes,
         labels=annotations.labels[rows],
         iscrowd=annotations.iscrowd[rows],
-        area=annotations.area[rows] * shares,
+        area=(annotations.area[rows] * shares).astype(np.float32),
         object_ids=annotations.object_ids[rows],
         faults=annotations.faults,
         masks=None if annotations.masks is None else builder.columns(),

@@ -234,12 +234,13 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if form == "coco":
         return splits, []
     notes = []
+    num_masks = count_masks(splits)
     if any(_has_outlines(annotations) for annotations in splits.values()):
-        notes.append(
-            f"{form} has no areas: boxes decide which objects count as small, medium and large"
-        )
+        note = f"{form} has no areas: boxes decide which objects count as small, medium and large"
+        if form == "yolo" and num_masks:
+            note += ", or masks where they are read"
+        notes.append(note)
     if form == "voc":
-        num_masks = count_masks(splits)
         if num_masks:
             notes.append(f"the voc format has no masks: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
