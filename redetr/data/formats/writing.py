@@ -61,8 +61,8 @@ def convert(
     only COCO's format supports. Returns sentences on what was written, and on what the format
     cannot represent. Raises InputError if the data set has errors, if a file has another size than
     annotated, if the format cannot represent it, if `destination` already exists, or if images are
-    symbolic links out of the data folder, which in untrusted data may lead to any file.
-    `follow_links` allows them.
+    symbolic links out of the data folder, or named outside it by rows of `hf:FOLDER`: in untrusted
+    data, these may lead to any file. `follow_links` allows them.
     """
     require_in_bounds("val_fraction", val_fraction)
     if shard_bytes is not None and form != "coco":
@@ -78,7 +78,8 @@ def convert(
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
         if not is_folder:
-            splits, notes = _read_hub(str(source), Path(folder) / "whole", val_fraction)
+            images = Path(folder) / "whole"
+            splits, notes = _read_hub(str(source), images, follow_links, val_fraction)
         if cut is not None:
             for split, annotations in splits.items():
                 annotations.require_sound()
@@ -126,12 +127,14 @@ def _read_folder(
     return splits, [*notes]
 
 
-def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, list[str]]:
+def _read_hub(
+    address: str, folder: Path, follow_links: bool, val_fraction: float
+) -> tuple[Splits, list[str]]:
     """The splits of a data set on the hub, whose images are written to `folder`, and sentences on
     them."""
     splits = {}
     for split in hub_splits(address):
-        splits[split] = write_images(address, split, folder / split)
+        splits[split] = write_images(address, split, folder / split, follow_links)
     notes: dict[str, None] = {}  # an ordered set, as both splits may have the same notes
     for annotations in splits.values():
         notes.update(dict.fromkeys(map(str, annotations.faults)))
