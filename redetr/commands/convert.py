@@ -42,7 +42,8 @@ class Convert:
     """Pack images into tar archives of this size, such as 1GB: disks and servers read these faster
     than single files. With --to coco only."""
     follow_links: bool = False
-    """Also accept images that are symbolic links to files outside the data folder."""
+    """Also accept images that are symbolic links to files outside the data folder, or that rows of
+    hf:FOLDER name there."""
     json: bool = False
     """Print JSON instead of sentences."""
 

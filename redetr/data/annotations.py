@@ -179,7 +179,7 @@ class Objects:
     labels: np.ndarray  # [A] int64; -1 = a class that is left out
     corners: np.ndarray  # [A, 4] float64, xyxy pixels, not yet clipped to the image
     iscrowd: np.ndarray  # [A] bool
-    area: np.ndarray  # [A] float32; negative = that of the box
+    area: np.ndarray  # [A] float32; negative = that of the mask if masks are read, else of the box
     ids: np.ndarray  # [A] int64
     quoted: Callable[[int], str]  # box `i` as in the source, for messages
     remedy: str  # what to do about a box that leaves its image
@@ -326,8 +326,7 @@ def _is_writable(character: str) -> bool:
 
 
 def _contradictions(source: Path, objects: Objects, images: Images) -> list[Fault]:
-    """Contradictions between the parts of an object. Impossible areas are replaced by
-    those of the boxes."""
+    """Contradictions between the parts of an object. Impossible areas count as not stated."""
     rows = objects.rows
     outlines = objects.outlines
     if outlines is None:
@@ -347,7 +346,8 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
         stated = f"area {objects.area[i]:.12g}"
         return f"{stated} cannot be that of {objects.quoted(i)} of {width * height:.12g} px"
 
-    remedy = "the area of its box is used instead, because AP by size depends on areas"
+    part = "box" if objects.masks is None else "mask or box"
+    remedy = f"the area of its {part} is used instead, because AP by size depends on areas"
     rows.fault("area-differs", no_area, areas, remedy, "warning")
     objects.area = np.where(no_area, -1, objects.area)
     return []

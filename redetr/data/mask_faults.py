@@ -101,6 +101,7 @@ def judge_outlines(
 
 def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> MaskColumns | None:
     """The valid masks of the objects; None if masks are not read. Adds the faults of all masks.
+    Areas that the source does not state become those of the masks.
 
     `boxes` are the boxes of the objects, clipped to their images, xyxy `[A, 4]`.
     """
@@ -124,6 +125,8 @@ def judge_masks(objects: "Objects", images: "Images", boxes: np.ndarray) -> Mask
         judge_outlines(objects, images, boxes, sound & ~objects.iscrowd)
     _report_thin(rows, areas, boxes, sound & ~objects.iscrowd)
     _report_crossing(rows, masks, sound)
+    has_no_area = sound & (objects.area < 0)
+    objects.area = np.where(has_no_area, areas, objects.area).astype(np.float32)
     return masks.only(sound)
 
 

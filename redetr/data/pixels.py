@@ -148,9 +148,10 @@ def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]
 def _in_8_bits(image: Image.Image) -> Image.Image:
     """The image in a mode with 8 bits. An image that has no more bits is returned unchanged."""
     if _has_deep_planes(image):
-        raise PlanesError(
-            "16-bit colour in separate planes: save it with its channels side by side"
-        )
+        text = "16-bit colour in separate planes: save it with its channels side by side"
+        if image.mode == "CMYK":  # tifffile would take inks for red, green and blue
+            raise ValueError(text)
+        raise PlanesError(text)
     raw_mode = _raw_mode(image)
     if raw_mode and isinstance(image, ImageFile.ImageFile):
         return _colour_in_8_bits(image, raw_mode)
@@ -226,6 +227,8 @@ def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
     """Converts 16-bit colour to 8 bits. The image is decoded twice, once for each byte, because PIL
     cannot return both at once."""
     channels, _, order = raw_mode.partition(";")
+    if channels == "CMYK":  # the first bytes are those of an 8-bit file, which PIL turns from inks
+        return image
     if channels == "LA":  # four bytes a pixel, as in RGBA, which PIL takes one by one
         pairs = _decoded_as(image, "RGBA").astype(np.uint16)
         values = pairs[..., ::2] << 8 | pairs[..., 1::2]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import PIL
 import pytest
+import tifffile
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
@@ -136,6 +137,34 @@ def test_grey_keeps_its_contrast(name, tmp_path):
 def test_colours_of_16_bits(name, tmp_path):
     pixels = everywhere(COLOURS[name], tmp_path)
     assert np.abs(pixels.astype(int) - RGB).max() <= 1
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("order", ["<", ">"])
+def test_inks_of_16_bits_are_those_of_8(tmp_path, order, compression):
+    """All four of them: the black plate darkens, and an ink is the opposite of a light."""
+    inks = np.concatenate([255 - RGB, RGB[..., :1] // 4], 2)
+    low = np.random.default_rng(0).integers(0, 256, inks.shape)
+    files = {8: inks, 16: (inks.astype(np.uint16) << 8 | low).astype(np.uint16)}
+    pixels = {}
+    for bits, values in files.items():
+        file = io.BytesIO()
+        tifffile.imwrite(
+            file, values, photometric="separated", byteorder=order, compression=compression
+        )
+        pixels[bits] = everywhere(file.getvalue(), tmp_path)
+    assert np.array_equal(pixels[16], pixels[8])
+    lights = Image.frombytes("CMYK", inks.shape[1::-1], inks.tobytes()).convert("RGB")
+    assert np.array_equal(pixels[16], lights)
+
+
+def test_inks_of_16_bits_in_separate_planes_are_refused(tmp_path):
+    """Pillow decodes them wrongly, and tifffile does not convert them to lights."""
+    file = tmp_path / "a.tif"
+    inks = np.zeros((4, 20, 30), np.uint16)
+    tifffile.imwrite(file, inks, photometric="separated", planarconfig="separate")
+    with pytest.raises(InputError, match=r"a\.tif: .*separate planes: save it with its channels"):
+        read_image(file)
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])

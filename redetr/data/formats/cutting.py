@@ -2,10 +2,11 @@
 
 An object is kept in each tile that shows at least `min_visible` of its area, and always in the tile
 that shows most of it, so that none is lost. Its box and area are those of the visible part. If the
-object has a mask, its area is the number of its pixels, and a box that is cut ends at the visible
-pixels. Crowds are also kept in all tiles that show a pixel of them. Tiles are named after their
-image and their offset in px: `a_x00512_y00000.png`, or `.npy` for images with other channels than
-RGB. An image that is no larger than a tile is not changed.
+object has a mask, its area is the number of its pixels, or the visible share of the area that its
+source states, and a box that is cut ends at the visible pixels. Crowds are also kept in all tiles
+that show a pixel of them. Tiles are named after their image and their offset in px:
+`a_x00512_y00000.png`, or `.npy` for images with other channels than RGB. An image that is no larger
+than a tile is not changed.
 """
 
 import os
@@ -24,6 +25,7 @@ from PIL import Image
 from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.folder import FolderDataset
 from redetr.data.formats.holdout import is_chosen
+from redetr.data.formats.paths import name_taken
 from redetr.data.images import describe
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.transforms import MIN_VISIBLE
@@ -102,7 +104,7 @@ class _Tile:
     window: Window
     objects: NDArray[np.int64]  # rows of the annotations
     boxes: NDArray[np.float32]  # xyxy px of the tile
-    shares: NDArray[np.float32]  # of their area that is visible
+    shares: NDArray[np.float64]  # of their area that is visible
     masks: list[_Mask] = field(default_factory=list)  # of them, if the annotations have masks
 
 
@@ -129,9 +131,11 @@ def cut_images(
     images = FolderDataset(annotations, split)
     images = images.with_channels(cut.channels or images.channels)
     tiles = _Tiles()
+    names: set[str] = set()  # of the tiles so far
     for index in range(len(annotations)):
         of_image = list(_tiles_of(annotations, index, cut, images.channels))
         kept = [tile for tile in of_image if split != "train" or _is_kept(tile, annotations, cut)]
+        _require_distinct(annotations, kept, names)
         tiles.num_left_out += len(of_image) - len(kept)
         tiles.kept += kept
         if len(of_image) == 1:
@@ -141,7 +145,6 @@ def cut_images(
         elif kept:
             tiles.num_deep += describe(images.path(index)).is_deep
             _write_tiles(images, index, kept, folder)
-    _require_distinct(annotations, tiles.kept)
     return _annotations(annotations, tiles.kept, folder), _sentences(annotations, split, cut, tiles)
 
 
@@ -182,7 +185,7 @@ def _tiles_of(
             window=window,
             objects=objects.start + rows,
             boxes=shifted[rows].astype(np.float32),
-            shares=shares[number][rows].astype(np.float32),
+            shares=shares[number][rows],
             masks=masks,
         )
 
@@ -319,24 +322,29 @@ def _write_tile(pixels: NDArray[np.uint8], folder: Path, tile: _Tile) -> None:
     part = np.ascontiguousarray(pixels[top:bottom, left:right])
     file = folder / tile.name
     file.parent.mkdir(parents=True, exist_ok=True)
-    if file.suffix == ".npy":
-        np.save(file, part)
-        return
-    image = Image.fromarray(part)
-    if file.suffix.lower() in _JPEG:
-        image.save(file, "JPEG", quality=_QUALITY, subsampling=0)
-    else:
-        image.save(file, "PNG")
+    try:
+        opened = file.open("xb")
+    except FileExistsError:
+        raise name_taken(file) from None
+    with opened:
+        if file.suffix == ".npy":
+            np.save(opened, part)
+            return
+        image = Image.fromarray(part)
+        if file.suffix.lower() in _JPEG:
+            image.save(opened, "JPEG", quality=_QUALITY, subsampling=0)
+        else:
+            image.save(opened, "PNG")
 
 
-def _require_distinct(annotations: Annotations, tiles: list[_Tile]) -> None:
-    """Raises InputError if two images would share tiles."""
-    seen = set()
+def _require_distinct(annotations: Annotations, tiles: list[_Tile], names: set[str]) -> None:
+    """Adds the names of an image's tiles to the `names`. Raises InputError if another image has
+    such a tile, which would be written over: it may be a link to an image of the source."""
     for tile in tiles:
-        if tile.name in seen:
+        if tile.name in names:
             text = f"two images would share the tile {tile.name!r}"
             raise InputError(text, where=annotations.source, remedy="rename one of them")
-        seen.add(tile.name)
+        names.add(tile.name)
 
 
 def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> Annotations:
@@ -349,7 +357,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
     # The empty arrays determine the types, even if there are no tiles.
     rows = np.concatenate([np.zeros(0, np.int64), *(tile.objects for tile in tiles)])
     boxes = np.concatenate([np.zeros((0, 4), np.float32), *(tile.boxes for tile in tiles)])
-    shares = np.concatenate([np.zeros(0, np.float32), *(tile.shares for tile in tiles)])
+    shares = np.concatenate([np.zeros(0), *(tile.shares for tile in tiles)])
     counts = [len(tile.objects) for tile in tiles]
     builder = MaskBuilder(for_training=False)
     for tile in tiles:
@@ -367,7 +375,7 @@ def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> 
         boxes=boxes,
         labels=annotations.labels[rows],
         iscrowd=annotations.iscrowd[rows],
-        area=annotations.area[rows] * shares,
+        area=(annotations.area[rows] * shares).astype(np.float32),
         object_ids=annotations.object_ids[rows],
         faults=annotations.faults,
         masks=None if annotations.masks is None else builder.columns(),

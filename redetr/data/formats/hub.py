@@ -28,6 +28,7 @@ from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
 from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub_faults import OddRows
+from redetr.data.formats.hub_files import RowFiles
 from redetr.data.formats.hub_frames import Frame, image_file
 from redetr.data.formats.hub_rows import (
     BoxForm,
@@ -88,12 +89,18 @@ def hub_splits(source: str) -> list[Split]:
 
 
 def open_hub(
-    source: str, split: Split, val_fraction: float, masks: MaskUse = "none"
+    source: str,
+    split: Split,
+    val_fraction: float,
+    masks: MaskUse = "none",
+    follow_links: bool = True,
 ) -> "HubDataset":
     """A split of `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, with masks for this use.
 
-    If there is no val split, `val_fraction` of the images are held out for validation. Raises
-    InputError if `datasets` is not installed or cannot read the data set, or if it has no boxes.
+    If there is no val split, `val_fraction` of the images are held out for validation.
+    `follow_links`: whether rows of a folder may name files outside it; those of the hub never may.
+    Raises InputError if `datasets` is not installed or cannot read the data set, if it has no
+    boxes, or if a row names a file that it may not.
     """
     splits = _load(source)
     names = _split_names(splits)
@@ -110,7 +117,8 @@ def open_hub(
     form = _box_form(source, columns, similar)
     classes = find_classes(source, columns, similar)
     builder = MaskBuilder.of(masks) if "segmentation" in columns.fields else None
-    annotations = _annotations(source, rows, columns, classes, form, builder)
+    files = RowFiles(source, Address.of(source).name, name, follow_links)
+    annotations = _annotations(source, rows, columns, classes, form, builder, files)
     # Splits are of one source, which does not say in which of them a row is.
     faults = [_in_part(fault, name) for fault in annotations.faults]
     annotations = replace(annotations, faults=faults)
@@ -131,10 +139,10 @@ def _in_part(fault: Fault, name: str) -> Fault:
     return replace(fault, where=f"{fault.where} of {name}", items=items)
 
 
-def write_images(source: str, split: Split, folder: Path) -> Annotations:
+def write_images(source: str, split: Split, folder: Path, follow_links: bool) -> Annotations:
     """The annotations of a split, whose images are written to files in the folder. Raises
     InputError like `open_hub`, and if an image cannot be read."""
-    dataset = open_hub(source, split, 0.0, "check")
+    dataset = open_hub(source, split, 0.0, "check", follow_links)
     annotations = replace(dataset.annotations, faults=list(dataset.faults))
     folder.mkdir(parents=True)
     names = []
@@ -233,12 +241,14 @@ def _annotations(
     classes: Classes,
     form: BoxForm,
     masks: MaskBuilder | None,
+    files: RowFiles,
 ) -> Annotations:
     """The annotations of the rows, which are converted to COCO's format."""
     images = []
     annotations: list[Row] = []
     odd = OddRows()
     for image_id, row in enumerate(_encoded(rows, columns.image)):
+        files.require_inside(row[columns.image], image_id)
         shown = Frame.of(row[columns.image])
         frame = shown.as_stated(row)
         width, height = frame.stored
@@ -255,6 +265,7 @@ def _annotations(
             odd.unequal[image_id] = f"its lists differ in length: {objects}"
             continue
         for thing in objects:
+            files.require_inside(_mask_file(thing), image_id)
             annotation = _annotation(thing, classes, form, frame)
             annotation |= {"id": len(annotations), "image_id": image_id}
             annotations.append(annotation)
@@ -288,6 +299,13 @@ def _annotation(thing: Row, classes: Classes, form: BoxForm, frame: Frame) -> Ro
         segmentation = form.segmentation(thing["segmentation"], size)
         annotation["segmentation"] = frame.stored_segmentation(segmentation)
     return annotation
+
+
+def _mask_file(thing: Row) -> Row | None:
+    """The file of an object's mask as `datasets` states images, if it is one."""
+    mask = thing.get("segmentation")
+    path = getattr(mask, "filename", None)  # of an image that was opened by its path
+    return {"bytes": None, "path": path} if path else None
 
 
 def _encoded(rows: Any, column: str) -> Any:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
@@ -26,10 +25,9 @@ from redetr.data.formats.listing import contents_of, first_below
 from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image, problem_of
 from redetr.data.mask_columns import MaskBuilder
-from redetr.data.segment_images import object_numbers
+from redetr.data.segment_images import encode_numbers, object_numbers
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
-from redetr.masks import encode
 from redetr.wording import counted
 
 Bools = NDArray[np.bool_]
@@ -217,8 +215,8 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
         num_parts, num_large_parts = _count_parts(labels[location] == label)
         scene.num_parts.append(num_parts)
         scene.num_large_parts.append(num_large_parts)
-        if with_masks:
-            scene.masks += encode(torch.from_numpy(labels == label)[None])
+    if with_masks:
+        scene.masks = encode_numbers(labels, range(1, len(values)))
     return scene
 
 

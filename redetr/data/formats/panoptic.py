@@ -87,7 +87,7 @@ def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) ->
     if file is None:
         raise InputError(f"no {split} split: looked for {panoptic_sought(split)}", where=root)
     folder = png_folder(file) or file.with_suffix("")
-    segments = _Segments(file, folder)
+    segments = _Segments(file, folder, masks is not None)
     folders = image_folders(data_folder(root), file.stem.removeprefix("panoptic_"), split)
     annotations = read_file(file, folders, rewrite=segments.as_annotations)
     annotations.faults.extend(segments.faults)
@@ -111,10 +111,12 @@ def read_panoptic(root: Path, split: Split, masks: MaskBuilder | None = None) ->
 class _Segments:
     """The annotations of a panoptic file, each of which has the segments of an image."""
 
-    def __init__(self, file: Path, folder: Path):
-        """`folder` has the PNG files."""
+    def __init__(self, file: Path, folder: Path, with_areas: bool):
+        """`folder` has the PNG files. `with_areas`: whether areas that are not stated are counted
+        in them."""
         self.file = file
         self.folder = folder
+        self._with_areas = with_areas
         self.files: dict[_Id, str] = {}  # names of PNG files, by the image id as it is written
         self.image_ids: list[Any] = []  # of the list of images
         self.references: dict[str, None] = {}  # those of segments that are text: an ordered set
@@ -172,21 +174,32 @@ class _Segments:
         # A number of an image without segments changes no other number.
         if isinstance(image_id, str) and (sound or is_number_text(image_id)):
             self.references[image_id] = None
-        if name and any(segment.get("bbox") is None for segment in sound):
-            self._add_boxes(name, sound)
+        keys = ["bbox", "area"] if self._with_areas else ["bbox"]
+        if name and any(segment.get(key) is None for segment in sound for key in keys):
+            self._measure(name, sound)
         return sound
 
-    def _add_boxes(self, name: str, segments: list[Row]) -> None:
-        """Gives segments without a bbox the box around their pixels."""
+    def _measure(self, name: str, segments: list[Row]) -> None:
+        """Gives segments without a bbox the box around their pixels, and those without an area the
+        number of these."""
         try:
-            boxes = _boxes_in(read_numbers(self.folder / name))
+            numbers = read_numbers(self.folder / name)
         except InputError as error:
-            self.faults.append(Fault.from_error("panoptic-png", error, self.file))
+            if any(segment.get("bbox") is None for segment in segments):
+                self.faults.append(Fault.from_error("panoptic-png", error, self.file))
             return
+        boxes = _boxes_in(numbers)
+        values, counts = np.unique(numbers, return_counts=True)
+        areas = dict(zip(values.tolist(), counts.tolist(), strict=True))
         for segment in segments:
-            if segment.get("bbox") is None and segment["id"] in boxes:
-                x1, y1, x2, y2 = boxes[segment["id"]]
+            id_ = segment["id"]
+            if id_ not in boxes:
+                continue
+            if segment.get("bbox") is None:
+                x1, y1, x2, y2 = boxes[id_]
                 segment["bbox"] = [x1, y1, x2 - x1, y2 - y1]
+            if segment.get("area") is None:
+                segment["area"] = areas[id_]
 
     def _fault(self, code: str, where: str, text: str) -> None:
         self.faults.append(Fault("error", code, self.file, where, text, _EXPORT))

@@ -36,6 +36,15 @@ def without_capitals(name: str) -> str:
     return composed(name).casefold()
 
 
+def name_taken(file: Path) -> InputError:
+    """The error for a file that exists where an image is to be written."""
+    text = (
+        "two images would share this file, because the disk ignores capitals or Unicode forms of "
+        "their names"
+    )
+    return InputError(text, where=file.name, remedy="rename one of them")
+
+
 def in_capitals(parent: Path, names: Collection[str]) -> list[Path]:
     """The files and folders with these names in any case: CVAT writes `Train`."""
     try:

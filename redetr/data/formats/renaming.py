@@ -10,25 +10,26 @@ from typing import Any
 import numpy as np
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.formats.paths import without_capitals
 from redetr.data.formats.writers import Splits, names_of
 from redetr.wording import counted
 
 
 def apart(splits: Splits) -> tuple[Splits, dict[Path, Path], list[str]]:
-    """The splits, in which images whose names without suffix are in several splits have the split
-    as prefix; the file of each renamed image, by the path of its new name; and a sentence on
-    them."""
+    """The splits, in which images whose names without suffix are in several splits, in any
+    capitals, have the split as prefix; the file of each renamed image, by the path of its new name;
+    and a sentence on them."""
     splits_with: dict[str, set[Split]] = defaultdict(set)
     for split, annotations in splits.items():
         for name in names_of(annotations):
-            splits_with[_stem(name)].add(split)
+            splits_with[_spelling(name)].add(split)
     files: dict[Path, Path] = {}
     renamed: Splits = {}
     for split, annotations in splits.items():
         new_names = []
         for name in names_of(annotations):
             new_name = name
-            if len(splits_with[_stem(name)]) > 1:
+            if len(splits_with[_spelling(name)]) > 1:
                 new_name = _prefixed(name, split)
                 files[annotations.folder / new_name] = annotations.folder / name
             new_names.append(new_name)
@@ -44,9 +45,11 @@ def apart(splits: Splits) -> tuple[Splits, dict[Path, Path], list[str]]:
     return renamed, files, [note]
 
 
-def _stem(name: str) -> str:
+def _spelling(name: str) -> str:
+    """The name without suffix, in the form that Windows and macOS do not distinguish from
+    others."""
     stem, _ = posixpath.splitext(name)
-    return stem
+    return without_capitals(stem)
 
 
 def _prefixed(name: str, split: Split) -> str:

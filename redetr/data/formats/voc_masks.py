@@ -14,16 +14,14 @@ from itertools import zip_longest
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from redetr.data.faults import Fault, Rows
 from redetr.data.images import open_image
 from redetr.data.mask_columns import MaskBuilder, MaskProblem
-from redetr.data.segment_images import object_numbers
+from redetr.data.segment_images import encode_numbers, object_numbers
 from redetr.distributed import rank_cores
 from redetr.errors import InputError
-from redetr.masks import boxes_of_masks, encode
 
 _FOLDER = "SegmentationObject"
 _VOID = 255  # edges of objects, and pixels without annotation
@@ -114,19 +112,32 @@ def _read_scene(folder: Path, stem: str, count: int, size: Sequence[int]) -> _Sc
         text = f"its mask in {file} is {mask_width}x{mask_height} px, its image {width}x{height} px"
         problem = MaskProblem("mask-size", text, _EXPORT)
         return _Scene([problem] * count)
-    object_ids = np.arange(1, count + 1)
-    masks = torch.from_numpy(numbers == object_ids[:, None, None])  # [count, H, W]
-    boxes = boxes_of_masks(masks)
     is_void = numbers == _VOID
-    if is_void.any():
-        boxes += torch.tensor([-_EDGE_PX, -_EDGE_PX, _EDGE_PX, _EDGE_PX])
-    is_empty = ~masks.flatten(1).any(1)
-    boxes[is_empty] = math.nan
-    scene = _Scene([*encode(masks)], boxes.tolist())
+    edge = _EDGE_PX if is_void.any() else 0
+    masks = encode_numbers(numbers, range(1, count + 1))
+    scene = _Scene([*masks], _boxes_in(numbers, count, edge))
     unlisted = numbers[(numbers > count) & ~is_void]
     if unlisted.size:
         scene.unlisted = int(unlisted.min())
     return scene
+
+
+def _boxes_in(numbers: NDArray[np.int64], count: int, edge: int) -> list[list[float]]:
+    """The xyxy around the pixels of each number from 1 to `count`, widened by `edge` px; NaN for
+    numbers without pixels."""
+    from scipy import ndimage  # slow to import, and not needed for boxes alone
+
+    if not count:
+        return []  # `find_objects` would return all numbers
+    boxes = []
+    for location in ndimage.find_objects(numbers, count):
+        if location is None:
+            boxes.append([math.nan] * 4)
+            continue
+        rows, columns = location
+        box = [columns.start - edge, rows.start - edge, columns.stop + edge, rows.stop + edge]
+        boxes.append(box)
+    return boxes
 
 
 def _indices_of_colours(numbers: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -21,6 +21,7 @@ from redetr.data.formats.holdout import hold_out
 from redetr.data.formats.hub import Address, hub_splits, write_images
 from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
+from redetr.data.formats.paths import name_taken, without_capitals
 from redetr.data.formats.read_back import require_same
 from redetr.data.formats.renaming import apart
 from redetr.data.formats.shard_writing import pack, write_file_list
@@ -60,8 +61,8 @@ def convert(
     only COCO's format supports. Returns sentences on what was written, and on what the format
     cannot represent. Raises InputError if the data set has errors, if a file has another size than
     annotated, if the format cannot represent it, if `destination` already exists, or if images are
-    symbolic links out of the data folder, which in untrusted data may lead to any file.
-    `follow_links` allows them.
+    symbolic links out of the data folder, or named outside it by rows of `hf:FOLDER`: in untrusted
+    data, these may lead to any file. `follow_links` allows them.
     """
     require_in_bounds("val_fraction", val_fraction)
     if shard_bytes is not None and form != "coco":
@@ -77,7 +78,8 @@ def convert(
     destination.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
         if not is_folder:
-            splits, notes = _read_hub(str(source), Path(folder) / "whole", val_fraction)
+            images = Path(folder) / "whole"
+            splits, notes = _read_hub(str(source), images, follow_links, val_fraction)
         if cut is not None:
             for split, annotations in splits.items():
                 annotations.require_sound()
@@ -125,12 +127,14 @@ def _read_folder(
     return splits, [*notes]
 
 
-def _read_hub(address: str, folder: Path, val_fraction: float) -> tuple[Splits, list[str]]:
+def _read_hub(
+    address: str, folder: Path, follow_links: bool, val_fraction: float
+) -> tuple[Splits, list[str]]:
     """The splits of a data set on the hub, whose images are written to `folder`, and sentences on
     them."""
     splits = {}
     for split in hub_splits(address):
-        splits[split] = write_images(address, split, folder / split)
+        splits[split] = write_images(address, split, folder / split, follow_links)
     notes: dict[str, None] = {}  # an ordered set, as both splits may have the same notes
     for annotations in splits.values():
         notes.update(dict.fromkeys(map(str, annotations.faults)))
@@ -160,7 +164,7 @@ def _write(
     def put(source: Path, target: Path) -> None:
         file = files.get(source, source)
         if copy:
-            copy_data_file(file, target)
+            _copy(file, target)
         else:
             _link(file, target)
 
@@ -233,12 +237,13 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     if form == "coco":
         return splits, []
     notes = []
+    num_masks = count_masks(splits)
     if any(_has_outlines(annotations) for annotations in splits.values()):
-        notes.append(
-            f"{form} has no areas: boxes decide which objects count as small, medium and large"
-        )
+        note = f"{form} has no areas: boxes decide which objects count as small, medium and large"
+        if form == "yolo" and num_masks:
+            note += ", or masks where they are read"
+        notes.append(note)
     if form == "voc":
-        num_masks = count_masks(splits)
         if num_masks:
             notes.append(f"the voc format has no masks: {num_masks:,} are left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
@@ -313,15 +318,17 @@ def _has_outlines(annotations: Annotations) -> bool:
 
 
 def _require_separate_labels(splits: Splits) -> None:
-    """Raises InputError if two images would share a label file."""
+    """Raises InputError if two images would share a label file, also if they do so only on Windows
+    and macOS."""
     first_with: dict[str, tuple[Split, str]] = {}
     for split, annotations in splits.items():
         for name in names_of(annotations):
             stem, _ = posixpath.splitext(name)
-            if stem not in first_with:
-                first_with[stem] = split, name
+            spelling = without_capitals(stem)
+            if spelling not in first_with:
+                first_with[spelling] = split, name
                 continue
-            other_split, other = first_with[stem]
+            other_split, other = first_with[spelling]
             text = f"{other!r} and {name!r} would share one label file"
             remedy = "rename one of them"
             if other_split != split:
@@ -329,11 +336,22 @@ def _require_separate_labels(splits: Splits) -> None:
             elif other == name:
                 text = f"two entries of image {name!r} would share one label file"
                 remedy = "merge them into one, with all objects"
+            if posixpath.splitext(other)[0] != stem:
+                text += " on Windows and macOS, which ignore capitals and Unicode forms"
             raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _link(source: Path, destination: Path) -> None:
     try:
         os.link(os.path.realpath(source), destination)
+    except FileExistsError:
+        raise name_taken(destination) from None
     except OSError:  # another disk, or a file system without hard links
-        copy_data_file(source, destination)
+        _copy(source, destination)
+
+
+def _copy(source: Path, destination: Path) -> None:
+    # A file that exists may be a hard link to an image of the source, which would be written to.
+    if os.path.lexists(destination):
+        raise name_taken(destination)
+    copy_data_file(source, destination)
