@@ -289,11 +289,13 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
 
 def count_bands(file: Path | BinaryIO) -> tuple[int, bool]:
     """The number of bands of a file, and whether Pillow reads them, which reads at most three bands
-    of a TIFF. (3, True) for files that cannot be read, and for images with transparency."""
+    of a TIFF. (3, True) for files that cannot be read, and for images with transparency or in
+    printing inks, which Pillow turns to RGB."""
     with suppress(Exception), _opened(file) as opened:  # see `decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
-            if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_transparent(image):
+            is_in_rgb = is_transparent(image) or image.mode == "CMYK"
+            if isinstance(image, TiffImagePlugin.TiffImageFile) and not is_in_rgb:
                 samples = max(3, image.tag_v2.get(_SAMPLES, 3))
             return samples, True
         return bands_shape(opened)[2], False

@@ -23,7 +23,14 @@ from redetr.cli import main
 from redetr.data import open_dataset
 from redetr.data.bands import in_channels, read_bands
 from redetr.data.headers import read_header
-from redetr.data.images import IMAGE_SUFFIXES, describe, image_size, read_image, read_upright
+from redetr.data.images import (
+    IMAGE_SUFFIXES,
+    count_bands,
+    describe,
+    image_size,
+    read_image,
+    read_upright,
+)
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
 from redetr.detector.sources import find_sources
 from redetr.errors import InputError
@@ -500,3 +507,8 @@ def as_first_four(path: Path, pixels: np.ndarray) -> str:
     colour = (pixels[:, :, :4] // 100).astype(np.uint8)
     options = {"photometric": "rgb", "extrasamples": ["unspecified"]}
     return write_tiff(path.with_suffix(".tif"), colour, **options).name
+
+
+def test_inks_are_no_further_bands(tmp_path):
+    Image.new("CMYK", (4, 3), (10, 20, 30, 40)).save(tmp_path / "inks.tiff")
+    assert count_bands(tmp_path / "inks.tiff") == (3, True)
