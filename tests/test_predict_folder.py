@@ -16,13 +16,16 @@ from conftest import write_tiny_coco
 from forked import run_ranks
 from PIL import Image
 
+from redetr.data.drawn import is_drawn
+from redetr.data.formats import listing
 from redetr.detector import detector as detectors
 from redetr.detector import records
+from redetr.detector.sources import find_sources
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.files import UNFINISHED, remove_unfinished, write_whole
 from redetr.lock import FolderLock
-from redetr.pages.drawing import is_drawn, save_image
+from redetr.pages.drawing import save_image
 from tests.test_predict import clip, lines_in, predict, refused, save_tiny_model
 
 ALONE = Dist(0, 1, torch.device("cpu"))
@@ -101,6 +104,41 @@ def test_half_a_video_of_a_killed_process_is_removed(checkpoint, folder, tmp_pat
         half.write_text("half of it")
         predict(checkpoint, source, "--output", out, flag)
         assert not half.exists()
+
+
+@pytest.mark.parametrize("output", ["predictions", "."])
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_what_an_interrupted_run_drew_and_did_not_record_is_no_source(
+    checkpoint, photos, capsys, flag, output
+):
+    """Up to a batch is drawn before its lines are written."""
+    flags = (checkpoint, ".", "--output", output, "--save", "png")
+    predict(*flags)
+    record = Path(output, "predictions.jsonl")
+    lines = record.read_text().splitlines(keepends=True)
+    names = set(os.listdir(output))
+    for num_recorded in (1, 0):
+        record.write_text("".join(lines[:num_recorded]))
+        capsys.readouterr()
+        predict(*flags, flag)
+        pictures = {line["image"]: line["picture"] for line in lines_in(Path(output))}
+        assert pictures == {"photos/0.jpg": "0.png", "photos/1.jpg": "1.png"}
+        assert set(os.listdir(output)) == names
+        assert "is an image that redetr wrote, and is skipped" in capsys.readouterr().err
+
+
+def test_a_drawn_image_in_no_output_folder_is_a_source(tmp_path, monkeypatch):
+    """Outside of output folders, no file is opened to look for the mark."""
+    mine = tmp_path / "mine.png"
+    save_image(Image.new("RGB", (9, 9)), mine)
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "is_drawn", None)
+        assert find_sources([str(tmp_path)]) == [str(mine)]
+        assert find_sources([f"{tmp_path}/*.png"]) == [str(mine)]
+    (tmp_path / "predictions.part-3.jsonl").touch()
+    with pytest.raises(InputError, match=r"mine\.png is an image that redetr wrote"):
+        find_sources([str(tmp_path)])
+    assert find_sources([str(mine)]) == [str(mine)]
 
 
 def hold(folder: Path) -> None:

@@ -138,14 +138,14 @@ class Predict:
         use_threads(self.threads)
         folder = Path(self.output)
         self._require_free(folder)
+        # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
+        warnings.filterwarnings("ignore", module="PIL")
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         require_fitting_sources(sources, track=self.track, masks="masks" in self.save)
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
-        # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
-        warnings.filterwarnings("ignore", module="PIL")
         with (
             process_group(self.device, _LONGEST_WAIT_S) as dist,
             FolderLock(folder, dist, LOCK, LOCKED_FOR) as lock,
@@ -249,7 +249,15 @@ class Predict:
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
         image_suffix = "jpg" if "jpg" in self.save else "png"
-        return begin_run(folder, sources, image_suffix, self._further_images, self.resume, dist)
+        return begin_run(
+            folder,
+            sources,
+            image_suffix,
+            self._further_images,
+            dist,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
 
     def _report(self, faults: "list[Fault]") -> None:
         """Reports which sources were skipped."""

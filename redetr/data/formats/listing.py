@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, image_reference
+from redetr.data.drawn import is_drawn
 from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
 from redetr.files import holds_run, json_lines, open_file
 from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # prefix and suffix of records of `redetr predict`
+_DRAWN = (".png", ".jpg")  # suffixes of the images that it writes
 
 # Files that are often next to images, and are skipped without a report.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
@@ -195,11 +197,29 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
     for mark, images in _OUTPUTS.items():
         if mark in names:
             outputs |= images
+    records = []
     start, end = _RECORD
     for name in names:
         if name.startswith(start) and name.endswith(end):
-            outputs |= _recorded_images(Path(folder, name))
+            records.append(name)
+    for record in records:
+        outputs |= _recorded_images(Path(folder, record))
+    if records:
+        outputs |= _drawn_images(folder, names - outputs)
     return outputs & names
+
+
+def _drawn_images(folder: str, names: Iterable[str]) -> set[str]:
+    """Those of the files in an output folder of `redetr predict` that have the mark of redetr.
+
+    A run that is interrupted has drawn images that its record does not name yet. Each file is
+    opened for its header, so only output folders are searched.
+    """
+    images = set()
+    for name in names:
+        if name.endswith(_DRAWN) and is_drawn(Path(folder, name)):
+            images.add(name)
+    return images
 
 
 def _recorded_images(record: Path) -> set[str]:
