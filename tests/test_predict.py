@@ -231,6 +231,39 @@ def test_resuming_gives_the_names_of_a_run_without_an_interruption(
     assert set(names.values()) == {"same.png", "same-2.png", "same-3.png"}
 
 
+def test_names_that_differ_only_in_capitals_are_one_name(tmp_path):
+    """As on Windows and macOS, where the second file would replace the first."""
+    sources = ["a/A.jpg", "b/a.jpg", "b/a.MASKS.jpg"]
+    names = output_names(tmp_path, sources, (), "png", ["masks"])
+    assert [path.name for path in names.values()] == ["A.png", "a-2.png", "a.MASKS-2.png"]
+    earlier = {"a/A.jpg": "A.png"}
+    assert output_names(tmp_path, sources, (), "png", ["masks"], earlier) == names
+    present = ["X.Masks.PNG", "cafe\u0301.png"]  # macOS stores accents separately
+    names = output_names(tmp_path, ["in/x.jpg", "in/caf\u00e9.jpg"], present, "png", ["masks"])
+    assert [path.name for path in names.values()] == ["x-2.png", "caf\u00e9-2.png"]
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_an_original_with_other_capitals_is_not_replaced(checkpoint, folder, tmp_path, flag):
+    original = tmp_path / "IMG_1.JPG"
+    shutil.copy(folder / "val-0.jpg", original)
+    flags = (checkpoint, original, "--output", tmp_path, "--save", "jpg")
+    for again in ((), (flag,)):
+        predict(*flags, *again)
+        assert [line["picture"] for line in lines_in(tmp_path)] == ["IMG_1-2.jpg"]
+        assert original.read_bytes() == (folder / "val-0.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("folder_name", ["link", "OUT"])
+def test_a_source_in_the_output_folder_is_kept_however_that_is_written(tmp_path, folder_name):
+    """It has the mark of redetr, so that its name does not count as taken when resuming."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out", target_is_directory=True)
+    source = str(tmp_path / folder_name / "a.png")
+    names = output_names(tmp_path / "out", [source], (), "png")
+    assert names[source].name == "a-2.png"
+
+
 def test_names_of_masks_without_annotated_images_are_kept(tmp_path):
     """A record that names the mask of a source shows which name the source has."""
     sources = ["a/x.jpg", "b/x.jpg"]
