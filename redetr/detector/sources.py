@@ -174,8 +174,8 @@ def _names_in_folder(source: str, path: Path, faults: list[Fault]) -> list[str]:
             where=source,
             remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
         )
-    reports = passed_over(contents)
     archives = [] if contents.files else archives_in(path)
+    reports = [*passed_over(contents), *_archives_passed_over(contents, archives)]
     if not contents.files and not archives:
         why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
         if reports:
@@ -183,6 +183,27 @@ def _names_in_folder(source: str, path: Path, faults: list[Fault]) -> list[str]:
         raise InputError(f"{source}: no images in this folder ({why})")
     faults += reports
     return [str(path / name) for name in contents.files] or _archived(archives, faults)
+
+
+def _archives_passed_over(contents: Contents, read: list[Path]) -> list[Fault]:
+    """A warning if archives in a folder are not `read`: beside images, or deeper, an archive may be
+    a copy of anything."""
+    names_read = {archive.name for archive in read}
+    skipped = [name for name in contents.archives if name not in names_read]
+    if not skipped:
+        return []
+    return [
+        Fault(
+            "warning",
+            "archive-passed-over",
+            contents.root,
+            skipped[0],
+            "is a tar archive, and is skipped",
+            "name it to read its images",
+            len(skipped),
+            listed(skipped),
+        )
+    ]
 
 
 def _names_by_pattern(source: str, path: Path, faults: list[Fault]) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, image_reference
+from redetr.data.archives import SUFFIX as ARCHIVE
 from redetr.data.drawn import is_drawn
 from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
@@ -60,13 +61,14 @@ class Contents:
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
     caches: list[str] = field(default_factory=list)  # arrays that Ultralytics wrote
+    archives: list[str] = field(default_factory=list)  # of tar, which only some callers read
     namesakes: list["Namesakes"] = field(default_factory=list)  # of each folder and ending
     is_whole: bool = True  # False: the search ended early, as there are far too many other files
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
         lists = (self.files, self.others, self.system, self.links, self.closed)
-        return *lists, self.outputs, self.caches
+        return *lists, self.outputs, self.caches, self.archives
 
 
 @dataclass(frozen=True)
@@ -129,6 +131,8 @@ def _add_files(
             contents.caches.append(path)
         elif ending.endswith(suffixes):
             contents.files.append(path)
+        elif file.endswith(ARCHIVE):
+            contents.archives.append(path)
         elif may_be_image(parent, file):
             contents.others.append(path)
 
