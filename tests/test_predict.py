@@ -1193,6 +1193,28 @@ def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
     assert "spiked.png ((0, 0, 0))" in said and "fine.png" not in said
 
 
+def test_further_frames_are_reported_at_the_end(checkpoint, tmp_path, capsys, monkeypatch):
+    """Files are counted when they are read, not in a pass over all of them before the first."""
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.gif"):
+        path = tmp_path / "in" / name
+        first.save(path, save_all=True, append_images=[second])
+    first.save(tmp_path / "in/still.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", None)
+        assert len(find_sources([str(tmp_path / "in")], [])) == 3
+    predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out")
+    said = capsys.readouterr().err.splitlines()
+    notes = [line for line in said if line.startswith("note: ")]
+    assert notes == [
+        f"note: {tmp_path}/in/a.gif: holds 2 images, of which only the first is used; save the "
+        "others as files (and 1 more like it)"
+    ]
+    assert [line for line in said if "predicting" in line]
+    assert said.index(notes[0]) == len(said) - 1
+
+
 def test_what_is_measured_is_what_is_predicted(detector, folder):
     """Also where boxes reach beyond the image, as many of a model with random weights do."""
     dataset = open_dataset(folder.parent, "val")

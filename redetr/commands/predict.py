@@ -130,7 +130,7 @@ class Predict:
     def run(self) -> None:
         with quick_imports():
             from redetr.detector.detector import load
-            from redetr.detector.sources import find_sources
+            from redetr.detector.sources import find_sources, further_pages
             from redetr.distributed import process_group
             from redetr.lock import FolderLock
 
@@ -167,6 +167,8 @@ class Predict:
             errors = [error for result in results for error in result.errors]
             images = sum(result.images for result in results)
             dist.main_only(warn_of_plain)([name for result in results for name in result.plain])
+            pages = dict(pair for result in results for pair in result.pages.items())
+            dist.main_only(self._report)(further_pages(pages))
             threshold = self._threshold(detector)
             lock.require_held()
             dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
@@ -260,7 +262,7 @@ class Predict:
         )
 
     def _report(self, faults: "list[Fault]") -> None:
-        """Reports which sources were skipped."""
+        """Reports which sources were skipped, or of which sources only a part was read."""
         for fault in faults:
             ERRORS.print(f"{fault.severity}: {fault}")
 
@@ -474,12 +476,15 @@ class _Result:
     images: int = 0  # and frames of videos
     errors: list[str] = field(default_factory=list)  # of sources that cannot be read
     plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
+    pages: dict[str, int] = field(default_factory=dict)  # in the files of images with several
 
     def add(self, frame: "Frame", has_detections: bool) -> None:
         if has_detections:
             self.images += 1
         if frame.plain:
             self.plain.append(f"{frame.source} ({frame.plain})")
+        if frame.pages > 1:
+            self.pages[frame.source] = frame.pages
         if frame.error:
             self.errors.append(frame.error)
 
