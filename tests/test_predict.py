@@ -37,6 +37,7 @@ from redetr.detector import records as predictions
 from redetr.detector import sources
 from redetr.detector.detector import Detector, as_image
 from redetr.detector.output_names import output_names
+from redetr.detector.record_formats import write_formats
 from redetr.detector.sources import find_sources, frames, read_ahead
 from redetr.detector.video import VideoFrame, VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
@@ -923,7 +924,7 @@ def test_cells_of_a_spreadsheet_are_no_formulas(tmp_path):
     detection = {"box": [0, 0, 1, 1], "score": 0.5, "category_id": 1, "label": "@sum"}
     line = {"image": "=1+1.jpg", "image_size": [9, 9], "detections": [detection]}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
-    predictions.write_formats(tmp_path, ["csv"])
+    write_formats(tmp_path, ["csv"])
     with open(tmp_path / "predictions.csv", newline="") as text:
         _, row = csv.reader(text)
     assert row[0] == "./=1+1.jpg"
