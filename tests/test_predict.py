@@ -588,6 +588,27 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
 
 
+@pytest.mark.parametrize(
+    ("source", "proxy"),
+    [
+        ("http://me:secret@127.0.0.1/a.jpg", ""),
+        ("http://data.invalid/a.jpg", "http:/me:secret@host"),
+        ("http://data.invalid/a.jpg", "http://me:pass@host:secret"),
+    ],
+)
+def test_passwords_are_not_shown(checkpoint, source, proxy, tmp_path, capsys, monkeypatch):
+    """Neither that of a proxy nor that of an address."""
+    monkeypatch.setenv("http_proxy", proxy)
+    said = refused(capsys, checkpoint, source, "--output", tmp_path)
+    assert (
+        "a.jpg: cannot be read (a part of its URL, or of that of the proxy, is malformed)" in said
+    )
+    assert "secret" not in said
+    (line,) = lines_in(tmp_path)
+    assert line["image"] == source
+    assert "secret" not in line["error"]
+
+
 class Server(http.server.BaseHTTPRequestHandler):
     """/image is one; others are wrong in one way each."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Self
 
 from redetr.commands.console import ERRORS, warn_of_plain
+from redetr.errors import without_password
 
 if TYPE_CHECKING:
     from redetr.detector.sources import Frame
@@ -34,7 +35,7 @@ class Outcome:
         if has_detections:
             self.images += 1
         if frame.plain:
-            self.plain.append(f"{frame.source} ({frame.plain})")
+            self.plain.append(f"{without_password(frame.source)} ({frame.plain})")
         if frame.pages > 1:
             self.pages[frame.source] = frame.pages
         if frame.error:

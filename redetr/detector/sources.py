@@ -52,7 +52,7 @@ from redetr.detector.streams import (
     stream_frames,
 )
 from redetr.detector.video import VIDEO_SUFFIXES, camera_frames, video_frames
-from redetr.download import Deadline, web_opener
+from redetr.download import Deadline, reason_of, web_opener
 from redetr.errors import InputError
 from redetr.files import require_no_url, user_path
 from redetr.models.channels import RGB
@@ -456,6 +456,6 @@ def download(address: str) -> bytes:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise InputError(
-            f"{address}: cannot be read ({error}); check the address and the connection"
-        ) from None
+        text = f"cannot be read ({reason_of(error, address)})"
+        remedy = "check the address and the connection"
+        raise InputError(text, where=address, remedy=remedy) from None
