@@ -101,6 +101,19 @@ def web_opener(deadline: Deadline) -> urllib.request.OpenerDirector:
     return opener
 
 
+def reason_of(error: Exception, address: str) -> str:
+    """Why a request for the address failed, in words.
+
+    An error in the form of a URL quotes parts of it, and the URL may be that of a proxy: it is not
+    repeated where a password may be among them.
+    """
+    is_of_form = isinstance(error, ValueError | http.client.InvalidURL)
+    may_quote_password = "@" in address or bool(urllib.request.getproxies())
+    if is_of_form and may_quote_password:
+        return "a part of its URL, or of that of the proxy, is malformed"
+    return str(error)
+
+
 class _HttpConnection(http.client.HTTPConnection):
     """A connection that a deadline watches."""
 
@@ -153,9 +166,11 @@ def fetch(url: str, path: Path) -> Path:
             part = Path(f"{path}.part")
             try:
                 _download(url, part)
-            except (OSError, http.client.HTTPException) as error:
+            # ValueError: the proxy of the environment has an impossible URL.
+            except (OSError, http.client.HTTPException, ValueError) as error:
+                text = f"cannot get {url} ({reason_of(error, url)})"
                 remedy = f"download it elsewhere and put it at {path}"
-                raise InputError(f"cannot get {url} ({error})", remedy=remedy) from error
+                raise InputError(text, remedy=remedy) from error
             require_hash(part, path.name).replace(path)
     return path
 

@@ -3,8 +3,11 @@
 
 import errno
 import os
+import re
 
 INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every shell
+
+_CREDENTIALS = re.compile(r"(?<=://)[^\s/]*@")  # of a URL
 
 # What to do about an error of the operating system.
 _REMEDIES = {
@@ -18,11 +21,18 @@ _REMEDIES = {
 }
 
 
+def without_password(text: str) -> str:
+    """The text with `***` for the user and password of each URL in it: lines on a terminal are
+    pasted into reports."""
+    return _CREDENTIALS.sub("***@", text)
+
+
 class RedetrError(Exception):
     """An error that is shown to the user as one line, without a traceback.
 
-    `str()` of it is `where: item: text; remedy`, without the parts that are not given. Code that
-    needs a part reads the attribute: a path may hold a colon or a semicolon itself.
+    `str()` of it is `where: item: text; remedy`, without the parts that are not given, and without
+    passwords of URLs. Code that needs a part reads the attribute: a path may hold a colon or a
+    semicolon itself.
     """
 
     exit_code = 1
@@ -49,7 +59,7 @@ class RedetrError(Exception):
             line = f"{os.fspath(self.where)}: {line}"
         if self.remedy:
             line = f"{line}; {self.remedy}"
-        return line
+        return without_password(line)
 
 
 class InputError(RedetrError):

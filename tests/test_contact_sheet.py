@@ -8,7 +8,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import Select
 
 from redetr.detector import contact_sheet
-from redetr.detector.records import write_formats
+from redetr.detector.record_formats import write_formats
 
 
 def detection(label, score, box):

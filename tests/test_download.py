@@ -171,6 +171,17 @@ def test_failures_say_where_the_file_belongs(server, path, monkeypatch):
         fetch(f"http://127.0.0.1:9/{NAME}", path)  # nobody listens there
 
 
+@pytest.mark.parametrize("proxy", ["http:/me:secret@host", "http://me:pass@host:secret"])
+def test_the_password_of_a_proxy_is_not_shown(path, monkeypatch, proxy):
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(InputError) as caught:
+        fetch("http://data.invalid/net.pt", path)
+    said = str(caught.value)
+    assert said.startswith("cannot get http://data.invalid/net.pt (a part of its URL, or of that ")
+    assert said.endswith(f"put it at {path}")
+    assert "secret" not in said
+
+
 @pytest.mark.parametrize("part", ["headers", "body"])
 def test_a_server_that_sends_byte_by_byte(server, path, monkeypatch, part):
     monkeypatch.setattr(download, "TIMEOUT_S", 0.3 if part == "headers" else 5)

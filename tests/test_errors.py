@@ -29,6 +29,19 @@ def test_the_line_has_the_parts_that_are_given(parts, line):
     assert str(InputError("is odd", **parts)) == line
 
 
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("rtsp://me:p@ss:w?rd@cam:554/a@b", "rtsp://***@cam:554/a@b"),
+        ("https://token@host", "https://***@host"),
+        ("http://host:80/a@b", "http://host:80/a@b"),
+    ],
+)
+def test_passwords_of_urls_are_not_shown(url, shown):
+    assert str(InputError(f"is not '{url}'", where=url)) == f"{shown}: is not '{shown}'"
+    assert InputError("is odd", where=url).where == url
+
+
 def test_parts_survive_the_way_to_another_process():
     error = InputError("is odd", where=FOLDER, item="line 3", remedy="mend it")
     copy = pickle.loads(pickle.dumps(error))

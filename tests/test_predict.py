@@ -37,6 +37,7 @@ from redetr.detector import records as predictions
 from redetr.detector import sources
 from redetr.detector.detector import Detector, as_image
 from redetr.detector.output_names import output_names
+from redetr.detector.record_formats import write_formats
 from redetr.detector.sources import find_sources, frames, read_ahead
 from redetr.detector.video import VideoFrame, VideoWriter, video_frames
 from redetr.doctor.check import essential_faults
@@ -229,6 +230,39 @@ def test_resuming_gives_the_names_of_a_run_without_an_interruption(
     names = {line["image"]: line["picture"] for line in lines_in(tmp_path / "out")}
     assert names == {line["image"]: line["picture"] for line in whole}
     assert set(names.values()) == {"same.png", "same-2.png", "same-3.png"}
+
+
+def test_names_that_differ_only_in_capitals_are_one_name(tmp_path):
+    """As on Windows and macOS, where the second file would replace the first."""
+    sources = ["a/A.jpg", "b/a.jpg", "b/a.MASKS.jpg"]
+    names = output_names(tmp_path, sources, (), "png", ["masks"])
+    assert [path.name for path in names.values()] == ["A.png", "a-2.png", "a.MASKS-2.png"]
+    earlier = {"a/A.jpg": "A.png"}
+    assert output_names(tmp_path, sources, (), "png", ["masks"], earlier) == names
+    present = ["X.Masks.PNG", "cafe\u0301.png"]  # macOS stores accents separately
+    names = output_names(tmp_path, ["in/x.jpg", "in/caf\u00e9.jpg"], present, "png", ["masks"])
+    assert [path.name for path in names.values()] == ["x-2.png", "caf\u00e9-2.png"]
+
+
+@pytest.mark.parametrize("flag", ["--overwrite", "--resume"])
+def test_an_original_with_other_capitals_is_not_replaced(checkpoint, folder, tmp_path, flag):
+    original = tmp_path / "IMG_1.JPG"
+    shutil.copy(folder / "val-0.jpg", original)
+    flags = (checkpoint, original, "--output", tmp_path, "--save", "jpg")
+    for again in ((), (flag,)):
+        predict(*flags, *again)
+        assert [line["picture"] for line in lines_in(tmp_path)] == ["IMG_1-2.jpg"]
+        assert original.read_bytes() == (folder / "val-0.jpg").read_bytes()
+
+
+@pytest.mark.parametrize("folder_name", ["link", "OUT"])
+def test_a_source_in_the_output_folder_is_kept_however_that_is_written(tmp_path, folder_name):
+    """It has the mark of redetr, so that its name does not count as taken when resuming."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "link").symlink_to("out", target_is_directory=True)
+    source = str(tmp_path / folder_name / "a.png")
+    names = output_names(tmp_path / "out", [source], (), "png")
+    assert names[source].name == "a-2.png"
 
 
 def test_names_of_masks_without_annotated_images_are_kept(tmp_path):
@@ -552,6 +586,27 @@ def test_two_processes_write_what_one_does(checkpoint, folder, tmp_path):
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in ("predictions.jsonl", "predictions.json"):
         assert (tmp_path / "one" / name).read_text() == (tmp_path / "two" / name).read_text()
+
+
+@pytest.mark.parametrize(
+    ("source", "proxy"),
+    [
+        ("http://me:secret@127.0.0.1/a.jpg", ""),
+        ("http://data.invalid/a.jpg", "http:/me:secret@host"),
+        ("http://data.invalid/a.jpg", "http://me:pass@host:secret"),
+    ],
+)
+def test_passwords_are_not_shown(checkpoint, source, proxy, tmp_path, capsys, monkeypatch):
+    """Neither that of a proxy nor that of an address."""
+    monkeypatch.setenv("http_proxy", proxy)
+    said = refused(capsys, checkpoint, source, "--output", tmp_path)
+    assert (
+        "a.jpg: cannot be read (a part of its URL, or of that of the proxy, is malformed)" in said
+    )
+    assert "secret" not in said
+    (line,) = lines_in(tmp_path)
+    assert line["image"] == source
+    assert "secret" not in line["error"]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -890,7 +945,7 @@ def test_cells_of_a_spreadsheet_are_no_formulas(tmp_path):
     detection = {"box": [0, 0, 1, 1], "score": 0.5, "category_id": 1, "label": "@sum"}
     line = {"image": "=1+1.jpg", "image_size": [9, 9], "detections": [detection]}
     (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
-    predictions.write_formats(tmp_path, ["csv"])
+    write_formats(tmp_path, ["csv"])
     with open(tmp_path / "predictions.csv", newline="") as text:
         _, row = csv.reader(text)
     assert row[0] == "./=1+1.jpg"
@@ -1158,6 +1213,28 @@ def test_images_of_one_colour_are_reported(checkpoint, tmp_path, capsys):
     said = capsys.readouterr().err
     assert "1 image has almost a single colour, such as" in said
     assert "spiked.png ((0, 0, 0))" in said and "fine.png" not in said
+
+
+def test_further_frames_are_reported_at_the_end(checkpoint, tmp_path, capsys, monkeypatch):
+    """Files are counted when they are read, not in a pass over all of them before the first."""
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
+    (tmp_path / "in").mkdir()
+    for name in ("a.gif", "b.gif"):
+        path = tmp_path / "in" / name
+        first.save(path, save_all=True, append_images=[second])
+    first.save(tmp_path / "in/still.png")
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", None)
+        assert len(find_sources([str(tmp_path / "in")], [])) == 3
+    predict(checkpoint, tmp_path / "in", "--output", tmp_path / "out")
+    said = capsys.readouterr().err.splitlines()
+    notes = [line for line in said if line.startswith("note: ")]
+    assert notes == [
+        f"note: {tmp_path}/in/a.gif: holds 2 images, of which only the first is used; save the "
+        "others as files (and 1 more like it)"
+    ]
+    assert [line for line in said if "predicting" in line]
+    assert said.index(notes[0]) == len(said) - 1
 
 
 def test_what_is_measured_is_what_is_predicted(detector, folder):

@@ -16,13 +16,16 @@ from conftest import write_tiny_coco
 from forked import run_ranks
 from PIL import Image
 
+from redetr.data.drawn import is_drawn
+from redetr.data.formats import listing
 from redetr.detector import detector as detectors
-from redetr.detector import records
+from redetr.detector import record_formats, records
+from redetr.detector.sources import find_sources
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.files import UNFINISHED, remove_unfinished, write_whole
 from redetr.lock import FolderLock
-from redetr.pages.drawing import is_drawn, save_image
+from redetr.pages.drawing import save_image
 from tests.test_predict import clip, lines_in, predict, refused, save_tiny_model
 
 ALONE = Dist(0, 1, torch.device("cpu"))
@@ -101,6 +104,41 @@ def test_half_a_video_of_a_killed_process_is_removed(checkpoint, folder, tmp_pat
         half.write_text("half of it")
         predict(checkpoint, source, "--output", out, flag)
         assert not half.exists()
+
+
+@pytest.mark.parametrize("output", ["predictions", "."])
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite"])
+def test_what_an_interrupted_run_drew_and_did_not_record_is_no_source(
+    checkpoint, photos, capsys, flag, output
+):
+    """Up to a batch is drawn before its lines are written."""
+    flags = (checkpoint, ".", "--output", output, "--save", "png")
+    predict(*flags)
+    record = Path(output, "predictions.jsonl")
+    lines = record.read_text().splitlines(keepends=True)
+    names = set(os.listdir(output))
+    for num_recorded in (1, 0):
+        record.write_text("".join(lines[:num_recorded]))
+        capsys.readouterr()
+        predict(*flags, flag)
+        pictures = {line["image"]: line["picture"] for line in lines_in(Path(output))}
+        assert pictures == {"photos/0.jpg": "0.png", "photos/1.jpg": "1.png"}
+        assert set(os.listdir(output)) == names
+        assert "is an image that redetr wrote, and is skipped" in capsys.readouterr().err
+
+
+def test_a_drawn_image_in_no_output_folder_is_a_source(tmp_path, monkeypatch):
+    """Outside of output folders, no file is opened to look for the mark."""
+    mine = tmp_path / "mine.png"
+    save_image(Image.new("RGB", (9, 9)), mine)
+    with monkeypatch.context() as patched:
+        patched.setattr(listing, "is_drawn", None)
+        assert find_sources([str(tmp_path)]) == [str(mine)]
+        assert find_sources([f"{tmp_path}/*.png"]) == [str(mine)]
+    (tmp_path / "predictions.part-3.jsonl").touch()
+    with pytest.raises(InputError, match=r"mine\.png is an image that redetr wrote"):
+        find_sources([str(tmp_path)])
+    assert find_sources([str(mine)]) == [str(mine)]
 
 
 def hold(folder: Path) -> None:
@@ -251,6 +289,63 @@ def test_a_foreign_page_is_not_completed(checkpoint, folder, tmp_path):
     (tmp_path / "index.html").write_text("<title>mine</title>")
     predict(checkpoint, folder, "--output", tmp_path, "--save", "csv", "--resume")
     assert (tmp_path / "index.html").read_text() == "<title>mine</title>"
+
+
+FOREIGN_FILES = {
+    "json": ("predictions.json", '{\n  "a.jpg": {\n    "picture": "mine"\n  }\n}\n'),
+    "coco": ("predictions.coco.json", '[{"image_id": 1, "category_id": 1}]'),
+    "csv": ("predictions.csv", "image,label,score\na.jpg,cup,0.5\n"),
+    "html": ("index.html", "<title>mine</title>"),
+}
+
+
+@pytest.mark.parametrize("format", FOREIGN_FILES)
+@pytest.mark.parametrize("flag", ["--resume", "--overwrite", None])
+def test_a_foreign_file_is_neither_replaced_nor_deleted(
+    checkpoint, folder, tmp_path, capsys, format, flag
+):
+    """It is refused if this run would write it; otherwise, it is left alone."""
+    name, content = FOREIGN_FILES[format]
+    file = tmp_path / name
+    source = folder / "val-0.jpg"
+    if flag:
+        predict(checkpoint, source, "--output", tmp_path, "--save", "png")
+    file.write_text(content)
+    flags = ("--output", tmp_path, *filter(None, [flag]), "--save", "png")
+    said = refused(capsys, checkpoint, source, *flags, format)
+    kind = "page" if format == "html" else "file"
+    assert said == (
+        f"redetr: {file}: is a {kind} that predict did not write; give another --output, or move "
+        f"that {kind} elsewhere"
+    )
+    predict(checkpoint, folder, *flags)
+    assert file.read_text() == content
+    assert (len(lines_in(tmp_path))) == 5
+
+
+def test_a_foreign_file_is_not_replaced_by_json(checkpoint, folder, tmp_path, capsys):
+    """Which --json writes to print it."""
+    (tmp_path / "predictions.json").write_text("[]")
+    source = folder / "val-0.jpg"
+    flags = ("--output", tmp_path, "--save", "png")
+    said = refused(capsys, checkpoint, source, *flags, "--json")
+    assert said.startswith(f"redetr: {tmp_path}/predictions.json: is a file that predict did not")
+
+
+@pytest.mark.parametrize("line", [None, "image", "frame", "odd name"])
+def test_what_predict_wrote_is_recognised(tmp_path, line):
+    entry = {"image_size": [9, 9], "detections": [KNOWN | {"isthing": True, "area": 5}]}
+    lines = {
+        "image": {"image": "a.jpg", "folder": "..", "panoptic_picture": "a.png", **entry},
+        "frame": {"image": "a.mp4", "frame": 0, "time_s": 0.0, **entry},
+        "odd name": {"image": '=a"\\\n\udcff.jpg', "panoptic_picture": "a.png", **entry},
+    }
+    record = tmp_path / "predictions.jsonl"
+    record.write_text("" if line is None else json.dumps(lines[line]) + "\n")
+    formats = ["json", "coco", "csv", "html", "panoptic"]
+    record_formats.write_formats(tmp_path, formats)
+    assert record_formats.written_formats(tmp_path) == formats
+    record_formats.require_no_foreign_files(tmp_path, formats)
 
 
 @pytest.fixture

@@ -68,6 +68,17 @@ def test_a_line_when_a_stream_drops_and_when_it_is_back():
     assert back == f"{address}: the stream is back"
 
 
+def test_the_password_of_a_camera_is_not_shown():
+    shown = iter([[Image.new("RGB", SIZE, RED)] * 6, []])
+    with rtsp_server(lambda: next(shown, [])) as address:
+        with_password = address.replace("://", "://me:secret@")
+        images, (dropped,) = read(with_password)
+    hidden = address.replace("://", "://***@")
+    assert dropped.startswith(f"{hidden}: the stream dropped (")
+    assert images[-1].error.startswith(f"{hidden}: the stream dropped (")
+    assert images[0].source == with_password
+
+
 class Watcher:
     """A detector that finds nothing, and presses Ctrl-C once it has seen enough of the second
     connection."""

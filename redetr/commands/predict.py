@@ -4,7 +4,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,23 +21,25 @@ from redetr.commands.console import (
     require_images,
     say_detector,
     say_threshold,
-    warn_of_plain,
 )
+from redetr.commands.outcome import Outcome
 from redetr.commands.videos import require_fitting_sources, say_images_only
+from redetr.detector.record_formats import (
+    require_no_foreign_files,
+    write_formats,
+    written_formats,
+)
+from redetr.detector.record_lines import RECORD
 from redetr.detector.records import (
     LOCK,
     LOCKED_FOR,
-    RECORD,
     Record,
     Summary,
     join,
     require_no_cut_stream,
-    require_no_foreign_page,
     require_no_predictions,
     require_record,
     summary,
-    write_formats,
-    written_formats,
 )
 from redetr.detector.resuming import require_kept, require_same_files, start_of
 from redetr.errors import InputError, StoppedError, UsageError
@@ -138,14 +140,14 @@ class Predict:
         use_threads(self.threads)
         folder = Path(self.output)
         self._require_free(folder)
+        # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
+        warnings.filterwarnings("ignore", module="PIL")
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
         require_fitting_sources(sources, track=self.track, masks="masks" in self.save)
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
-        # PIL warns of damaged EXIF, and of images half as large as those that it refuses as bombs.
-        warnings.filterwarnings("ignore", module="PIL")
         with (
             process_group(self.device, _LONGEST_WAIT_S) as dist,
             FolderLock(folder, dist, LOCK, LOCKED_FOR) as lock,
@@ -164,12 +166,12 @@ class Predict:
             start = time.perf_counter()
             results = dist.gather([self._process(of_this_rank, file_names, detector, dist)])
             seconds = time.perf_counter() - start
-            errors = [error for result in results for error in result.errors]
-            images = sum(result.images for result in results)
-            dist.main_only(warn_of_plain)([name for result in results for name in result.plain])
+            total = Outcome.of_all(results)
+            dist.main_only(total.say_oddities)()
             threshold = self._threshold(detector)
             lock.require_held()
-            dist.main_only(self._finish)(sources, len(done), errors, images / seconds, threshold)
+            rate = total.images / seconds
+            dist.main_only(self._finish)(sources, len(done), total.errors, rate, threshold)
 
     def _check(self) -> None:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
@@ -204,8 +206,7 @@ class Predict:
             require_no_cut_stream(folder)
         elif not self.overwrite:
             require_no_predictions(folder)
-        if "html" in self.save:
-            require_no_foreign_page(folder)
+        require_no_foreign_files(folder, self._file_formats)
 
     def _require_fitting(self, detector: "Detector") -> None:
         """Raises InputError for classes or masks that the model does not know."""
@@ -249,7 +250,15 @@ class Predict:
         if not (self.resume or self.overwrite):
             require_no_predictions(folder)
         image_suffix = "jpg" if "jpg" in self.save else "png"
-        return begin_run(folder, sources, image_suffix, self._further_images, self.resume, dist)
+        return begin_run(
+            folder,
+            sources,
+            image_suffix,
+            self._further_images,
+            dist,
+            resume=self.resume,
+            overwrite=self.overwrite,
+        )
 
     def _report(self, faults: "list[Fault]") -> None:
         """Reports which sources were skipped."""
@@ -258,7 +267,7 @@ class Predict:
 
     def _process(
         self, sources: list[str], file_names: dict[str, Path], detector: "Detector", dist: "Dist"
-    ) -> "_Result":
+    ) -> Outcome:
         """Detects in all sources; other threads than that of the model read and draw images."""
         from redetr.detector.sources import Frame, frames, read_ahead
         from redetr.detector.streams import Reconnection
@@ -266,7 +275,7 @@ class Predict:
         from redetr.detector.video import VideoWriter
         from redetr.signals import sigterm_as_ctrl_c
 
-        result = _Result()
+        result = Outcome()
         frame = Frame("")
         ahead = 1 if self.tile else self.batch_size
         reconnection = Reconnection(self.reconnect, say=ERRORS.print)
@@ -397,6 +406,16 @@ class Predict:
         kinds = ["masks"] if "masks" in self.save else []
         return [*kinds, "panoptic"] if self.panoptic else kinds
 
+    @property
+    def _file_formats(self) -> list[str]:
+        """The formats of the files of detections that this run writes at the end."""
+        formats: list[str] = [format for format in self.save if format not in _IMAGES]
+        if self.panoptic:
+            formats.append("panoptic")
+        if self.json:
+            formats.append("json")
+        return formats
+
     def _finish(
         self,
         sources: Sequence[str],
@@ -407,14 +426,10 @@ class Predict:
     ) -> None:
         folder = Path(self.output)
         join(folder, sources)
-        formats: list[str] = [format for format in self.save if format not in _IMAGES]
-        if self.panoptic:
-            formats.append("panoptic")
         # Those of the run that this one resumes would lack what is new.
-        formats += [format for format in written_formats(folder) if format not in formats]
-        write_formats(folder, formats)
+        formats = dict.fromkeys([*self._file_formats, *written_formats(folder)])
+        write_formats(folder, list(formats))
         if self.json:
-            write_formats(folder, ["json"])
             print_file(folder / "predictions.json")
         else:
             self._print_summary(summary(folder), rate, threshold)
@@ -457,23 +472,6 @@ def _further_image(prediction: "Prediction", kind: str) -> "Image.Image":
     if kind == "panoptic" and isinstance(prediction, PanopticDetections):
         return prediction.to_png()
     return prediction.mask_image()
-
-
-@dataclass
-class _Result:
-    """What one process has processed."""
-
-    images: int = 0  # and frames of videos
-    errors: list[str] = field(default_factory=list)  # of sources that cannot be read
-    plain: list[str] = field(default_factory=list)  # images of nearly one colour, and which
-
-    def add(self, frame: "Frame", has_detections: bool) -> None:
-        if has_detections:
-            self.images += 1
-        if frame.plain:
-            self.plain.append(f"{frame.source} ({frame.plain})")
-        if frame.error:
-            self.errors.append(frame.error)
 
 
 parse = partial(parse_flags, Predict, prog="redetr predict")

@@ -130,6 +130,18 @@ def read_upright(file: Path | BinaryIO, name: str, channels: int = 3) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def read_counted(file: Path | BinaryIO, name: str, channels: int = 3) -> tuple[Tensor, int]:
+    """The image of `read_upright`, and the number of pages or frames of its file. Raises InputError
+    like `read_upright`."""
+    with decoder_errors(name, "give another file"), _opened(file) as opened:
+        image = read_upright(opened, name, channels)
+        num_frames = 1
+        with suppress(InputError):  # damage after the first frame
+            num_frames = describe(opened, name).frames
+        return image, num_frames
+    raise AssertionError("errors of decoders were raised")  # for the type checker
+
+
 def problem_of(file: Path | BinaryIO) -> str:
     """Why an image cannot be read, with the text that training reports. For files whose header
     could not be read."""

@@ -29,7 +29,8 @@ from filelock import FileLock
 
 from redetr.data.relative_paths import path_inside
 from redetr.data.tar_index import read_index, require_index, store_index, stored_index
-from redetr.errors import InputError
+from redetr.download import reason_of
+from redetr.errors import InputError, without_password
 from redetr.files import cache_folder, first_bytes, hashed_name, scheme_of, write_whole
 
 LIST_FILE = "shards.json"
@@ -188,8 +189,8 @@ def _proxy_pool(proxy: str) -> Any:
             user, password = unquote(parts.username), unquote(parts.password or "")
             headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
         return urllib3.ProxyManager(address, proxy_headers=headers)
-    except (ValueError, urllib3.exceptions.HTTPError) as error:
-        text = f"the proxy of the environment cannot be used ({error})"
+    except (ValueError, urllib3.exceptions.HTTPError):  # which quotes the password
+        text = "the proxy of the environment cannot be used: its URL is malformed, or not of http"
         remedy = "set https_proxy and http_proxy to http://HOST:PORT, or to nothing"
         raise InputError(text, remedy=remedy) from None
 
@@ -244,7 +245,7 @@ def _opened(address: str, headers: dict[str, str]) -> Iterator[Any]:
                 response.close()  # otherwise, the rest would have to be read first
             response.release_conn()
     except (urllib3.exceptions.HTTPError, OSError) as error:
-        words = str(error).split()
+        words = without_password(str(error)).split()  # before a URL in it is cut off
         reason = " ".join(words)[:160]
         raise _TemporaryError(reason or type(error).__name__) from error
 
@@ -350,7 +351,8 @@ def mirror(address: str) -> Path:
     try:
         parts = urlsplit(address.rstrip("/"))
     except ValueError as error:
-        raise InputError(f"is not an address ({error})", where=address) from None
+        text = f"is not an address ({reason_of(error, address)})"
+        raise InputError(text, where=address) from None
     if not parts.hostname:
         text = "is an address without a server"
         raise InputError(text, where=address, remedy="write https://HOST/FOLDER")

@@ -5,10 +5,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from redetr.detector.record_formats import PAGE_MARK
 from redetr.pages.templates import render
 from redetr.wording import counted
 
-MARK = "redetr predict"  # distinguishes the page from those of other programs
 _MOST_CARDS = 5000  # images and videos on one page, which holds all of their detections
 
 
@@ -23,7 +23,7 @@ def contact_sheet(lines: Iterable[dict[str, Any]]) -> str:
         sheet.add(line)
     return render(
         "detector/contact_sheet.html",
-        mark=MARK,
+        mark=PAGE_MARK,
         title=sheet.title,
         errors=sheet.errors,
         left_out=sheet.left_out,

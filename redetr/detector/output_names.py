@@ -3,10 +3,11 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from redetr.data.formats.paths import without_capitals
 from redetr.detector.sources import is_camera, is_video
 from redetr.detector.streams import is_address, is_rtsp
 
@@ -24,18 +25,19 @@ def output_names(
     """The file of the annotated image or video of each source.
 
     Names that collide get a number: equal names from several folders, names that are `taken`, and
-    names of sources in the output folder, which are never overwritten. Each name also leaves room
-    for further images `beside` it, of these `kinds`. Sources that an `earlier` run finished keep
-    their names, so that the others get those of a run without an interruption.
+    names of sources in the output folder, which are never overwritten. Names that differ only in
+    capitals or in the form of an accent collide too: on Windows and macOS they are one file. Each
+    name also leaves room for further images `beside` it, of these `kinds`. Sources that an
+    `earlier` run finished keep their names, so that the others get those of a run without an
+    interruption.
     """
     names: dict[str, Path] = {}
     known = {source: name for source, name in (earlier or {}).items() if name}
-    used = set(taken)
+    used = {without_capitals(name) for name in taken}
     for name in known.values():
-        used |= _with_others(name, kinds)
-    for source in sources:
-        if os.path.dirname(os.path.abspath(source)) == os.path.abspath(folder):
-            used.add(os.path.basename(source))
+        used |= _claimed(name, kinds)
+    for source in _sources_in(folder, sources):
+        used.add(without_capitals(os.path.basename(source)))
     count: Counter[str] = Counter()
     for source in sources:
         if source in known:
@@ -43,12 +45,24 @@ def output_names(
             continue
         stem, suffix = _named_after(source, image_suffix)
         name = f"{stem}.{suffix}"
-        while _with_others(name, kinds) & used:
+        while _claimed(name, kinds) & used:
             count[stem] += 1
             name = f"{stem}-{count[stem] + 1}.{suffix}"
-        used |= _with_others(name, kinds)
+        used |= _claimed(name, kinds)
         names[source] = folder / name
     return names
+
+
+def _sources_in(folder: Path, sources: Sequence[str]) -> Iterator[str]:
+    """The sources that are files in the output folder itself, however its path is written."""
+    output = without_capitals(os.path.realpath(folder))
+    is_output: dict[str, bool] = {}  # for each folder, because resolving its links takes time
+    for source in sources:
+        parent = os.path.dirname(source)
+        if parent not in is_output:
+            is_output[parent] = without_capitals(os.path.realpath(parent)) == output
+        if is_output[parent]:
+            yield source
 
 
 def beside(picture: Path, kind: str) -> Path:
@@ -66,6 +80,11 @@ def all_names(file_names: Mapping[str, Path], kinds: Collection[str]) -> set[str
 
 def _with_others(name: str, kinds: Collection[str]) -> set[str]:
     return {name, *(beside(Path(name), kind).name for kind in kinds)}
+
+
+def _claimed(name: str, kinds: Collection[str]) -> set[str]:
+    """The names that an annotated image takes with its further images, without capitals."""
+    return {without_capitals(taken) for taken in _with_others(name, kinds)}
 
 
 def _named_after(source: str, image_suffix: str) -> tuple[str, str]:

@@ -1,11 +1,27 @@
 """What a line of predictions.jsonl holds: see `redetr.detector.records`."""
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from redetr.files import json_lines
+
+RECORD = "predictions.jsonl"
 
 Line = dict[str, Any]
 
 _NAMES = ("folder", "picture", "mask_picture", "panoptic_picture")
 _COORDINATES = 4  # of a box
+
+
+def lines_of(file: Path) -> Iterator[Line]:
+    """The lines of a file. What a killed process has cut off is skipped."""
+    return filter(has_key, json_lines(file))
+
+
+def images_of(record: Path) -> Iterator[Line]:
+    """The lines of images and frames, without those of errors and ends of videos."""
+    return (line for line in lines_of(record) if "detections" in line)
 
 
 def has_key(entry: Line) -> bool:

@@ -1,5 +1,5 @@
-"""The detections in many images: predictions.jsonl, written line by line, and the other formats,
-which are made from it at the end.
+"""The detections in many images: predictions.jsonl, written line by line. The other formats are
+made from it at the end: see `record_formats`.
 
 A line is an image or a frame of a video: `image` (its name), `picture` (the name of the annotated
 image or video, if there is one), `mask_picture` (the name of the image of its masks),
@@ -12,31 +12,26 @@ seen from the output folder.
 Memory holds the names of all images at most, and the segments, of which an image has few.
 """
 
-import csv
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from heapq import merge
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import NamedTuple
 
-from redetr.detector.record_lines import Line, has_key, is_line
+from redetr.detector.record_formats import FILES, written_files
+from redetr.detector.record_lines import RECORD, Line, images_of, is_line, lines_of
 from redetr.errors import InputError
 from redetr.files import first_bytes, json_lines, remove_unfinished, write_whole
 from redetr.wording import counted
 
-RECORD = "predictions.jsonl"
 LOCK = "predict.lock"
 LOCKED_FOR = "has been writing predictions there since"
-NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
 _KINDS = {"mask_picture": "masks", "panoptic_picture": "panoptic"}  # of further images
 _PICTURE_KEYS = ("picture", *_KINDS)
 _PICTURES = (".png", ".jpg", ".mp4")
-_PAGE = "index.html"  # the contact sheet
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _CLASSES_NAMED = 5  # in a sentence
-_HEAD_BYTES = 1000  # of a page, which say who wrote it
 _LINE_START = b'{"image": '
 _LONGEST_START = 1 << 20  # bytes of a line that is cut off in which its end is looked for
 
@@ -59,7 +54,7 @@ class Record:
 
 def require_no_predictions(folder: Path) -> None:
     """Raises InputError if the folder holds the output of an earlier run."""
-    if _files(folder) or _other_formats(folder):
+    if _files(folder) or written_files(folder):
         raise InputError(
             f"{folder}: already holds predictions: give another --output, --resume to continue "
             "them, or --overwrite to delete them"
@@ -89,17 +84,6 @@ def _is_record(file: Path) -> bool:
     start = first_bytes(file, _LONGEST_START).strip(b"\0")
     is_start = _LINE_START.startswith(start[: len(_LINE_START)])
     return has_lines or (is_start and b"\n" not in start)
-
-
-def require_no_foreign_page(folder: Path) -> None:
-    """Raises InputError if the contact sheet would replace a page of another tool."""
-    page = folder / _PAGE
-    if page.exists() and _is_foreign_page(page):
-        raise InputError(
-            "is a page that predict did not write",
-            where=page,
-            remedy="give another --output, or --save without html",
-        )
 
 
 def require_no_cut_stream(folder: Path) -> None:
@@ -135,13 +119,13 @@ def begin(folder: Path, resume: bool) -> None:
     for name in deleted:
         (folder / name).unlink(missing_ok=True)
     if not resume:
-        files += _other_formats(folder)
+        files += written_files(folder)
     if resume and files:
         _write(folder / RECORD, _finished_lines(files, finished(folder)))
         files = [file for file in files if file.name != RECORD]
     for file in files:
         file.unlink()
-    remove_unfinished(folder, deleted | _RECORD_NAMES)
+    remove_unfinished(folder, deleted | {RECORD, *FILES})
 
 
 def _finished_lines(files: list[Path], names: Collection[str]) -> Iterator[Line]:
@@ -217,7 +201,7 @@ def join(folder: Path, order: Sequence[str]) -> None:
     if not parts:
         return
     earlier = [file for file in _files(folder) if file.name == RECORD]
-    lines_of_parts = [_lines(part) for part in parts]
+    lines_of_parts = [lines_of(part) for part in parts]
     added = merge(*lines_of_parts, key=lambda line: position[line["image"]])
     _write(folder / RECORD, chain(_distinct(earlier), added))
     for part in parts:
@@ -252,7 +236,7 @@ def summary(folder: Path) -> Summary:
     without = 0
     classes = Counter[str]()
     tracks = set()
-    for line in _images(folder / RECORD):
+    for line in images_of(folder / RECORD):
         images += 1
         if not line["detections"]:
             without += 1
@@ -268,39 +252,11 @@ def _files(folder: Path) -> list[Path]:
     return [file for file in (folder / RECORD, *parts) if file.exists()]
 
 
-def _other_formats(folder: Path) -> list[Path]:
-    return [folder / _FORMATS[format][0] for format in written_formats(folder)]
-
-
-def written_formats(folder: Path) -> list[str]:
-    """Those of `write_formats` that an earlier run wrote."""
-    formats = []
-    for format, (name, _) in _FORMATS.items():
-        path = folder / name
-        if path.exists() and not _is_foreign_page(path):
-            formats.append(format)
-    return formats
-
-
-def _is_foreign_page(path: Path) -> bool:
-    """Whether the file is a page that was not written by `predict`."""
-    if path.suffix != ".html":
-        return False
-    from redetr.detector.contact_sheet import MARK
-
-    return MARK.encode() not in first_bytes(path, _HEAD_BYTES)
-
-
-def _lines(file: Path) -> Iterator[Line]:
-    """The lines of a file. What a killed process has cut off is skipped."""
-    return filter(has_key, json_lines(file))
-
-
 def _distinct(files: Sequence[Path]) -> Iterator[Line]:
     """Each line once: a run that is killed while it joins files leaves duplicates."""
     seen = set()
     for file in files:
-        for line in _lines(file):
+        for line in lines_of(file):
             key = (line["image"], line.get("frame"), "frames" in line)
             if key not in seen:
                 seen.add(key)
@@ -313,146 +269,3 @@ def _write(path: Path, lines: Iterable[Line]) -> None:
             text.writelines(json.dumps(line) + "\n" for line in lines)
 
     write_whole(path, write)
-
-
-def write_formats(folder: Path, formats: Sequence[str]) -> None:
-    """Writes predictions.json, predictions.coco.json, predictions.csv, index.html or
-    predictions.panoptic.json ("json", "coco", "csv", "html", "panoptic")."""
-    for format in formats:
-        name, write = _FORMATS[format]
-
-        def write_text(temporary: Path, write: Any = write) -> None:
-            # File names need not be UTF-8: their bytes are written unchanged.
-            with open(temporary, "w", encoding="utf-8", errors=NAMES, newline="") as text:
-                write(text, folder / RECORD)
-
-        write_whole(folder / name, write_text)
-
-
-def _images(record: Path) -> Iterator[Line]:
-    """The lines of images and frames, without those of errors and ends of videos."""
-    return (line for line in _lines(record) if "detections" in line)
-
-
-def _key(line: Line) -> str:
-    """The name of an image, or the name and number of a frame."""
-    return f"{line['image']}#{line['frame']}" if "frame" in line else line["image"]
-
-
-def _write_json(text: TextIO, record: Path) -> None:
-    separator = "{\n"
-    for line in _images(record):
-        entry = {key: value for key, value in line.items() if key != "image"}
-        text.write(f"{separator}  {json.dumps(_key(line))}: {json.dumps(entry)}")
-        separator = ",\n"
-    text.write("\n}\n" if separator != "{\n" else "{}\n")
-
-
-def _write_coco(text: TextIO, record: Path) -> None:
-    """Writes the entries of a COCO results file; each names its image file as well."""
-    separator = "[\n"
-    for line, image_id in zip(_images(record), _image_ids(record), strict=True):
-        for detection in line["detections"]:
-            left, top, right, bottom = detection["box"]
-            width = round(right - left, 3)
-            height = round(bottom - top, 3)
-            entry = {
-                "image_id": image_id,
-                "category_id": detection["category_id"],
-                "bbox": [left, top, width, height],
-                "score": detection["score"],
-                "file_name": _key(line),
-            }
-            for key in ("segmentation", "track_id"):
-                if key in detection:
-                    entry[key] = detection[key]
-            text.write(f"{separator}  {json.dumps(entry)}")
-            separator = ",\n"
-    text.write("\n]\n" if separator != "[\n" else "[]\n")
-
-
-def _image_ids(record: Path) -> list[int]:
-    """The COCO id of each image: the whole number in its name, if all names are distinct numbers,
-    as COCO's are. Otherwise, images are counted from 1."""
-    stems = [Path(_key(line)).stem for line in _images(record)]
-    if all(stem.isdecimal() for stem in stems):
-        numbers = [int(stem) for stem in stems]
-        if len(set(numbers)) == len(numbers):
-            return numbers
-    return list(range(1, len(stems) + 1))
-
-
-def _write_panoptic(text: TextIO, record: Path) -> None:
-    """Writes the segments of all images in COCO's panoptic format, with the categories that occur.
-    Frames of videos have no PNG and are left out."""
-    images = []
-    annotations = []
-    categories: dict[int, dict[str, Any]] = {}
-    for line, image_id in zip(_images(record), _image_ids(record), strict=True):
-        if "panoptic_picture" not in line:
-            continue
-        height, width = line["image_size"]
-        name = {"file_name": line["image"]}
-        images.append({"id": image_id, "width": width, "height": height, **name})
-        segments = []
-        for id_, detection in enumerate(line["detections"], start=1):
-            left, top, right, bottom = detection["box"]
-            category_id = detection["category_id"]
-            segment = {
-                "id": id_,
-                "category_id": category_id,
-                "isthing": detection["isthing"],
-                "area": detection["area"],
-                "bbox": [left, top, right - left, bottom - top],
-                "iscrowd": 0,
-                "score": detection["score"],
-            }
-            segments.append(segment)
-            categories[category_id] = {
-                "id": category_id,
-                "name": detection["label"],
-                "isthing": detection["isthing"],
-            }
-        png = line["panoptic_picture"]
-        annotations.append({"image_id": image_id, "file_name": png, "segments_info": segments})
-    by_id = [categories[category_id] for category_id in sorted(categories)]
-    content = {"images": images, "annotations": annotations, "categories": by_id}
-    text.write(json.dumps(content))
-
-
-def _write_csv(text: TextIO, record: Path) -> None:
-    rows = csv.writer(text, lineterminator="\n")
-    rows.writerow(
-        ("image", "frame", "label", "category_id", "score", "x1", "y1", "x2", "y2", "picture")
-        + ("track_id",)
-    )
-    for line in _images(record):
-        frame = line.get("frame", "")
-        picture = line.get("picture", "")
-        for detection in line["detections"]:
-            row = [_no_formula(line["image"], "./"), frame]
-            row += [_no_formula(detection["label"], "'"), detection["category_id"]]
-            row += [detection["score"], *detection["box"], picture, detection.get("track_id")]
-            rows.writerow(row)
-
-
-def _no_formula(cell: str, prefix: str) -> str:
-    """A cell that spreadsheets do not compute: `./` before a file name leaves it the same file, and
-    `'` is how they mark text."""
-    return prefix + cell if cell.startswith(_FORMULA_STARTS) else cell
-
-
-def _write_html(text: TextIO, record: Path) -> None:
-    from redetr.detector.contact_sheet import contact_sheet
-
-    text.write(contact_sheet(_lines(record)))
-
-
-_FORMATS = {
-    "json": ("predictions.json", _write_json),
-    "coco": ("predictions.coco.json", _write_coco),
-    "csv": ("predictions.csv", _write_csv),
-    "html": (_PAGE, _write_html),
-    "panoptic": ("predictions.panoptic.json", _write_panoptic),
-}
-_RECORD_NAMES = {RECORD, *(name for name, _ in _FORMATS.values())}

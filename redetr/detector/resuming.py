@@ -79,9 +79,18 @@ def _recorded_path(line: Line, output: Path) -> str:
 def require_kept(folder: Path, sources: Sequence[str], resume: bool) -> None:
     """Raises InputError if --overwrite, or --resume with `resume`, would delete a source."""
     flag = "--resume" if resume else "--overwrite"
-    names = deleted_images(folder, resume)
-    deleted = {os.path.realpath(folder / name) for name in names}
+    deleted = {_identity(folder / name) for name in deleted_images(folder, resume)} - {None}
     for source in sources:
-        if os.path.realpath(source) in deleted:
+        if _identity(source) in deleted:
             text = f"is an annotated image of {folder}, which {flag} deletes"
             raise InputError(text, where=source, remedy="give another --output")
+
+
+def _identity(path: str | os.PathLike) -> tuple[int, int] | None:
+    """What two paths of one file share, however they are written: with links, or on Windows and
+    macOS in other capitals. None if there is no such file."""
+    try:
+        stat = os.stat(path)
+    except (OSError, ValueError):  # ValueError: a null byte
+        return None
+    return stat.st_dev, stat.st_ino

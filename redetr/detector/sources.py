@@ -11,9 +11,9 @@ import threading
 import urllib.error
 import urllib.request
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from itertools import groupby, repeat
@@ -38,8 +38,8 @@ from redetr.data.images import (
     IMAGE_SUFFIXES,
     SUFFIXES_OF_MANY,
     cached_copies,
-    describe,
     is_image_name,
+    read_counted,
     read_upright,
 )
 from redetr.data.pixels import one_colour
@@ -52,7 +52,7 @@ from redetr.detector.streams import (
     stream_frames,
 )
 from redetr.detector.video import VIDEO_SUFFIXES, VideoFrame, camera_frames, video_frames
-from redetr.download import Deadline, web_opener
+from redetr.download import Deadline, reason_of, web_opener
 from redetr.errors import InputError
 from redetr.files import require_no_url, user_path
 from redetr.models.channels import RGB
@@ -82,6 +82,7 @@ class Frame:
     error: str = ""
     is_live: bool = False  # of a camera or stream without an end
     plain: str = ""  # the colour that nearly all pixels of an image have; empty if they differ
+    pages: int = 1  # or frames in the file of an image, of which only the first is read
 
     @property
     def is_end(self) -> bool:
@@ -117,10 +118,9 @@ def find_sources(sources: Sequence[str], faults: list[Fault] | None = None) -> l
     for source in sources:
         for name in _names_of(source, reports):
             by_path.setdefault(path_of(name), name)
-    names = list(by_path.values())
     if faults is not None:
-        faults += [*reports, *_further_pages(names)]
-    return names
+        faults += reports
+    return list(by_path.values())
 
 
 def path_of(name: str) -> str:
@@ -130,14 +130,10 @@ def path_of(name: str) -> str:
     return os.path.abspath(name)
 
 
-def _further_pages(names: Iterable[str]) -> list[Fault]:
-    """A note on files with several pages or frames, of which only the first is read."""
-    pages: dict[str, int] = {}
-    for name in names:
-        if name.lower().endswith(SUFFIXES_OF_MANY) and not is_address(name):
-            with suppress(InputError):  # said when it is read
-                pages[name] = describe(Path(name)).frames
-    several = [name for name, count in pages.items() if count > 1]
+def further_pages(pages: Mapping[str, int]) -> list[Fault]:
+    """A note on images whose files hold several pages or frames, of which only the first is read,
+    given their numbers by the names of the images."""
+    several = sorted(pages)
     if not several:
         return []
     text = f"holds {pages[several[0]]} images, of which only the first is used"
@@ -174,8 +170,8 @@ def _names_in_folder(source: str, path: Path, faults: list[Fault]) -> list[str]:
             where=source,
             remedy="give the folders of the images, or a pattern such as 'photos/**/*.jpg'",
         )
-    reports = passed_over(contents)
     archives = [] if contents.files else archives_in(path)
+    reports = [*passed_over(contents), *_archives_passed_over(contents, archives)]
     if not contents.files and not archives:
         why = f"looked for {', '.join(IMAGE_SUFFIXES)}"
         if reports:
@@ -183,6 +179,27 @@ def _names_in_folder(source: str, path: Path, faults: list[Fault]) -> list[str]:
         raise InputError(f"{source}: no images in this folder ({why})")
     faults += reports
     return [str(path / name) for name in contents.files] or _archived(archives, faults)
+
+
+def _archives_passed_over(contents: Contents, read: list[Path]) -> list[Fault]:
+    """A warning if archives in a folder are not `read`: beside images, or deeper, an archive may be
+    a copy of anything."""
+    names_read = {archive.name for archive in read}
+    skipped = [name for name in contents.archives if name not in names_read]
+    if not skipped:
+        return []
+    return [
+        Fault(
+            "warning",
+            "archive-passed-over",
+            contents.root,
+            skipped[0],
+            "is a tar archive, and is skipped",
+            "name it to read its images",
+            len(skipped),
+            listed(skipped),
+        )
+    ]
 
 
 def _names_by_pattern(source: str, path: Path, faults: list[Fault]) -> list[str]:
@@ -315,10 +332,14 @@ def read_ahead(
 
 
 def _image_frame(source: str, channels: int) -> Frame:
+    pages = 1
     try:
-        image = read_source(source, channels)
+        if source.lower().endswith(SUFFIXES_OF_MANY) and not is_address(source):
+            image, pages = read_counted(_file_of(source), source, channels)
+        else:
+            image = read_source(source, channels)
         pixels = image.permute(1, 2, 0).numpy()  # [H, W, 3]
-        return Frame(source, image, plain=one_colour(pixels))
+        return Frame(source, image, plain=one_colour(pixels), pages=pages)
     except InputError as error:
         return Frame(source, error=str(error))
 
@@ -389,13 +410,19 @@ def read_source(source: str, channels: int = 3) -> Tensor:
     """The image at a path or address, upright, uint8 `[channels, H, W]`. Raises InputError."""
     if is_address(source):
         return read_upright(io.BytesIO(download(source)), source, channels)
+    return read_upright(_file_of(source), source, channels)
+
+
+def _file_of(source: str) -> Path:
+    """The file of an image, which may be in an archive. Raises InputError for what is neither a
+    file nor missing."""
     path = user_path(source)
     if not os.path.lexists(path) and split_path(path) is None:
         _require_single_path(source)
     # Unlike `Path.exists`, this raises nothing for a name that is too long.
     if os.path.exists(path) and not path.is_file():  # a pipe would be waited for, for ever
         raise InputError(f"{source}: not a file with an image in it")
-    return read_upright(path, source, channels)
+    return path
 
 
 def _require_single_path(source: str) -> None:
@@ -436,6 +463,6 @@ def download(address: str) -> bytes:
     except (OSError, http.client.HTTPException, ValueError) as error:
         if isinstance(error, urllib.error.HTTPError):
             error.close()
-        raise InputError(
-            f"{address}: cannot be read ({error}); check the address and the connection"
-        ) from None
+        text = f"cannot be read ({reason_of(error, address)})"
+        remedy = "check the address and the connection"
+        raise InputError(text, where=address, remedy=remedy) from None

@@ -24,8 +24,8 @@ from redetr.detector.video import (
     timed_frames,
     video_stream,
 )
-from redetr.download import Deadline, web_opener
-from redetr.errors import InputError
+from redetr.download import Deadline, reason_of, web_opener
+from redetr.errors import InputError, without_password
 from redetr.files import scheme_of
 
 TIMEOUT_S = 10.0  # for a connection, and for each frame
@@ -69,7 +69,7 @@ def require_address(source: str) -> None:
     try:
         urlsplit(source)
     except ValueError as error:  # brackets that hold no IPv6 address
-        text = f"is not a URL ({error})"
+        text = f"is not a URL ({reason_of(error, source)})"
         raise InputError(text, where=source, remedy="check the address") from None
 
 
@@ -112,6 +112,7 @@ def stream_frames(
     there is no video at the URL, a file ends too early, or a stream does not come back.
     """
     av = pyav()
+    shown = without_password(address)
     started = time.monotonic()
     has_begun = False
     failures = 0
@@ -124,7 +125,7 @@ def stream_frames(
                 decoded = _decoded(av, container, stream)
                 for frame in timed_frames(container, stream, decoded):
                     if failures:
-                        reconnection.say(f"{address}: the stream is back")
+                        reconnection.say(f"{shown}: the stream is back")
                         failures = 0
                     has_begun = True
                     if is_live:
@@ -134,13 +135,13 @@ def stream_frames(
             if not is_live:
                 return
         except (av.FFmpegError, ValueError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or str(error)
+            reason = without_password(getattr(error, "strerror", None) or str(error))
             if not has_begun or not is_live:
                 text = f"cannot be read as video ({reason})"
                 remedy = "check the address and the connection"
                 raise InputError(text, where=address, remedy=remedy) from None
         if failures == 0:
-            reconnection.say(f"{address}: the stream dropped ({reason}); trying to open it again")
+            reconnection.say(f"{shown}: the stream dropped ({reason}); trying to open it again")
         if failures == reconnection.attempts:
             text = f"the stream dropped ({reason}) and did not come back in {failures} attempts"
             raise InputError(text, where=address)

@@ -13,9 +13,8 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from redetr.choices import LabelChoice
-from redetr.data.images import READ_REMEDY, decoder_errors
-from redetr.errors import InputError
-from redetr.files import open_file, write_whole
+from redetr.data.drawn import MARK
+from redetr.files import write_whole
 from redetr.masks import CroppedMasks, crops_of
 from redetr.outlines import outlines
 from redetr.pages.fonts import drawing_font
@@ -37,7 +36,6 @@ _GAP_PX = 12
 _CAPTION_LETTER_PX = 18
 _CAPTION_PX = 240  # a column may be wider than its images by a caption of this width
 _JPEG_SIDE_PX = 65_500  # the most that libjpeg writes
-_MARK = "redetr"
 _MANY_BOXES = 30  # in one image
 _MASK_OPACITY = 0.4
 _MOST_HIDDEN = 0.15  # of a box, by the tag of another
@@ -199,7 +197,7 @@ def comparison_grid(
 
 def save_image(image: Image.Image, path: PathLike) -> None:
     """Writes the image in the format of the path's suffix, PNG or JPEG, completely or not at all,
-    with a mark that `is_drawn` recognises.
+    with a mark that `data.drawn.is_drawn` recognises.
 
     The folder must exist. As JPEG, a larger image is reduced to the most that the format can hold.
     """
@@ -207,29 +205,14 @@ def save_image(image: Image.Image, path: PathLike) -> None:
         image = image.copy()
         image.thumbnail((_JPEG_SIDE_PX, _JPEG_SIDE_PX))
     text = PngInfo()
-    text.add_text("Software", _MARK)
+    text.add_text("Software", MARK)
 
     def save(temporary: Path) -> None:
         # Each format ignores the options of the other. As PNG, a photograph takes a third of the
         # time of the default level 6, for a tenth more bytes.
-        image.save(temporary, pnginfo=text, compress_level=3, comment=_MARK)
+        image.save(temporary, pnginfo=text, compress_level=3, comment=MARK)
 
     write_whole(Path(path), save)
-
-
-def is_drawn(path: Path) -> bool:
-    """Whether `save_image` wrote the file. False for a file that cannot be read, and for what is
-    not a file."""
-    try:
-        with (
-            decoder_errors(str(path), READ_REMEDY),
-            open_file(path) as file,
-            Image.open(file, formats=("PNG", "JPEG")) as image,
-        ):
-            marks = (image.info.get("Software"), image.info.get("comment"))
-    except InputError:
-        return False
-    return _MARK in marks or _MARK.encode() in marks
 
 
 def _rectangles(boxes: Tensor) -> Boxes:

@@ -4,6 +4,7 @@ evaluated and predicted, as users of satellites and microscopes do."""
 import builtins
 import io
 import json
+import tarfile
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -32,7 +33,7 @@ from redetr.data.images import (
     read_upright,
 )
 from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
-from redetr.detector.sources import find_sources
+from redetr.detector.sources import find_sources, frames, further_pages
 from redetr.errors import InputError
 from redetr.models.channels import adapted, first_convolution
 from redetr.weights.reading import read_weights
@@ -107,27 +108,36 @@ def test_pages_that_are_not_read_are_reported(tmp_path, capsys):
     many_pages = faults_by_code["image-frames"]
     assert many_pages["text"] == "holds 2 images"
     assert many_pages["remedy"].startswith("only the first is read: save the others as files")
-    faults = []
     (tmp_path / "broken.tif").write_bytes(b"II*")
-    sources = find_sources([str(data / "val"), str(tmp_path)], faults)
+    sources = find_sources([str(data / "val"), str(tmp_path)])
     assert [name for name in sources if name.endswith("broken.tif")]
-    (note,) = [fault for fault in faults if fault.code == "image-frames"]
-    assert note.count == 6 + 3 + 1  # val is in both, and z.tif
+    pages = pages_in(sources)
+    assert pages[str(tmp_path / "z.tif")] == 7
+    (note,) = further_pages(pages)
+    assert (note.code, note.count) == ("image-frames", 6 + 3 + 1)  # val is in both, and z.tif
     assert "holds 2 images, of which only the first is used; save the others" in str(note)
+
+
+def pages_in(sources: list[str]) -> dict[str, int]:
+    """The number of pages or frames of each image of which `predict` reads one of several."""
+    return {frame.source: frame.pages for frame in frames(sources, 2) if frame.pages > 1}
 
 
 @pytest.mark.parametrize("ending", ["gif", "webp", "png", "apng", "avif"])
 def test_an_animation_is_no_surprise_in_prediction(ending, tmp_path):
     if ending == "avif" and ".avif" not in IMAGE_SUFFIXES:
         ending = "gif"  # this build of Pillow has none
-    frames = [Image.new("RGB", (32, 32), colour) for colour in ("red", "blue")]
+    first, second = (Image.new("RGB", (32, 32), colour) for colour in ("red", "blue"))
     path = tmp_path / f"a.{ending}"
     kind = "PNG" if ending == "apng" else None
-    frames[0].save(path, kind, save_all=True, append_images=frames[1:])
+    first.save(path, kind, save_all=True, append_images=[second])
     Image.new("RGB", (32, 32)).save(tmp_path / "still.png")
-    faults = []
-    assert len(list(find_sources([str(tmp_path)], faults))) == 2
-    (note,) = faults
+    with tarfile.open(tmp_path / "more.tar", "w") as archive:
+        archive.add(path, f"b.{ending}")
+    archived = f"{tmp_path}/more.tar/b.{ending}"
+    sources = find_sources([str(tmp_path), archived])
+    assert pages_in(sources) == {str(path): 2, archived: 2}
+    (note,) = further_pages(pages_in(sources[:2]))
     assert str(note).startswith(f"{path}: holds 2 images, of which only the first is used")
 
 

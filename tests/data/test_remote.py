@@ -267,11 +267,38 @@ def test_a_proxy_with_a_password(scheme, server, monkeypatch):
     assert server.proxy_authorization == f"Basic {expected}"
 
 
-def test_a_proxy_that_is_none(monkeypatch):
+@pytest.mark.parametrize(
+    "proxy",
+    [
+        "ftp://127.0.0.1:9",
+        "http://me:secret@127.0.0.1:99999",
+        "me:secret@127.0.0.1:99999",
+        "http://me:secret/@127.0.0.1:9",
+        "http://me:secret@a\u2100:9",
+    ],
+)
+def test_a_proxy_that_is_none(proxy, monkeypatch):
+    """Errors of URLs quote them, and a proxy's may hold a password."""
     begin_again()
     monkeypatch.setattr(remote, "_THREAD", threading.local())
-    monkeypatch.setenv("http_proxy", "ftp://127.0.0.1:9")
-    refused(f"{BEHIND_A_PROXY}/shards", "the proxy of the environment cannot be used")
+    monkeypatch.setenv("http_proxy", proxy)
+    with pytest.raises(InputError) as caught:
+        open_dataset(f"{BEHIND_A_PROXY}/shards", "train")
+    said = str(caught.value)
+    assert "the proxy of the environment cannot be used" in said
+    assert "secret" not in said
+
+
+def test_the_password_of_an_address_is_not_shown(monkeypatch):
+    """urllib3 quotes the address; only the start of its message is shown."""
+    begin_again()
+    monkeypatch.setattr(remote, "_PAUSE_S", 0.0)
+    long_user = "u" * 150
+    address = f"http://{long_user}:secret@127.0.0.1:99999/shards"
+    with pytest.raises(InputError) as caught:
+        open_dataset(address, "train")
+    assert "Failed to parse: http://***@127.0.0.1:99999/shards" in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -435,3 +435,32 @@ def test_images_in_archives_are_sources_of_predictions(tmp_path):
     empty = write_tar(tmp_path / "empty.tar", {"x.txt": b""})
     with pytest.raises(InputError, match=r"empty\.tar: no images in this archive"):
         find_sources([str(empty)])
+
+
+def test_archives_that_are_not_read_are_reported(tmp_path):
+    """At any depth, beside images and beside archives that are read."""
+    first = write_tar(tmp_path / "a.tar", {"x.png": b""})
+    for name in ("deep/b.tar", "deep/c.tar", ".hidden.tar"):
+        write_tar(tmp_path / name, {"y.png": b""})
+    (tmp_path / "c.tar.gz").touch()
+    faults = []
+    assert find_sources([str(tmp_path)], faults) == [f"{first}/x.png"]
+    (fault,) = faults
+    assert (fault.severity, fault.code, fault.count) == ("warning", "archive-passed-over", 2)
+    (tmp_path / "deep/photo.jpg").touch()
+    faults = []
+    assert find_sources([str(tmp_path)], faults) == [str(tmp_path / "deep/photo.jpg")]
+    (fault,) = faults
+    assert (fault.where, fault.count) == ("a.tar", 3)
+    assert str(fault) == (
+        f"{tmp_path}: a.tar: is a tar archive, and is skipped; name it to read its images (and 2 "
+        "more like it)"
+    )
+    faults = []
+    assert len(find_sources([str(tmp_path), f"{tmp_path}/**/*.tar"], faults)) == 4
+
+
+def test_archives_below_a_folder_without_images_are_named(tmp_path):
+    write_tar(tmp_path / "deep/b.tar", {"y.png": b""})
+    with pytest.raises(InputError, match=r"no images in this folder .*deep/b\.tar"):
+        find_sources([str(tmp_path)])

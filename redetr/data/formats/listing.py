@@ -12,12 +12,15 @@ from pathlib import Path
 import numpy as np
 
 from redetr.data.annotations import Annotations, image_reference
+from redetr.data.archives import SUFFIX as ARCHIVE
+from redetr.data.drawn import is_drawn
 from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
 from redetr.files import holds_run, json_lines, open_file
 from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # prefix and suffix of records of `redetr predict`
+_DRAWN = (".png", ".jpg")  # suffixes of the images that it writes
 
 # Files that are often next to images, and are skipped without a report.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
@@ -58,13 +61,14 @@ class Contents:
     closed: list[str] = field(default_factory=list)  # folders that cannot be listed
     outputs: list[str] = field(default_factory=list)  # images that redetr wrote
     caches: list[str] = field(default_factory=list)  # arrays that Ultralytics wrote
+    archives: list[str] = field(default_factory=list)  # of tar, which only some callers read
     namesakes: list["Namesakes"] = field(default_factory=list)  # of each folder and ending
     is_whole: bool = True  # False: the search ended early, as there are far too many other files
 
     def lists(self) -> tuple[list[str], ...]:
         """Each of the lists."""
         lists = (self.files, self.others, self.system, self.links, self.closed)
-        return *lists, self.outputs, self.caches
+        return *lists, self.outputs, self.caches, self.archives
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,8 @@ def _add_files(
             contents.caches.append(path)
         elif ending.endswith(suffixes):
             contents.files.append(path)
+        elif file.endswith(ARCHIVE):
+            contents.archives.append(path)
         elif may_be_image(parent, file):
             contents.others.append(path)
 
@@ -195,11 +201,29 @@ def output_images(folder: str, files: Iterable[str]) -> set[str]:
     for mark, images in _OUTPUTS.items():
         if mark in names:
             outputs |= images
+    records = []
     start, end = _RECORD
     for name in names:
         if name.startswith(start) and name.endswith(end):
-            outputs |= _recorded_images(Path(folder, name))
+            records.append(name)
+    for record in records:
+        outputs |= _recorded_images(Path(folder, record))
+    if records:
+        outputs |= _drawn_images(folder, names - outputs)
     return outputs & names
+
+
+def _drawn_images(folder: str, names: Iterable[str]) -> set[str]:
+    """Those of the files in an output folder of `redetr predict` that have the mark of redetr.
+
+    A run that is interrupted has drawn images that its record does not name yet. Each file is
+    opened for its header, so only output folders are searched.
+    """
+    images = set()
+    for name in names:
+        if name.endswith(_DRAWN) and is_drawn(Path(folder, name)):
+            images.add(name)
+    return images
 
 
 def _recorded_images(record: Path) -> set[str]:
