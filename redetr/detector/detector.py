@@ -401,11 +401,15 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
 
     Raises InputError if these do not fit.
     """
-    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
-    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+    most_layers = 0
+    for name, value in origin.options.items():
+        # `build` refuses values of other types, which cannot be compared.
+        if name.endswith("_layers") and isinstance(value, int):
+            most_layers = max(most_layers, value)
+    if most_layers > len(weights.tensors):
         raise InputError(
             f"{weights.path}: the weights do not fit the model: the file is too small for "
-            f"{max(layers)} layers"
+            f"{most_layers} layers"
         )
     num_classes = len(origin.class_names)
     # Built without memory or random values: all values come from the file, whose description of
