@@ -26,7 +26,7 @@ from redetr.data import DetectionDataset
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import explain, explain_loss, image_page, loss_page
+from redetr.explain import explain, explain_loss, image_page, loss_page, open_judged
 from redetr.masks import CroppedMasks
 from redetr.outlines import outlines
 from redetr.pages.drawing import SCORE_COLORS, class_color, to_pil
@@ -81,7 +81,7 @@ class Page:
         """The training images, opened on first use. Raises InputError if they cannot be opened."""
         if self._dataset is not None:
             return self._dataset
-        return self.detector.open_data("train")
+        return open_judged(self.detector, "train")
 
     @cached_property
     def image_ids(self) -> list[str]:
