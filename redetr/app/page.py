@@ -9,10 +9,11 @@ import numpy as np
 import torch.nn.functional as F
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
+from redetr.app.answers import JSONAnswer
 from redetr.app.guard import FRAME_POLICY
 from redetr.app.uploads import (
     MAX_BYTES,
@@ -88,7 +89,7 @@ class Page:
         return [str(self.dataset.image_id(index)) for index in range(len(self.dataset))]
 
     async def show(self, request: Request) -> HTMLResponse:
-        return HTMLResponse(self.html)
+        return HTMLResponse(self.html.encode("utf-8", "backslashreplace"))
 
     @cached_property
     def html(self) -> str:
@@ -101,11 +102,11 @@ class Page:
             most_gpus=_MOST_GPUS,
         )
 
-    async def look(self, request: Request) -> JSONResponse:
+    async def look(self, request: Request) -> JSONAnswer:
         """All detections of an image, which the page filters, and the image to draw them on."""
         async with self.uploads.receive(request) as upload:
             content = await self.turns.take(self._look, upload)
-        return JSONResponse(content)
+        return JSONAnswer(content)
 
     def _look(self, upload: Upload) -> dict[str, Any]:
         image = read_image(upload.file, self.detector.model.channels)
@@ -150,22 +151,22 @@ class Page:
             "masks": _outlines_of(segments.detections.masks),
         }
 
-    async def explain(self, request: Request) -> JSONResponse:
+    async def explain(self, request: Request) -> JSONAnswer:
         """The page that shows where the model looked in an image."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
             page = await self.turns.take(self._explain, upload, threshold)
-        return JSONResponse({"page": page})
+        return JSONAnswer({"page": page})
 
     def _explain(self, upload: Upload, threshold: float) -> str:
         image = read_image(upload.file, self.detector.model.channels)
         explanation = explain(self.detector, image)
         return image_page(explanation, threshold, title="Where DETR looked")
 
-    async def examples(self, request: Request) -> JSONResponse:
+    async def examples(self, request: Request) -> JSONAnswer:
         """Thumbnails of training images, spread over the data set."""
         examples = await self.turns.take(self._examples)
-        return JSONResponse({"examples": examples})
+        return JSONAnswer({"examples": examples})
 
     def _examples(self) -> list[dict[str, str]]:
         if self._known_examples is not None:
@@ -185,7 +186,7 @@ class Page:
         self._known_examples = examples
         return examples
 
-    async def judge(self, request: Request) -> JSONResponse:
+    async def judge(self, request: Request) -> JSONAnswer:
         """The page on the loss of a training image.
 
         The query of the request gives the id of the image (by default, the first); with `step` 1,
@@ -194,7 +195,7 @@ class Page:
         image_id = request.query_params.get("image_id", "").strip()
         step = _whole_number(request, "step", 0, 1)
         world_size = _whole_number(request, "world_size", 1, _MOST_GPUS)
-        return JSONResponse(await self.turns.take(self._judge, image_id, step, world_size))
+        return JSONAnswer(await self.turns.take(self._judge, image_id, step, world_size))
 
     def _judge(self, image_id: str, step: int, world_size: int) -> dict[str, str]:
         ids = self.image_ids
