@@ -18,7 +18,7 @@ from PIL import Image
 
 from redetr.choices import MOST_BANDS
 from redetr.data.orientation import known_orientation
-from redetr.data.pixels import BRIGHTNESS, scaled_to_8_bits
+from redetr.data.pixels import NAN, brightness, scaled_to_8_bits
 from redetr.errors import InputError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -106,14 +106,14 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     """
     bands = values.shape[2]
     if channels == 3 and bands == 1:
-        values = values.repeat(3, axis=2)
-    elif channels == 3 and bands > 3:
+        return scaled_to_8_bits(values).repeat(3, axis=2)
+    if channels == 3 and bands > 3:
         values = values[:, :, :3]
     elif channels == 1 and bands == 3:
         # 8 bits keep their scale; looking for it would take longer than all else of a frame.
         if values.dtype != np.uint8:
             values = scaled_to_8_bits(values)
-        return (values @ BRIGHTNESS).round().astype(np.uint8)[:, :, None]
+        return brightness(values)
     elif bands != channels:
         raise ValueError(f"it has {bands} bands, but the model takes {channels}")
     if channels == 3:
@@ -215,5 +215,5 @@ def _read_tiff(file: BinaryIO) -> NDArray:
     except ValueError:
         missing = None
     if missing is not None and values.dtype != np.uint8:
-        values = np.where(values == missing, np.nan, values)
+        values = np.where(values == missing, NAN, values)
     return values
