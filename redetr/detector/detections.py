@@ -340,7 +340,10 @@ def detections_of(
             groups = decode_masks(
                 outputs, i, best, batch.sizes[i], batch.canvas, (height, width), original_masks
             )
-            masks = _cropped(groups, (height, width)) if crop_masks else torch.cat(list(groups))
+            if crop_masks:
+                masks = _cropped(groups, (height, width))
+            else:
+                masks = _dense(groups, (len(best), height, width))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
@@ -352,6 +355,18 @@ def detections_of(
         )
         detections.append(in_image)
     return detections
+
+
+def _dense(groups: Iterator[Tensor], shape: tuple[int, int, int]) -> Tensor:
+    """The masks of all `groups`, bool `[n, H, W]`, in one tensor of this shape. Joining the groups
+    at the end would take twice the memory."""
+    masks = torch.empty(shape, dtype=torch.bool)
+    start = 0
+    for group in groups:
+        stop = start + len(group)
+        masks[start:stop] = group
+        start = stop
+    return masks
 
 
 def _cropped(groups: Iterator[Tensor], size: Size) -> CroppedMasks:
