@@ -59,6 +59,18 @@ def read_bands(file: BinaryIO) -> NDArray:
 def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
     """Height, width and number of bands of the result of `read_bands`, without decoding the
     file."""
+    shape, _ = _described(file)
+    return shape
+
+
+def bands_bytes(file: BinaryIO) -> int:
+    """The size of the result of `read_bands` in memory, without decoding the file."""
+    (height, width, bands), dtype = _described(file)
+    return height * width * bands * dtype.itemsize
+
+
+def _described(file: BinaryIO) -> tuple[tuple[int, int, int], np.dtype]:
+    """Height, width and number of bands of an array or a TIFF, and the type of its values."""
     if _start(file) == _NPY_START[:4]:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0
@@ -66,12 +78,14 @@ def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
             read_header = np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         _require_image(shape, dtype)
-        return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+        bands = shape[2] if len(shape) == 3 else 1
+        return (shape[0], shape[1], bands), dtype
     with ExitStack() as stack:
         page, axes = _first_page(file, stack)
         sizes = dict(zip(axes, page.shape, strict=True))
+        dtype = np.dtype(page.dtype)
     bands = sizes.get("S", sizes.get("C", 1))
-    return sizes["Y"], sizes["X"], bands
+    return (sizes["Y"], sizes["X"], bands), dtype
 
 
 def bands_orientation(file: BinaryIO) -> int:
