@@ -340,10 +340,8 @@ def detections_of(
             groups = decode_masks(
                 outputs, i, best, batch.sizes[i], batch.canvas, (height, width), original_masks
             )
-            if crop_masks:
-                masks = _cropped(groups, (height, width))
-            else:
-                masks = _dense(groups, (len(best), height, width))
+            gather = _cropped if crop_masks else _dense
+            masks = gather(groups, len(best), (height, width))
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
@@ -357,10 +355,10 @@ def detections_of(
     return detections
 
 
-def _dense(groups: Iterator[Tensor], shape: tuple[int, int, int]) -> Tensor:
-    """The masks of all `groups`, bool `[n, H, W]`, in one tensor of this shape. Joining the groups
-    at the end would take twice the memory."""
-    masks = torch.empty(shape, dtype=torch.bool)
+def _dense(groups: Iterator[Tensor], count: int, size: Size) -> Tensor:
+    """The masks of all `groups`, bool `[n, H, W]`, of an image of this size: `[count, H, W]`.
+    Joining the groups at the end would take twice the memory."""
+    masks = torch.empty((count, *size), dtype=torch.bool)
     start = 0
     for group in groups:
         stop = start + len(group)
@@ -369,8 +367,8 @@ def _dense(groups: Iterator[Tensor], shape: tuple[int, int, int]) -> Tensor:
     return masks
 
 
-def _cropped(groups: Iterator[Tensor], size: Size) -> CroppedMasks:
-    """The masks of all `groups`, bool `[n, H, W]`, as their crops from an image of this size."""
+def _cropped(groups: Iterator[Tensor], count: int, size: Size) -> CroppedMasks:
+    """The same masks as their crops."""
     crops: list[MaskCrop] = []
     for group in groups:
         crops += crops_of(group)
