@@ -5,7 +5,7 @@ original image. Numbers are fractions in [0, 1], or nan where there is no ground
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -61,7 +61,7 @@ class GroundTruth:
 
     @classmethod
     def from_targets(
-        cls, targets: Sequence[StoredTarget], class_names: Sequence[str]
+        cls, targets: Iterable[StoredTarget], class_names: Sequence[str]
     ) -> "GroundTruth":
         """The annotations in `targets`, in their order."""
         return cls.from_objects(TruthObjects.from_targets(targets, class_names))

@@ -4,6 +4,7 @@ import base64
 import json
 import math
 import re
+import resource
 import shlex
 import shutil
 import socket
@@ -27,6 +28,7 @@ from selenium.webdriver.support.ui import Select, WebDriverWait
 
 import redetr
 from redetr.app.api import Api
+from redetr.app.page import Page as WebPage
 from redetr.app.uploads import MAX_BYTES, BusyError, Turns, Upload, Uploads
 from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
@@ -39,7 +41,8 @@ from redetr.explain import explain, explain_loss
 from redetr.masks import CroppedMasks
 from redetr.pages.drawing import class_color, score_color, to_pil
 from tests.app_server import artefacts, serving, write_checkpoint
-from tests.test_explain import OPTIONS, picture
+from tests.forked import in_fork
+from tests.test_explain import OPTIONS, picture, small_detector
 from tests.test_explain_page import Page
 from tests.test_panoptic_quality_of_models import CONFIG as PANOPTIC
 from tests.test_panoptic_quality_of_models import sure
@@ -946,6 +949,27 @@ def test_masks_for_programs_take_little_memory(tmp_path, shared_coco, image):
         found = api._detect(Upload(file, image.name, None), threshold=0.0)
     assert isinstance(found.masks, CroppedMasks)
     assert found.to_dict() == detector.predict(str(image), threshold=0.0).to_dict()
+
+
+def memory_of_outlines(height: int, width: int) -> int:
+    """How many bytes the process grows by while 30 masks are outlined. For a process of its own."""
+    detector = small_detector("redetr_n", masks=True, num_queries=30)
+    with torch.no_grad():
+        detector.model.class_embed[-1].bias.zero_()
+    page = WebPage(detector, None, "", Uploads(), Turns())
+    found = {}
+    for side in (64, width):  # the first call allocates what does not depend on the size
+        image = torch.zeros(3, height, side, dtype=torch.uint8)
+        detections = detector.predict(image, threshold=0.0, masks=False)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        assert len(page._outlines(image, detections)) == 30
+        found[side] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    return 1024 * found[width]
+
+
+def test_masks_that_are_shown_take_little_memory():
+    """Less than four masks of the size of the image."""
+    assert in_fork(memory_of_outlines, 3000, 4000) < 4 * 3000 * 4000
 
 
 def test_segments_of_a_panoptic_model(tmp_path, browser, image):

@@ -594,6 +594,13 @@ def test_names_with_markup_are_text():
     assert text.count("<script") == 1
 
 
+def test_the_title_need_not_be_utf_8():
+    app = web_app(small_detector("redetr_n"), None, title="caf\udce9.pt", host="127.0.0.1")
+    status, text = ask_within(app, "GET", "/")
+    assert status == 200
+    assert "caf\\udce9.pt" in text
+
+
 async def silence():
     """What a client sends that sends nothing, and does not go away."""
     await anyio.sleep_forever()

@@ -16,6 +16,7 @@ from redetr.data.formats.digits import DigitsDataset
 from redetr.detector.detections import Detections
 from redetr.errors import InputError
 from redetr.masks import CroppedMasks, MaskCrop, crops_of
+from tests.test_explain import picture, small_detector
 
 
 def two_squares():
@@ -223,3 +224,16 @@ def test_predict_writes_masks_of_tiles(known):
     mask = pycocotools.mask.decode(line["detections"][0]["segmentation"]).astype(bool)
     numbers = np.asarray(Image.open(output / line["mask_picture"]))
     assert mask.any() and np.array_equal(numbers == 1, mask)
+
+
+def test_detections_in_a_smaller_copy_of_the_image():
+    detector = small_detector("redetr_n", masks=True)
+    image = picture()
+    whole = detector.predict(image, threshold=0.0)
+    small = detector.predict_at_size(image, (30, 45), threshold=0.0)
+    assert small.image_size == (30, 45)
+    assert torch.equal(small.scores, whole.scores)
+    torch.testing.assert_close(2 * small.boxes, whole.boxes)
+    assert small.masks.shape == (len(whole), 30, 45)
+    assert 0.01 < small.masks.float().mean() < 0.99
+    assert (small.masks == whole.masks[:, ::2, ::2]).float().mean() > 0.95

@@ -199,6 +199,7 @@ def test_an_empty_mask_is_no_mask(norm):
     [
         ({"weights": "imagenet"}, "hgnetv2_b0 has no weights named 'imagenet'.*--weights ustc-com"),
         ({"backbone": "resnet18vd"}, "backbone must be one of hgnetv2_b0"),
+        ({"backbone": [16, 32, 64]}, "backbone must be one of hgnetv2_b0"),
         ({"norm": "batch"}, "unknown norm 'batch'"),
         ({"width": 12}, "width must be a multiple of 8"),
         ({"affine": 1}, "affine must be true or false"),

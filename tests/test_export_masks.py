@@ -1,6 +1,7 @@
 """Exported files of a model with masks give PyTorch's, and are compared with it."""
 
 import runpy
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +141,29 @@ def test_padding_is_no_part_of_a_mask():
     comparison = trial.compare(trial._run_pytorch)
     assert comparison.mask_ap[0] == comparison.mask_ap[1] > 50
     assert comparison.mask_iou == (1.0, 1.0)
+
+
+class Watched(Squares):
+    """Knows which of the masks that it gave are still held, and their largest number."""
+
+    def __init__(self):
+        self.given = []
+        self.most_held = 0
+
+    def target(self, index):
+        target = super().target(index)
+        self.given.append(weakref.ref(target["masks"]))
+        held = sum(mask() is not None for mask in self.given)
+        self.most_held = max(self.most_held, held)
+        return target
+
+
+def test_masks_of_few_images_are_held_at_once():
+    """Those of hundreds of photographs would take gigabytes."""
+    dataset = Watched()
+    trial = Trial(bright(), ExportConfig("torch", masks=True), dataset, 8, 3)
+    assert dataset.most_held <= 2
+    assert trial.compare(trial._run_pytorch).mask_ap[0] > 50
 
 
 def test_a_file_with_worse_masks_is_refused(tmp_path, monkeypatch):

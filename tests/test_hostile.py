@@ -430,6 +430,9 @@ BAD_WEIGHTS: dict[str, Make] = {
     "options are no texts": config(model_options=[1, [2]]),
     "unknown option": option("system=1"),
     "a billion layers": option("dec_layers=1000000000"),
+    "a billion layers beside a word": config(
+        model_options=["enc_layers=one", "dec_layers=1000000000"]
+    ),
     "a billion queries": option("num_queries=1000000000"),
     "wide": option("hidden_dim=400000"),
     "no heads": option("nheads=0"),

@@ -8,6 +8,7 @@ import torch
 
 import redetr
 from redetr.data.transforms import normalize, resizer
+from redetr.masks import boxes_of_masks
 from redetr.panoptic import panoptic_segments, rgb2id
 from redetr.postprocess import original_masks
 from tests.test_panoptic_model import OPTIONS
@@ -118,6 +119,15 @@ def test_segments_of_one_image(detector, images):
     nothing = detector.predict_panoptic(images[0], threshold=1.0)
     assert len(nothing) == 0 and not nothing.ids.any()
     assert detector.predict_panoptic([]) == []
+
+
+def test_segments_without_their_masks(detector, images):
+    whole = detector.predict_panoptic(images[0], threshold=0.3)
+    segments = detector.predict_panoptic(images[0], threshold=0.3, masks=False)
+    assert segments.detections.masks is None
+    assert torch.equal(segments.ids, whole.ids)
+    assert torch.equal(segments.detections.boxes, boxes_of_masks(whole.detections.masks))
+    assert segments.to_dict() == whole.to_dict("none")
 
 
 def test_other_models_have_no_segments(images):

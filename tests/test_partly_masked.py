@@ -2,10 +2,12 @@
 measured, masks are learned where they are known, and measured only if all are."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
+from app_server import serving
 from command_line import train_arguments
 from PIL import Image
 
@@ -20,6 +22,7 @@ from redetr.structures import DatasetDetections
 from redetr.truth import TruthObjects, holds_masks, mask_gaps
 
 GAPS = "1 of 8 objects has no mask (the first in 0.png)"
+DICE_SUM = re.compile(r"<td>dice</td><td>([\d.]+)</td>")  # the loss of masks, on its page
 NOT_MEASURED = f"not measured, because {GAPS}"
 
 
@@ -141,6 +144,19 @@ def test_pages_and_cards_say_it(run, partly, tmp_path, capsys):
     assert expected in " ".join(capsys.readouterr().err.split())
     card = (tmp_path / "card" / "README.md").read_text()
     assert f"Masks were {NOT_MEASURED}." in card
+
+
+@pytest.mark.parametrize("is_given", [False, True], ids=["training data", "--data"])
+def test_the_app_judges_masks_and_says_which_are_missing(is_given, run, partly):
+    flags = ["--data", partly] if is_given else []
+    with serving(run, *flags) as server:
+        status, text = server.ask("POST", "/judge?image_id=1")
+        _, other_text = server.ask("POST", "/judge?image_id=0")
+    assert status == 200
+    page = json.loads(text)["page"]
+    assert f"{GAPS}; such objects add nothing to the losses of masks" in page
+    assert float(DICE_SUM.search(page)[1]) > 0
+    assert float(DICE_SUM.search(other_text)[1]) > 0  # one of its two objects has a mask
 
 
 @pytest.mark.long

@@ -326,6 +326,7 @@ def test_points_follow_the_image_in_its_canvas():
     [
         ({"weights": "imagenet"}, "resnet18vd has no weights named 'imagenet'.*--weights PekingU"),
         ({"backbone": "resnet18"}, "backbone must be one of resnet18vd"),
+        ({"backbone": [16, 32, 64]}, "backbone must be one of resnet18vd"),
         ({"norm": "batch"}, "unknown norm 'batch'"),
         ({"enc_hidden_dim": 36}, "enc_hidden_dim must be a multiple of 8 and of nheads"),
         ({"enc_hidden_dim": 40}, "enc_hidden_dim times expansion must be a multiple of 8"),

@@ -1,9 +1,9 @@
 """The endpoint for programs: `POST /api/predict` with an image, `GET /api/health`."""
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from redetr.app.answers import JSONAnswer
 from redetr.app.uploads import Turns, Upload, Uploads, parse_threshold, read_image
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
@@ -23,20 +23,20 @@ class Api:
             Route("/api/health", self.health),
         ]
 
-    async def predict(self, request: Request) -> JSONResponse:
+    async def predict(self, request: Request) -> JSONAnswer:
         """A line of `predictions.jsonl`, without its `picture` and `folder`."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
             detections = await self.turns.take(self._detect, upload, threshold)
-        return JSONResponse({"image": upload.name, **detections.to_dict()})
+        return JSONAnswer({"image": upload.name, **detections.to_dict()})
 
     def _detect(self, upload: Upload, threshold: float) -> Detections:
         image = read_image(upload.file, self.detector.model.channels)
         # As one tile, whose masks are cropped: whole masks of all queries could take gigabytes.
         return self.detector.predict(image, threshold, tile=max(image.shape[1:]))
 
-    async def health(self, request: Request) -> JSONResponse:
+    async def health(self, request: Request) -> JSONAnswer:
         classes = []
         for category_id, name in self.detector.classes:
             classes.append({"label": name, "category_id": category_id})
-        return JSONResponse({"status": "ok", "classes": classes})
+        return JSONAnswer({"status": "ok", "classes": classes})

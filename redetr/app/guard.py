@@ -6,8 +6,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
+
+from redetr.app.answers import JSONAnswer
 
 _READING = ("GET", "HEAD")
 # The page loads from this server only, and runs no script inside its HTML.
@@ -60,14 +61,14 @@ class Guard:
         answer = self._app if refusal is None else refusal
         await answer(scope, receive, send_guarded)
 
-    def _refusal(self, method: str, headers: Headers) -> JSONResponse | None:
+    def _refusal(self, method: str, headers: Headers) -> JSONAnswer | None:
         if not self._is_server_name(hostname(headers.get("host", ""))):
             names = " or ".join(self._hosts)
             text = f"this server answers to {names}: use that name"
             text += ", or start it with --allow-host NAME"
-            return JSONResponse({"error": text}, 400)
+            return JSONAnswer({"error": text}, 400)
         if method not in _READING and _is_cross_site(headers):
-            return JSONResponse(
+            return JSONAnswer(
                 {"error": "another web site sent this request: open this server's own page"}, 403
             )
         return None

@@ -1,18 +1,20 @@
 """Serves the page and its requests: detections, their explanation, and the loss of a training
 image."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch.nn.functional as F
+import torch
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from torch import Tensor
 
+from redetr.app.answers import JSONAnswer
 from redetr.app.guard import FRAME_POLICY
 from redetr.app.uploads import (
     MAX_BYTES,
@@ -26,12 +28,12 @@ from redetr.data import DetectionDataset
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import explain, explain_loss, image_page, loss_page
-from redetr.masks import CroppedMasks
+from redetr.explain import explain, explain_loss, image_page, loss_page, open_judged
 from redetr.outlines import outlines
 from redetr.pages.drawing import SCORE_COLORS, class_color, to_pil
 from redetr.pages.images import data_uri
 from redetr.pages.templates import render
+from redetr.structures import Size
 
 _FOLDER = Path(__file__).parent
 _MOST_GPUS = 8
@@ -81,14 +83,14 @@ class Page:
         """The training images, opened on first use. Raises InputError if they cannot be opened."""
         if self._dataset is not None:
             return self._dataset
-        return self.detector.open_data("train")
+        return open_judged(self.detector, "train")
 
     @cached_property
     def image_ids(self) -> list[str]:
         return [str(self.dataset.image_id(index)) for index in range(len(self.dataset))]
 
     async def show(self, request: Request) -> HTMLResponse:
-        return HTMLResponse(self.html)
+        return HTMLResponse(self.html.encode("utf-8", "backslashreplace"))
 
     @cached_property
     def html(self) -> str:
@@ -101,11 +103,11 @@ class Page:
             most_gpus=_MOST_GPUS,
         )
 
-    async def look(self, request: Request) -> JSONResponse:
+    async def look(self, request: Request) -> JSONAnswer:
         """All detections of an image, which the page filters, and the image to draw them on."""
         async with self.uploads.receive(request) as upload:
             content = await self.turns.take(self._look, upload)
-        return JSONResponse(content)
+        return JSONAnswer(content)
 
     def _look(self, upload: Upload) -> dict[str, Any]:
         image = read_image(upload.file, self.detector.model.channels)
@@ -130,42 +132,47 @@ class Page:
         """The masks of the best detections, each as polygons x1, y1, x2, y2, ... in pixels of the
         image. Holes have polygons of their own.
 
-        The masks of all queries, at the size of a photograph, would take gigabytes. So the model
-        runs a second time, to get the masks of a few detections.
+        Masks at the size of a photograph would take gigabytes. So the model runs a second time, to
+        get small masks of a few detections.
         """
         if not self.detector.model.has_masks or not len(detections):
             return []
         last = min(len(detections), _MOST_MASKS) - 1
         least = max(_LEAST_MASK_SCORE, float(detections.scores[last]))
-        return _outlines_of(self.detector.predict(image, threshold=least).masks)
+        size = _outlined_size(image)
+        found = self.detector.predict_at_size(image, size, least)
+        assert isinstance(found.masks, Tensor)  # those of tiles are cropped
+        return _outlines_of(found.masks, image)
 
     def _segments(self, image: Tensor, name: str | None) -> dict[str, Any] | None:
         """The segments that a panoptic model finds in an image, in the form of detections, with
         their outlines. None for other models."""
         if not self.detector.model.original_masks:
             return None
-        segments = self.detector.predict_panoptic([image])[0]
+        (segments,) = self.detector.predict_panoptic([image], masks=False)
+        ids = _nearest(segments.ids, _outlined_size(image))
+        reduced = replace(segments.panoptic, ids=ids)
         return {
             "answer": {"image": name, **segments.to_dict("none")},
-            "masks": _outlines_of(segments.detections.masks),
+            "masks": _outlines_of(reduced.masks(), image),
         }
 
-    async def explain(self, request: Request) -> JSONResponse:
+    async def explain(self, request: Request) -> JSONAnswer:
         """The page that shows where the model looked in an image."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
             page = await self.turns.take(self._explain, upload, threshold)
-        return JSONResponse({"page": page})
+        return JSONAnswer({"page": page})
 
     def _explain(self, upload: Upload, threshold: float) -> str:
         image = read_image(upload.file, self.detector.model.channels)
         explanation = explain(self.detector, image)
         return image_page(explanation, threshold, title="Where DETR looked")
 
-    async def examples(self, request: Request) -> JSONResponse:
+    async def examples(self, request: Request) -> JSONAnswer:
         """Thumbnails of training images, spread over the data set."""
         examples = await self.turns.take(self._examples)
-        return JSONResponse({"examples": examples})
+        return JSONAnswer({"examples": examples})
 
     def _examples(self) -> list[dict[str, str]]:
         if self._known_examples is not None:
@@ -185,7 +192,7 @@ class Page:
         self._known_examples = examples
         return examples
 
-    async def judge(self, request: Request) -> JSONResponse:
+    async def judge(self, request: Request) -> JSONAnswer:
         """The page on the loss of a training image.
 
         The query of the request gives the id of the image (by default, the first); with `step` 1,
@@ -194,7 +201,7 @@ class Page:
         image_id = request.query_params.get("image_id", "").strip()
         step = _whole_number(request, "step", 0, 1)
         world_size = _whole_number(request, "world_size", 1, _MOST_GPUS)
-        return JSONResponse(await self.turns.take(self._judge, image_id, step, world_size))
+        return JSONAnswer(await self.turns.take(self._judge, image_id, step, world_size))
 
     def _judge(self, image_id: str, step: int, world_size: int) -> dict[str, str]:
         ids = self.image_ids
@@ -211,20 +218,33 @@ class Page:
         return {"image_id": chosen, "name": self.dataset.image_name(index), "page": page}
 
 
-def _outlines_of(masks: Tensor | CroppedMasks | None) -> list[list[list[float]]]:
-    """The polygons of each mask in bool `[N, H, W]`, as in `Page._outlines`, traced at a lower
-    resolution."""
-    assert isinstance(masks, Tensor)  # those of tiles are cropped
-    height, width = masks.shape[1:]
+def _outlined_size(image: Tensor) -> Size:
+    """Height and width of the masks that are outlined for an image `[C, H, W]`."""
+    height, width = image.shape[1:]
     reduction = max(1.0, max(height, width) / _OUTLINES_PX)
     # Of a very narrow image, one row remains.
-    size = (max(1, round(height / reduction)), max(1, round(width / reduction)))
-    scale = np.array([width / size[1], height / size[0]])
+    return max(1, round(height / reduction)), max(1, round(width / reduction))
+
+
+def _nearest(ids: Tensor, size: Size) -> Tensor:
+    """A map `[H, W]` at another size: each pixel has the value of the nearest one."""
+    indices = []
+    for old, new in zip(ids.shape, size, strict=True):
+        centers = (torch.arange(new) + 0.5) * (old / new)
+        indices.append(centers.long())
+    rows, columns = indices
+    return ids[rows[:, None], columns]
+
+
+def _outlines_of(masks: Tensor, image: Tensor) -> list[list[list[float]]]:
+    """The polygons of each mask of a copy of `image` `[C, H, W]`, bool `[N, h, w]`, as in
+    `Page._outlines`."""
+    height, width = image.shape[1:]
+    scale = np.array([width / masks.shape[2], height / masks.shape[1]])
     of_masks = []
     for mask in masks:
-        reduced = F.interpolate(mask[None, None].float(), size, mode="nearest-exact")
         polygons = []
-        for polygon in outlines(reduced[0, 0].bool().numpy()):
+        for polygon in outlines(mask.numpy()):
             polygons.append((polygon * scale).round(1).ravel().tolist())
         of_masks.append(polygons)
     return of_masks

@@ -7,8 +7,9 @@ from typing import Any
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
+from redetr.app.answers import JSONAnswer
 from redetr.app.api import Api
 from redetr.app.guard import Guard
 from redetr.app.page import Page
@@ -54,21 +55,21 @@ def _is_any(host: str) -> bool:
     return host in ("", "0.0.0.0", "::")
 
 
-def _refused(request: Request, error: HTTPException) -> JSONResponse:
-    return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+def _refused(request: Request, error: HTTPException) -> JSONAnswer:
+    return JSONAnswer({"error": error.detail}, error.status_code, error.headers)
 
 
-def _wrong_input(request: Request, error: InputError) -> JSONResponse:
+def _wrong_input(request: Request, error: InputError) -> JSONAnswer:
     status = 503 if isinstance(error, BusyError) else 400
-    return JSONResponse({"error": str(error)}, status)
+    return JSONAnswer({"error": str(error)}, status)
 
 
 def _nobody_waits(request: Request, error: ClientDisconnect) -> Response:
     return Response(status_code=400)
 
 
-def _failed(request: Request, error: Exception) -> JSONResponse:
-    return JSONResponse({"error": "unexpected error: see the server's log"}, 500)
+def _failed(request: Request, error: Exception) -> JSONAnswer:
+    return JSONAnswer({"error": "unexpected error: see the server's log"}, 500)
 
 
 # Every invalid request is answered with {"error": "..."}, in one line.

@@ -17,12 +17,17 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 from torch import Tensor
 
-from redetr.data.images import FORMATS, NO_IMAGE, image_size, read_upright, upright
+from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright, upright
 from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
-MAX_PIXELS = 50_000_000  # of its image; decoded, it may take ten bytes for each
+MAX_PIXELS = 50_000_000  # of its image; while decoded, each takes 10 bytes, with 16 bits up to 23
+_MAX_DECODED = 8 * MAX_PIXELS  # bytes of an image of many bands, or of 64 bits
 _TOO_LARGE = f"the image has more than {MAX_PIXELS // 10**6} million pixels: give a smaller one"
+_TOO_DEEP = (
+    f"the image has more than {_MAX_DECODED // 10**6} MB of pixels: give a smaller one, or fewer "
+    "bands or bits"
+)
 RGB = 3
 _FORM_BYTES = 2**16  # of a form, besides the file
 _IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
@@ -187,6 +192,8 @@ def _read_bands(file: BinaryIO, channels: int) -> Tensor:
         raise InputError(f"not an image{of_bands} ({kinds} are read): give another file")
     if width * height > MAX_PIXELS:
         raise InputError(_TOO_LARGE)
+    if decoded_bytes(file, channels) > _MAX_DECODED:
+        raise InputError(_TOO_DEEP)
     return read_upright(file, "this image", channels)
 
 

@@ -50,6 +50,7 @@ class App:
     def run(self) -> None:
         with quick_imports():
             from redetr.detector.detector import load
+            from redetr.explain import open_judged
 
         if not 0 <= self.port < 2**16:
             raise InputError(f"--port {self.port} is not between 0 and 65535")
@@ -60,7 +61,7 @@ class App:
                 )
         use_threads(self.threads)
         detector = load(self.checkpoint, device=self.device, precision=self.precision)
-        dataset = detector.open_data("train", self.data) if self.data else None
+        dataset = open_judged(detector, "train", self.data) if self.data else None
         # Damaged and large files are reported to the client.
         warnings.filterwarnings("ignore", module="PIL")
         import uvicorn

@@ -74,6 +74,8 @@ class Explain:
         else:
             assert dataset is not None and self.image_id is not None
             loss = explain_loss(detector, dataset, self.image_id, self.world_size)
+            if loss.mask_note:
+                ERRORS.print(f"note: {loss.mask_note}")
             name, image = f"{loss.image_name} of {dataset.name}", loss.image
         explanation = explain(detector, image)
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
@@ -119,18 +121,11 @@ class Explain:
     def _dataset(self, detector: "Detector") -> "DetectionDataset | None":
         if self.data is None and self.image_id is None:
             return None
-        masks = detector.model.has_masks and self.image_id is not None  # for the loss page
-        dataset = detector.open_data(self.split, self.data, self.val_fraction, masks=masks)
-        if masks:
-            self._say_missing_masks(dataset)
-        return dataset
+        if self.image_id is None:  # no loss page: masks need not be read
+            return detector.open_data(self.split, self.data, self.val_fraction)
+        from redetr.explain import open_judged
 
-    def _say_missing_masks(self, dataset: "DetectionDataset") -> None:
-        from redetr.truth import mask_gaps
-
-        gaps = mask_gaps(dataset)
-        if gaps:
-            ERRORS.print(f"note: {gaps}; such objects add nothing to the losses of masks")
+        return open_judged(detector, self.split, self.data, self.val_fraction)
 
     def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
         from redetr.explain import query_habits

@@ -18,7 +18,7 @@ from PIL import Image
 
 from redetr.choices import MOST_BANDS
 from redetr.data.orientation import known_orientation
-from redetr.data.pixels import BRIGHTNESS, scaled_to_8_bits
+from redetr.data.pixels import NAN, brightness, scaled_to_8_bits
 from redetr.errors import InputError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
@@ -59,6 +59,18 @@ def read_bands(file: BinaryIO) -> NDArray:
 def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
     """Height, width and number of bands of the result of `read_bands`, without decoding the
     file."""
+    shape, _ = _described(file)
+    return shape
+
+
+def bands_bytes(file: BinaryIO) -> int:
+    """The size of the result of `read_bands` in memory, without decoding the file."""
+    (height, width, bands), dtype = _described(file)
+    return height * width * bands * dtype.itemsize
+
+
+def _described(file: BinaryIO) -> tuple[tuple[int, int, int], np.dtype]:
+    """Height, width and number of bands of an array or a TIFF, and the type of its values."""
     if _start(file) == _NPY_START[:4]:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0
@@ -66,12 +78,14 @@ def bands_shape(file: BinaryIO) -> tuple[int, int, int]:
             read_header = np.lib.format.read_array_header_2_0
         shape, _, dtype = read_header(file)
         _require_image(shape, dtype)
-        return shape[0], shape[1], shape[2] if len(shape) == 3 else 1
+        bands = shape[2] if len(shape) == 3 else 1
+        return (shape[0], shape[1], bands), dtype
     with ExitStack() as stack:
         page, axes = _first_page(file, stack)
         sizes = dict(zip(axes, page.shape, strict=True))
+        dtype = np.dtype(page.dtype)
     bands = sizes.get("S", sizes.get("C", 1))
-    return sizes["Y"], sizes["X"], bands
+    return (sizes["Y"], sizes["X"], bands), dtype
 
 
 def bands_orientation(file: BinaryIO) -> int:
@@ -106,14 +120,14 @@ def in_channels(values: NDArray, channels: int) -> NDArray[np.uint8]:
     """
     bands = values.shape[2]
     if channels == 3 and bands == 1:
-        values = values.repeat(3, axis=2)
-    elif channels == 3 and bands > 3:
+        return scaled_to_8_bits(values).repeat(3, axis=2)
+    if channels == 3 and bands > 3:
         values = values[:, :, :3]
     elif channels == 1 and bands == 3:
         # 8 bits keep their scale; looking for it would take longer than all else of a frame.
         if values.dtype != np.uint8:
             values = scaled_to_8_bits(values)
-        return (values @ BRIGHTNESS).round().astype(np.uint8)[:, :, None]
+        return brightness(values)
     elif bands != channels:
         raise ValueError(f"it has {bands} bands, but the model takes {channels}")
     if channels == 3:
@@ -215,5 +229,5 @@ def _read_tiff(file: BinaryIO) -> NDArray:
     except ValueError:
         missing = None
     if missing is not None and values.dtype != np.uint8:
-        values = np.where(values == missing, np.nan, values)
+        values = np.where(values == missing, NAN, values)
     return values

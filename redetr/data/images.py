@@ -14,6 +14,7 @@ from torch import Tensor
 
 from redetr.data.archives import open_data_file
 from redetr.data.bands import (
+    bands_bytes,
     bands_orientation,
     bands_shape,
     count_images,
@@ -64,6 +65,7 @@ _HEAD = 132  # bytes that show it
 _MANY_FRAMES = ("AVIF", "GIF", "PNG", "TIFF", "WEBP")
 # The suffixes of files that may hold several pages or frames.
 SUFFIXES_OF_MANY = tuple(chain.from_iterable(_ENDINGS.get(name, ()) for name in _MANY_FRAMES))
+_PILLOW_BYTES = 4  # of a pixel in Pillow's memory, at most
 _SUBFILE_TYPE, _REDUCED = 254, 1  # a tag of TIFF
 _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
@@ -352,6 +354,18 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
             return width, height
     except Exception:  # see below
         return 0, 0
+
+
+def decoded_bytes(file: BinaryIO, channels: int) -> int:
+    """The size in memory of what is decoded for a model with so many channels, from the header of
+    an opened image file; 0 if it cannot be read."""
+    try:
+        with suppress(BandsError), _identified(file) as image:
+            if channels in (1, 3) or not has_bands(file):
+                return _PILLOW_BYTES * image.width * image.height
+        return bands_bytes(file)
+    except Exception:  # see below
+        return 0
 
 
 def image_frame(file: Path | BinaryIO | str) -> tuple[int, int, int]:

@@ -14,6 +14,7 @@ no viewer shows, is often arbitrary. A colour that stands for transparency is co
 
 import io
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,8 @@ from redetr.data.orientation import pillow_turns, turned_back
 _SCALES = (0xFF, 0x3FF, 0xFFF, 0x3FFF, 0xFFFF)  # the largest values of 8 to 16 bits
 _LEAST_FILLED = 0.25  # share of a scale
 _CLIPPED = 1e-4  # share of the values at each end that may exceed the scale
+_BLOCK = 2**17  # values that are computed with at once, in 64 bits each
+_COUNTED = (np.uint8, np.uint16)  # types of so few values that each can be counted
 _SAMPLED_SIDE = 256  # px: enough to see that pixels differ
 _FEW_PIXELS = 1e-3  # share of an image: dead pixels, or a frame around nothing
 _NEARLY_ONE = 3  # levels between which noise and JPEG move a plain surface
@@ -39,6 +42,7 @@ _OPAQUE = {"RGBA": "RGB", "LA": "L"}
 _OTHER_BYTE = {"16B": "16L", "16L": "16B", "16N": "16B" if sys.byteorder == "little" else "16L"}
 
 
+NAN = np.float32(np.nan)  # 16 bits beside it take 32; beside Python's NaN, they take 64
 BRIGHTNESS = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in it
 
 
@@ -105,29 +109,74 @@ def scaled_to_8_bits(values: NDArray) -> NDArray[np.uint8]:
 
     Raises ValueError if none is finite.
     """
-    is_finite = np.isfinite(values)
-    finite = values if is_finite.all() else values[is_finite]
+    black, white = _black_and_white(values)
+    return _levels(values, black, white)
+
+
+def _black_and_white(values: NDArray) -> tuple[float, float]:
+    """The values that become black and white, by those of an image of any shape. Raises ValueError
+    if none is finite."""
+    finite = values.reshape(-1)
+    if values.dtype not in _COUNTED:
+        finite = finite[np.isfinite(finite)]  # a copy also if all are
     if not finite.size:
         raise ValueError("no pixel is a finite number")
     lowest, highest = _extent(finite)
     is_float = np.issubdtype(values.dtype, np.floating)
-    black, white = _range(lowest, highest, is_float)
-    wide = values.astype(np.float64)
-    wide[~is_finite] = black
-    levels = (wide - black) * (255 / (white - black))
-    return levels.round().clip(0, 255).astype(np.uint8)
+    return _range(lowest, highest, is_float)
+
+
+def _levels(values: NDArray, black: float, white: float) -> NDArray[np.uint8]:
+    """Values of any type and shape in 0 to 255; those that are not finite become black."""
+    levels = np.empty(values.size, np.uint8)
+    factor = 255 / (white - black)
+    for block, result in _blocks(values.reshape(-1), levels):
+        wide = block.astype(np.float64)
+        wide[~np.isfinite(block)] = black
+        wide -= black
+        wide *= factor
+        result[:] = wide.round().clip(0, 255)
+    return levels.reshape(values.shape)
+
+
+def brightness(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The brightness `[H, W, 1]` of RGB pixels `[H, W, 3]`."""
+    levels = np.empty(pixels.shape[0] * pixels.shape[1], np.uint8)
+    for block, result in _blocks(pixels.reshape(-1, 3), levels):
+        result[:] = (block @ BRIGHTNESS).round()
+    return levels.reshape(*pixels.shape[:2], 1)
+
+
+def _blocks(*arrays: NDArray) -> Iterator[tuple[NDArray, ...]]:
+    """Parts of arrays of the same length, one after the other: all values of an image in 64 bits
+    would take eight times the memory of 8 bits."""
+    for start in range(0, len(arrays[0]), _BLOCK):
+        yield tuple(array[start : start + _BLOCK] for array in arrays)
 
 
 def _extent(values: NDArray) -> tuple[float, float]:
-    """The smallest and the largest value, without the few most extreme ones, unless all others are
-    equal."""
+    """The smallest and the largest of the values `[N]`, without the few most extreme ones, unless
+    all others are equal. May change the order of the values."""
     num_clipped = int(_CLIPPED * values.size)
     if num_clipped:
-        low, high = num_clipped, values.size - 1 - num_clipped
-        ordered = np.partition(values, (low, high), axis=None)
-        if ordered[low] < ordered[high]:
-            return float(ordered[low]), float(ordered[high])
+        low, high = _ordered(values, num_clipped, values.size - 1 - num_clipped)
+        if low < high:
+            return low, high
     return float(values.min()), float(values.max())
+
+
+def _ordered(values: NDArray, first: int, second: int) -> tuple[float, float]:
+    """The values at two positions if `values` `[N]` were sorted. Those of types that cannot be
+    counted are partly sorted in place, which saves a copy."""
+    if values.dtype not in _COUNTED:
+        values.partition((first, second))
+        return float(values[first]), float(values[second])
+    num_kinds = np.iinfo(values.dtype).max + 1
+    counts = np.zeros(num_kinds, np.int64)
+    for (block,) in _blocks(values):
+        counts += np.bincount(block, minlength=num_kinds)
+    low, high = np.searchsorted(counts.cumsum(), (first, second), "right")
+    return float(low), float(high)
 
 
 def _range(lowest: float, highest: float, is_float: bool) -> tuple[float, float]:
@@ -179,8 +228,11 @@ def _opaque_to_8_bits(values: NDArray, opaque: NDArray[np.bool_] | None) -> NDAr
     colour that stands for transparency is often the largest value of the file."""
     if opaque is None or not opaque.any():
         return scaled_to_8_bits(values)
-    levels = np.zeros(values.shape, np.uint8)
-    levels[opaque] = scaled_to_8_bits(values[opaque])
+    shown = opaque if values.ndim == 2 else opaque[..., None]
+    # A mask of the same shape selects without the indices of all pixels, of 64 bits each.
+    black, white = _black_and_white(values[np.broadcast_to(shown, values.shape)])
+    levels = _levels(values, black, white)
+    levels *= shown
     return levels
 
 
@@ -207,7 +259,7 @@ def _without_gaps(image: Image.Image) -> NDArray:
         gap = float(str(_tiff_tag(image, _NO_DATA)))
     except ValueError:
         return values
-    return np.where(values == gap, np.nan, values)
+    return np.where(values == gap, NAN, values)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -224,18 +276,11 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
-    """Converts 16-bit colour to 8 bits. The image is decoded twice, once for each byte, because PIL
-    cannot return both at once."""
-    channels, _, order = raw_mode.partition(";")
+    """Converts 16-bit colour to 8 bits."""
+    channels = raw_mode.partition(";")[0]
     if channels == "CMYK":  # the first bytes are those of an 8-bit file, which PIL turns from inks
         return image
-    if channels == "LA":  # four bytes a pixel, as in RGBA, which PIL takes one by one
-        pairs = _decoded_as(image, "RGBA").astype(np.uint16)
-        values = pairs[..., ::2] << 8 | pairs[..., 1::2]
-    else:
-        high = _decoded_as(image, raw_mode).astype(np.uint16)
-        low = _decoded_as(image, f"{channels};{_OTHER_BYTE[order]}")
-        values = high << 8 | low
+    values = _deep_colour(image, raw_mode)
     if channels == "RGB":
         opaque = _differs_from(image.info.get("transparency"), values)
         return _with_opacity(_opaque_to_8_bits(values, opaque), opaque)
@@ -246,6 +291,22 @@ def _colour_in_8_bits(image: ImageFile.ImageFile, raw_mode: str) -> Image.Image:
         opacity = (values[..., -1] >> 8).astype(np.uint8)
         shallow.putalpha(Image.fromarray(opacity))
     return shallow
+
+
+def _deep_colour(image: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint16]:
+    """All bits of 16-bit colour. The image is decoded twice, once for each byte, because PIL cannot
+    return both at once."""
+    channels, _, order = raw_mode.partition(";")
+    if channels == "LA":  # four bytes a pixel, as in RGBA, which PIL takes one by one
+        pairs = _decoded_as(image, "RGBA")
+        high, low = pairs[..., ::2], pairs[..., 1::2]
+    else:
+        low = _decoded_as(image, f"{channels};{_OTHER_BYTE[order]}")
+        high = _decoded_as(image, raw_mode)
+    values = high.astype(np.uint16)
+    values <<= 8
+    values |= low
+    return values
 
 
 def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]:
@@ -263,7 +324,7 @@ def _decoded_as(opened: ImageFile.ImageFile, raw_mode: str) -> NDArray[np.uint8]
             parts = (*tile[:3], arguments)
             tiles.append(type(tile)._make(parts) if hasattr(tile, "_make") else parts)
         image.tile = tiles
-        return np.array(image)
+        return np.asarray(image)
 
 
 def _has_deep_planes(image: Image.Image) -> bool:

@@ -341,7 +341,8 @@ def detections_of(
             groups = decode_masks(
                 outputs, i, best_queries, size, batch.canvas, orig_size, original_masks
             )
-            masks = _cropped(groups, orig_size) if crop_masks else torch.cat(list(groups))
+            gather = _cropped if crop_masks else _dense
+            masks = gather(groups, len(best_queries), orig_size)
         in_image = Detections(
             scores=rows[:, 4],
             labels=rows[:, 5].long(),
@@ -355,8 +356,20 @@ def detections_of(
     return detections
 
 
-def _cropped(groups: Iterator[Tensor], size: Size) -> CroppedMasks:
-    """The masks of all `groups`, bool `[n, H, W]`, as their crops from an image of this size."""
+def _dense(groups: Iterator[Tensor], count: int, size: Size) -> Tensor:
+    """The masks of all `groups`, bool `[n, H, W]`, of an image of this size: `[count, H, W]`.
+    Joining the groups at the end would take twice the memory."""
+    masks = torch.empty((count, *size), dtype=torch.bool)
+    start = 0
+    for group in groups:
+        stop = start + len(group)
+        masks[start:stop] = group
+        start = stop
+    return masks
+
+
+def _cropped(groups: Iterator[Tensor], count: int, size: Size) -> CroppedMasks:
+    """The same masks as their crops."""
     crops: list[MaskCrop] = []
     for group in groups:
         crops += crops_of(group)

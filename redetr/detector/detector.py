@@ -29,7 +29,7 @@ from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.models.panoptic import PanopticDETR
 from redetr.precision import autocast, exact_products, pick_precision, weights_dtype
-from redetr.structures import Batch, DetectionModel, Outputs
+from redetr.structures import Batch, DetectionModel, Outputs, Size
 from redetr.weights.dfine import lacking_activation
 from redetr.weights.filling import load_strictly, require_fitting
 from redetr.weights.reading import Origin, Weights, other_model, read_weights
@@ -253,12 +253,28 @@ class Detector:
             in_tiles += self._predict(some_tiles, threshold, masks, crop_masks=True)
         return merge_tiles(in_tiles, windows, (height, width))
 
+    @torch.no_grad()  # see `predict`
+    def predict_at_size(self, image: Tensor, size: Size, threshold: float) -> Detections:
+        """The `Detections` of an image as in `predict`, but with boxes and masks in pixels of a
+        smaller copy of it, of this height and width: masks of a photograph would take gigabytes.
+        The model is given the image itself."""
+        (detections,) = self._predict([image], threshold, sizes=[size])
+        return detections
+
     @exact_products()
     def _predict(
-        self, images: list[Tensor], threshold: float, masks: bool = True, crop_masks: bool = False
+        self,
+        images: list[Tensor],
+        threshold: float,
+        masks: bool = True,
+        crop_masks: bool = False,
+        sizes: list[Size] | None = None,
     ) -> list[Detections]:
+        """The detections in each image, in pixels of an image of these `sizes`; by default, of the
+        image itself."""
         batch, outputs = self._outputs(images)
-        sizes = [(image.shape[-2], image.shape[-1]) for image in images]
+        if sizes is None:
+            sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         return detections_of(
             outputs,
             sizes,
@@ -281,23 +297,28 @@ class Detector:
             return batch, outputs_of(self.model, batch)
 
     @overload
-    def predict_panoptic(self, images: ImageLike, threshold: float = ...) -> PanopticDetections: ...
+    def predict_panoptic(
+        self, images: ImageLike, threshold: float = ..., masks: bool = ...
+    ) -> PanopticDetections: ...
 
     @overload
     def predict_panoptic(
-        self, images: ImageList, threshold: float = ...
+        self, images: ImageList, threshold: float = ..., masks: bool = ...
     ) -> list[PanopticDetections]: ...
 
     @torch.no_grad()  # inference mode would give tensors that cannot be changed in place
     def predict_panoptic(
-        self, images: ImageLike | ImageList, threshold: float = panoptic.THRESHOLD
+        self,
+        images: ImageLike | ImageList,
+        threshold: float = panoptic.THRESHOLD,
+        masks: bool = True,
     ) -> PanopticDetections | list[PanopticDetections]:
         """`PanopticDetections` of one image, or a list of them for a list of images, given as to
         `predict`. Every pixel belongs to at most one segment.
 
         `threshold` is the score above which a query becomes a segment; published results use the
-        default. Raises InputError if the model is not panoptic, and for the same reasons as
-        `predict`.
+        default. `masks=False` leaves out the masks of single segments, which `ids` hold as well.
+        Raises InputError if the model is not panoptic, and for the same reasons as `predict`.
         """
         if not isinstance(self.model, PanopticDETR):
             remedy = "load detr_r50_panoptic, detr_r50_dc5_panoptic or detr_r101_panoptic"
@@ -305,13 +326,15 @@ class Detector:
         require_share("threshold", threshold)
         if not isinstance(images, (list, tuple)):
             image = as_image(images, self.model.channels)
-            (single,) = self._segments([image], threshold)
+            (single,) = self._segments([image], threshold, masks)
             return replace(single, detections=replace(single.detections, image=image))
         tensors = [as_image(image, self.model.channels) for image in images]
-        return self._segments(tensors, threshold)
+        return self._segments(tensors, threshold, masks)
 
     @exact_products()
-    def _segments(self, images: list[Tensor], threshold: float) -> list[PanopticDetections]:
+    def _segments(
+        self, images: list[Tensor], threshold: float, masks: bool
+    ) -> list[PanopticDetections]:
         if not images:
             return []
         batch, outputs = self._outputs(images)
@@ -321,7 +344,7 @@ class Detector:
         for of_image in panoptic.panoptic_of_batch(
             outputs, batch.sizes, sizes, is_thing, threshold
         ):
-            segments.append(segments_of(of_image, self.class_names, self.category_ids))
+            segments.append(segments_of(of_image, self.class_names, self.category_ids, masks))
         return segments
 
 
@@ -401,11 +424,15 @@ def _model_of(weights: Weights, origin: Origin) -> DetectionModel:
 
     Raises InputError if these do not fit.
     """
-    layers = [value for name, value in origin.options.items() if name.endswith("_layers")]
-    if any(isinstance(count, int) and count > len(weights.tensors) for count in layers):
+    most_layers = 0
+    for name, value in origin.options.items():
+        # `build` refuses values of other types, which cannot be compared.
+        if name.endswith("_layers") and isinstance(value, int):
+            most_layers = max(most_layers, value)
+    if most_layers > len(weights.tensors):
         raise InputError(
             f"{weights.path}: the weights do not fit the model: the file is too small for "
-            f"{max(layers)} layers"
+            f"{most_layers} layers"
         )
     num_classes = len(origin.class_names)
     # Built without memory or random values: all values come from the file, whose description of

@@ -87,20 +87,23 @@ class PanopticDetections:
 
 
 def segments_of(
-    panoptic: Panoptic, class_names: Sequence[str], category_ids: Sequence[int]
+    panoptic: Panoptic, class_names: Sequence[str], category_ids: Sequence[int], masks: bool = True
 ) -> PanopticDetections:
-    """The segments of an image with the names and ids of their classes."""
-    masks = panoptic.masks()
+    """The segments of an image with the names and ids of their classes, and with their masks."""
+    boxes = torch.zeros(len(panoptic.segments), 4)
+    for row, segment in enumerate(panoptic.segments):
+        mask = panoptic.ids == segment.id
+        boxes[row] = boxes_of_masks(mask[None])[0]
     scores = [segment.score for segment in panoptic.segments]
     labels = [segment.label for segment in panoptic.segments]
     height, width = panoptic.ids.shape
     detections = Detections(
         scores=torch.tensor(scores, dtype=torch.float32),
         labels=torch.tensor(labels, dtype=torch.int64),
-        boxes=boxes_of_masks(masks),
+        boxes=boxes,
         class_names=tuple(class_names),
         category_ids=tuple(category_ids),
         image_size=(height, width),
-        masks=masks,
+        masks=panoptic.masks() if masks else None,
     )
     return PanopticDetections(panoptic, detections)

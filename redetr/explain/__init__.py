@@ -8,7 +8,7 @@
 from redetr.explain.attention import Explanation, Maps, Picks, Points, explain
 from redetr.explain.habits import Habits, query_habits
 from redetr.explain.image_page import image_page, write_image_page
-from redetr.explain.loss import LossExplanation, explain_loss
+from redetr.explain.loss import LossExplanation, explain_loss, open_judged
 from redetr.explain.loss_page import loss_page, write_loss_page
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "explain_loss",
     "image_page",
     "loss_page",
+    "open_judged",
     "query_habits",
     "write_image_page",
     "write_loss_page",

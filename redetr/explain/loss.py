@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from redetr.data import DetectionDataset
+from redetr.data.annotations import Split
 from redetr.data.loader import Sample, Samples, canvas_of, to_batch
 from redetr.data.transforms import final_size, resizer
 from redetr.denoising import NoisyQueries, noisy_queries
@@ -26,6 +27,7 @@ from redetr.losses import NUM_DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.precision import weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
+from redetr.truth import mask_gaps
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
 Divisors = tuple[float, ...]  # of `SetCriterion.denominators`
@@ -92,6 +94,9 @@ class LossExplanation:
     canvas: tuple[int, int]  # height, width that the images are padded to
     config: LossConfig
     noisy: NoisyAnswers | None = None  # None without denoising
+    # a sentence on the objects of the data set without a mask; empty if there are none, and for
+    # models without masks
+    mask_note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """A dict for JSON: query, costs and losses of each object in every layer, and the losses of
@@ -124,6 +129,17 @@ class LossExplanation:
         cost_by_name = dict(zip(_COSTS, costs, strict=True))
         term_by_name = dict(zip(_TERMS, terms, strict=True))
         return {"query": query, "cost": cost_by_name, **term_by_name}
+
+
+def open_judged(
+    detector: Detector,
+    split: Split,
+    source: str | None = None,
+    val_fraction: float | None = None,
+) -> DetectionDataset:
+    """The data set for `explain_loss`, with masks if the model has some. Arguments and errors
+    are those of `Detector.open_data`."""
+    return detector.open_data(split, source, val_fraction, masks=detector.model.has_masks)
 
 
 @torch.no_grad()
@@ -172,7 +188,13 @@ def explain_loss(
         canvas=canvas,
         config=model.loss_config,
         noisy=noisy,
+        mask_note=_mask_note(dataset) if model.has_masks else "",
     )
+
+
+def _mask_note(dataset: DetectionDataset) -> str:
+    gaps = mask_gaps(dataset)
+    return f"{gaps}; such objects add nothing to the losses of masks" if gaps else ""
 
 
 def _noise_of(noise: NoisyQueries, position: int, device: torch.device) -> NoisyQueries:

@@ -50,6 +50,7 @@ def loss_page(
         matched=min(queries, first.objects),
         class_divisor=class_divisor,
         terms=_terms(explanation),
+        mask_note=explanation.mask_note,
         totals=_totals(explanation),
         groups=0 if explanation.noisy is None else explanation.noisy.groups,
         noisy=_noisy_table(explanation),

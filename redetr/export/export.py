@@ -250,8 +250,11 @@ class Trial:
         self._config = config
         self._dataset = dataset
         self._label_of = labels_in(dataset, detector.model.num_classes, detector.classes)
-        self._targets = [dataset.target(index) for index in range(min(images, len(dataset)))]
-        self._truth = GroundTruth.from_targets(self._targets, dataset.class_names)
+        indices = range(min(images, len(dataset)))
+        # Masks are compressed one image after the other: those of all images would take gigabytes.
+        targets = (dataset.target(index) for index in indices)
+        self._truth = GroundTruth.from_targets(targets, dataset.class_names)
+        self._orig_sizes = [dataset.stored_size(index) for index in indices]
         self._batches = self._batches_of(batch_size)
         self._pytorch = self._run(self._run_pytorch, replace(config, processing=False, size=None))
 
@@ -315,8 +318,8 @@ class Trial:
         stretched = self._detector.model.resize == "square" and not self._config.processing
         any_size = self._config.mask or stretched
         groups = defaultdict(list)
-        for index, target in enumerate(self._targets):
-            groups[None if any_size else target["orig_size"]].append(index)
+        for index, orig_size in enumerate(self._orig_sizes):
+            groups[None if any_size else orig_size].append(index)
         batches = []
         for group in groups.values():
             for start in range(0, len(group), batch_size):
@@ -353,7 +356,7 @@ class Trial:
             pred_logits=torch.from_numpy(arrays["logits"]),
             pred_boxes=torch.from_numpy(arrays["boxes"]),
         )
-        orig_sizes = [self._targets[index]["orig_size"] for index in indices]
+        orig_sizes = [self._orig_sizes[index] for index in indices]
         model = self._detector.model
         decoded = decode(
             outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.most_detections
@@ -393,7 +396,7 @@ class Trial:
             outputs = Outputs(pred_logits=logits, pred_boxes=logits, pred_masks=logits)
             queries = torch.arange(logits.shape[1]).expand(len(indices), -1)
             whole = _size_of(arrays["masks"])
-            orig_sizes = [self._targets[index]["orig_size"] for index in indices]
+            orig_sizes = [self._orig_sizes[index] for index in indices]
             sizes = [whole] * len(indices)
             masks = compressed_masks(outputs, queries, sizes, whole, orig_sizes)
             for in_image, of_image, size in zip(detections, masks, orig_sizes, strict=True):

@@ -222,7 +222,7 @@ def require_possible(options: dict[str, Any]) -> None:
     if num_levels not in range(2, _MOST_LEVELS + 1):
         raise ValueError(f"points must be those of 2 to {_MOST_LEVELS} levels")
     require_points(points, num_levels)
-    if options["backbone"] not in SIZES:
+    if options["backbone"] not in tuple(SIZES):  # a list has no hash
         raise ValueError(f"backbone must be one of {', '.join(SIZES)}")
     require_common(options)
     if options["width"] % 8:

@@ -219,7 +219,7 @@ def require_points(points: Any, num_levels: int) -> None:
 def require_possible(options: dict[str, Any]) -> None:
     """Raises ValueError, with the reason, for `options` that no RT-DETR supports."""
     require_points(options["points"], NUM_LEVELS)
-    if options["backbone"] not in DEPTHS:
+    if options["backbone"] not in tuple(DEPTHS):  # a list has no hash
         raise ValueError(f"backbone must be one of {', '.join(DEPTHS)}")
     if options["class_loss"] not in ("mal", "varifocal"):
         raise ValueError("class_loss must be mal or varifocal")

@@ -6,6 +6,7 @@ import io
 import json
 import tarfile
 import threading
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from PIL import Image
 from test_pixels import deep_tiff
 
 import redetr
+from redetr.app import uploads
 from redetr.app.api import Api
 from redetr.app.uploads import Turns, Upload, Uploads
 from redetr.cli import main
@@ -27,6 +29,7 @@ from redetr.data.headers import read_header
 from redetr.data.images import (
     IMAGE_SUFFIXES,
     count_bands,
+    decoded_bytes,
     describe,
     image_size,
     read_image,
@@ -424,10 +427,7 @@ def test_the_app_takes_files_of_these_bands(trained):
     assert torch.equal(detections.boxes, detector.predict(data / "val/val0.npy", 0.0).boxes)
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "PNG")
-    huge = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        huge, {"descr": "|u1", "fortran_order": False, "shape": (10**5, 10**5, 5)}
-    )
+    huge = npy_header("|u1", 10**5, 10**5, 5)
     for upload, says in (
         (png, "this image: .*it has 3 bands, but the model takes 5"),
         (io.BytesIO(b"nothing"), "not an image of 5 bands"),
@@ -436,6 +436,42 @@ def test_the_app_takes_files_of_these_bands(trained):
     ):
         with pytest.raises(InputError, match=says):
             api._detect(Upload(upload, None, None), 0.0)
+
+
+def npy_header(dtype: str, *shape: int) -> io.BytesIO:
+    """A `.npy` file that claims such an array, and ends there."""
+    file = io.BytesIO()
+    header = {"descr": dtype, "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("dtype", "shape", "is_refused"),
+    [
+        ("|u1", (6000, 1000, 64), False),
+        ("|u1", (7000, 1000, 64), True),
+        ("<f8", (7000, 7000, 1), False),
+        ("<f8", (7000, 7000, 2), True),
+    ],
+)
+def test_bands_and_bits_of_an_upload_are_counted_before_they_are_decoded(
+    dtype, shape, is_refused, monkeypatch
+):
+    """The pixels alone are few enough."""
+    channels = shape[2]
+    monkeypatch.setattr(uploads, "read_upright", lambda *_: torch.zeros(channels, 1, 1))
+    message = "the image has more than 400 MB of pixels"
+    refusal = pytest.raises(InputError, match=message) if is_refused else nullcontext()
+    with refusal:
+        uploads.read_image(npy_header(dtype, *shape), channels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float64])
+def test_the_memory_of_a_tiff_is_known_before_it_is_decoded(dtype):
+    with io.BytesIO() as file:
+        tifffile.imwrite(file, FIVE.astype(dtype), compression="zlib", planarconfig="contig")
+        assert decoded_bytes(file, 5) == read_bands(file).nbytes
 
 
 def test_a_model_of_rgb_refuses_other_data(trained, tmp_path):

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from app_server import serving, write_checkpoint
 from forked import Fork
 from sound_data import CLASSES, write_coco, write_yolo
 
@@ -68,6 +69,22 @@ def test_they_are_printed_in_a_terminal_of_utf_8(foreign):
     output, errors = process.communicate(timeout=120)
     assert (process.returncode, "Traceback" in errors) == (0, False)
     assert "\\udce9" in output
+
+
+def test_they_are_shown_by_the_app(foreign, tmp_path):
+    """Also that of an image that cannot be read, in the error."""
+    first, *_ = sorted((foreign / "images" / "train").iterdir())
+    checkpoint = write_checkpoint(tmp_path / "best.safetensors", foreign)
+    with serving(checkpoint) as server:
+        _, examples = server.ask("GET", "/examples")
+        _, judged = server.ask("POST", "/judge?image_id=1")
+        first.write_bytes(b"no image")
+        status, refused = server.ask("POST", "/judge?image_id=0")
+    names = [example["name"] for example in json.loads(examples)["examples"]]
+    assert names[:2] == ["caf\\udce9 0.png", "caf\\udce9 1.png"]
+    assert json.loads(judged)["name"] == "caf\\udce9 1.png"
+    assert status == 400
+    assert "caf\\udce9 0.png: not an image" in json.loads(refused)["error"]
 
 
 def test_classes_that_share_a_name(tmp_path):

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tracemalloc
 import zlib
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from redetr.app.uploads import read_image as read_upload
+from redetr.data.bands import in_channels
 from redetr.data.headers import read_header
 from redetr.data.images import decode, describe, image_size, read_image
 from redetr.data.pixels import one_colour, scaled_to_8_bits
@@ -195,6 +197,41 @@ def test_the_rule():
         assert scaled_to_8_bits(values).tolist() == expected
     with pytest.raises(ValueError, match="finite"):
         scaled_to_8_bits(np.array([np.nan]))
+
+
+SIDE = 700
+NUM_VALUES = 3 * SIDE**2
+NOISE = np.random.default_rng(2).integers(0, 60_000, (SIDE, SIDE, 3), dtype=np.uint16)
+ONE_ROW = NOISE.reshape(1, -1, 3)
+# What is converted, and the most bytes that this may take for each value, besides the input.
+LARGE = {
+    "16 bits": (lambda: scaled_to_8_bits(NOISE), 3),
+    "one row": (lambda: scaled_to_8_bits(ONE_ROW), 3),
+    "three of four bands": (lambda: scaled_to_8_bits(np.dstack([NOISE, NOISE])[..., :3]), 9),
+    "32 bits": (lambda: scaled_to_8_bits(NOISE.astype(np.int32)), 12),
+    "float": (lambda: scaled_to_8_bits(NOISE.astype(np.float32)), 12),
+    "one band": (lambda: in_channels(NOISE[..., :1], 3), 3),
+    "brightness": (lambda: in_channels(NOISE, 1), 3),
+    "brightness of 8 bits": (lambda: in_channels(NOISE.astype(np.uint8), 1), 3),
+    "RGB PNG": (lambda: read_upload(io.BytesIO(deep_png(0 * NOISE, 2))), 8),
+    "RGB PNG with a transparent colour": (
+        lambda: read_upload(io.BytesIO(deep_png(0 * NOISE, 2, (1, 2, 3)))),
+        8,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LARGE)
+def test_large_images_take_a_few_bytes_for_each_value(name):
+    """All values in 64 bits, and more than one copy of them, would take gigabytes of a small
+    file."""
+    convert, most_bytes = LARGE[name]
+    tracemalloc.start()
+    convert()
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    fixed = 8 * 2**20  # blocks
+    assert peak < most_bytes * NUM_VALUES + fixed
 
 
 def test_hot_and_dead_pixels_do_not_choose_the_scale():
