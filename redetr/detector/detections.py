@@ -337,9 +337,8 @@ def detections_of(
         masks: Tensor | CroppedMasks | None = None
         if batch is not None and has_masks:
             best_queries = queries[i, : len(rows)]  # rows are sorted by score
-            size = batch.sizes[i]
             groups = decode_masks(
-                outputs, i, best_queries, size, batch.canvas, orig_size, original_masks
+                outputs, i, best_queries, batch.sizes[i], batch.canvas, orig_size, original_masks
             )
             gather = _cropped if crop_masks else _dense
             masks = gather(groups, len(best_queries), orig_size)
