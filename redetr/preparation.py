@@ -28,7 +28,7 @@ from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.micro_batches import choose_accumulation
 from redetr.models import build, options_of
-from redetr.models.freezing import freeze, what_is_frozen
+from redetr.models.freezing import freeze, trains_only_masks, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.optim import build_optimizer
 from redetr.outlook import outlook
@@ -211,11 +211,13 @@ def first_notes(
     notes += what_was_left_out(unreadable_of(data), "train")
     notes += what_was_left_out(unreadable_of(val), "val")
     if state.model.has_masks:
-        notes += _about_missing_masks(data, val)
+        notes += _about_missing_masks(data, val, trains_only_masks(state.model))
     return notes
 
 
-def _about_missing_masks(data: DetectionDataset, val: DetectionDataset) -> list[str]:
+def _about_missing_masks(
+    data: DetectionDataset, val: DetectionDataset, boxes_are_fixed: bool
+) -> list[str]:
     """What a user should know of objects without a mask, before masks are trained."""
     notes = []
     gaps = "" if isinstance(data, AnnotatedDataset) else mask_gaps(data)  # its notes say it
@@ -223,7 +225,10 @@ def _about_missing_masks(data: DetectionDataset, val: DetectionDataset) -> list[
         notes.append(f"warning: {data.name}: {gaps}; only the boxes of such objects are learned")
     gaps = mask_gaps(val)
     if gaps:
-        notes.append(f"warning: masks are not measured on val, only boxes, because {gaps}")
+        warning = f"warning: masks are not measured on val, only boxes, because {gaps}"
+        if boxes_are_fixed:
+            warning += "; boxes cannot change, so the last evaluation counts as the best"
+        notes.append(warning)
     return notes
 
 

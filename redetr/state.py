@@ -137,16 +137,16 @@ class State:
         whether it is the best. An evaluation that is repeated counts once.
 
         An `ap` of None is undefined: there was no object. Then the last evaluation is the best,
-        since nothing can be compared. `pq` and `mask_ap` are None where they were not measured.
-        `by_importance` says which number decides.
+        since nothing can be compared. So it is where only masks are trained, but not measured.
+        `pq` and `mask_ap` are None where they were not measured. `by_importance` says which number
+        decides.
         """
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
         self.threshold = threshold
         numbers = {"AP": ap, "mask_AP": mask_ap, "PQ": pq}
-        boxes_are_fixed = mask_ap is not None and trains_only_masks(self.model)
-        names = by_importance(numbers, boxes_are_fixed)
+        names = by_importance(numbers, boxes_are_fixed=trains_only_masks(self.model))
         better = is_better(numbers, self.best, names)
         if better:
             self.since_best = 0
