@@ -157,9 +157,9 @@ class ScheduleOptions:
     eval_batch_size: int = 16
     """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained, and not at all if
-    these are not measured) has not improved for this share of the steps, but not before the
-    learning rate has fallen to a quarter; 0 = never."""
+    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained, if it can be
+    measured) has not improved for this share of the steps, but not before the learning rate has
+    fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
