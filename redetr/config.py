@@ -333,7 +333,7 @@ class TrainConfig(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
 
-    def _check_sides(self, model: "DetectionModel") -> None:
+    def _check_sides(self, model: "DetectionModel", is_resumed: bool) -> None:
         """Raises InputError for an image size that the model cannot take."""
         asked = f"--image-size {size_text(self.image_size)}"
         if model.resize == "aspect":
@@ -342,7 +342,7 @@ class TrainConfig(
                 raise InputError(text, remedy="give one number, the shorter side")
             return
         nearest = nearest_sizes(self.image_size, _STRIDE)
-        is_chosen = self.image_size != 0 and not self.resume  # earlier versions took any side
+        is_chosen = self.image_size != 0 and not is_resumed  # earlier versions took any side
         if is_chosen and nearest != [self.image_size]:
             rule = "the side must be a multiple of"
             if isinstance(self.image_size, tuple):
@@ -366,15 +366,22 @@ class TrainConfig(
         twice = max(_FEWEST_QUERIES, 2 * max_objects)
         return replace(self, num_queries=min(MOST_QUERIES, twice))
 
-    def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "Settings":
-        """The run with every choice made that depends on the data or the model.
+    def resolved(
+        self,
+        model: "DetectionModel",
+        hints: "Hints",
+        num_images: int,
+        is_resumed: bool = False,
+    ) -> "Settings":
+        """The run with every choice made that depends on the data or the model. It `is_resumed` if
+        it has a checkpoint; `resume` alone may also begin it.
 
         Raises InputError for an image size that the model cannot take.
         """
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
-        self._check_sides(model)
+        self._check_sides(model, is_resumed)
         augment = self.augment or hints.augment
         if augment is None:
             augment = "detr" if model.resize == "aspect" else "photo"

@@ -59,13 +59,12 @@ def evaluate(
     Masks are measured if the model and all objects have them; if only the model has, `why_no_masks`
     of the result says why not. Where a panoptic model meets panoptic data, also the panoptic
     quality. `classes` are the (category id, name) of the model's labels, by default those of the
-    data set, which may have another order. Images are resized to `image_size` px, by default that
-    with which the model of a `Detector` was trained, of others `model.image_size`. `batch_size` is
-    that of a rank, `dtype` the precision. `num_workers` processes load the images, 0 = this one;
-    each must answer within `loader_timeout_s`. `on_batch` is called with the number of images after
-    each batch. A model in training mode is in it again afterwards. Raises InputError for an
-    argument that is invalid, or if the model lacks classes of the data set (see `detect_classes`).
-    Communicates.
+    data set. Images are resized to `image_size` px, by default that with which the model of a
+    `Detector` was trained, of others `model.image_size`. `batch_size` is that of a rank, `dtype`
+    the precision. `num_workers` processes load the images, 0 = this one; each must answer within
+    `loader_timeout_s`. `on_batch` is called with the number of images after each batch. A model in
+    training mode is in it again afterwards. Raises InputError for an argument that is invalid, or
+    if the model lacks classes of the data set (see `detect_classes`). Communicates.
     """
     _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
     require_callable(criterion=criterion, on_batch=on_batch)

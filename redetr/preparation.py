@@ -64,7 +64,7 @@ def prepare(
     config = config.with_queries(data.hints, int(data.max_objects()))
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
     model, notes = _model(config, data, fresh, is_training)
-    settings = config.resolved(model, data.hints, len(data))
+    settings = config.resolved(model, data.hints, len(data), is_resumed=not fresh)
     notes += check_norms(model, dist, max(settings.accumulate, 1))
     if not fresh:
         settings = _with_choices_of(Path(config.output), settings)
