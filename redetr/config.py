@@ -29,6 +29,7 @@ from redetr.choices import (
 from redetr.earlier import as_of_today
 from redetr.errors import InputError
 from redetr.model_options import parsed_options, require_agreement
+from redetr.trial_choices import KEY as TRIALS
 from redetr.wording import counted
 
 if TYPE_CHECKING:  # these import PyTorch
@@ -277,6 +278,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         values = as_of_today({**values})
+        values.pop(TRIALS, None)  # which are no settings
         kinds = get_type_hints(cls)
         for name in values:
             if name not in kinds:

@@ -32,6 +32,8 @@ from redetr.models.freezing import trains_only_masks
 from redetr.optim import learning_rate_factor
 from redetr.recipes import RECIPES
 from redetr.structures import DetectionModel
+from redetr.trial_choices import KEY as TRIALS
+from redetr.trial_choices import TrialChoices
 from redetr.wording import counted
 
 _RESULTS = ("best.pt", "best.safetensors")  # of a run that was evaluated
@@ -98,6 +100,7 @@ class State:
     evaluated: int = 0  # the step of the last one
     repeats_evaluation: bool = False  # of the step at which the run was resumed
     threshold: float | None = None  # the smallest score to show, by the last evaluation
+    trials: TrialChoices = field(default_factory=lambda: TrialChoices(world_size=1))
 
     def about(self) -> dict[str, Any]:
         """Everything needed to use the weights without the run, from any directory."""
@@ -339,7 +342,8 @@ def start_folder(
         notes += _changes(folder / "data.json", inventories, dist)
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder, _FILES)
-    dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
+    settings = state.config.to_dict() | {TRIALS: asdict(state.trials)}
+    dist.main_only(write_json)(folder / "config.json", settings)
     dist.main_only(write_inventories)(folder / "data.json", inventories)
     if state.config.skip_unreadable:
         lists = {split: unreadable_of(data) for split, data in datasets.items()}

@@ -58,7 +58,7 @@ from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import StepWindow, announce, receive, train_step
-from redetr.threads import use_threads
+from redetr.threads import restored_threads, use_threads
 from redetr.wording import counted, duration
 
 # Presents a run after an evaluation, given its state, the data that it was evaluated on, and its
@@ -119,6 +119,7 @@ def train(
             raise StoppedError(text) from None
 
 
+@restored_threads()
 @exact_products()
 def _train(
     config: TrainConfig,

@@ -22,8 +22,14 @@ from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.micro_batches import choose_accumulation, largest_canvas, largest_fitting, meter_of
+from redetr.micro_batches import (
+    choose_accumulation,
+    largest_canvas,
+    largest_fitting,
+    meter_of,
+)
 from redetr.preparation import prepare
+from redetr.trial_choices import TrialChoices, read_trials
 from redetr.verification import verify
 
 CPU = torch.device("cpu")
@@ -128,6 +134,69 @@ def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
     main(["train", str(tmp_path / "run"), "--resume"])
     assert meter.images == [1, 2]  # nothing was tried again
     assert json.loads((tmp_path / "run" / "config.json").read_text())["accumulate"] == 16
+
+
+def test_the_command_that_began_a_run_resumes_it_with_the_same_micro_batches(
+    memory, shared_coco, tmp_path
+):
+    """Restarts repeat it. Another trial may choose another number, which rounds differently."""
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    command = [*map(str, arguments), "--resume"]
+    main(command)
+    meter = memory(1600)
+    main(command)
+    assert meter.images == []
+    file = tmp_path / "run" / "config.json"
+    assert json.loads(file.read_text())["accumulate"] == 16
+    assert read_trials(file) == TrialChoices(1, accumulate=16)
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        None,  # by an earlier version
+        {"world_size": 2, "accumulate": 16},
+        {"world_size": 1, "accumulate": None},  # the user gave the number of micro-batches
+    ],
+)
+def test_what_no_trial_on_as_many_ranks_chose_is_chosen_anew(
+    recorded, memory, shared_coco, tmp_path, capsys
+):
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    command = [*map(str, arguments), "--resume"]
+    main(command)
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["trials"] = recorded
+    file.write_text(json.dumps(settings))
+    memory(250)
+    capsys.readouterr()
+    main(command)
+    said = " ".join(capsys.readouterr().err.split())
+    expected = "chosen anew: the run had 16 per rank, and it records no trial with 1 rank"
+    assert expected in said
+    assert "micro-batches: 8 of 2 images per rank" in said
+    assert read_trials(file) == TrialChoices(1, accumulate=8)
+
+
+def test_a_number_that_is_given_later_is_not_taken_for_that_of_a_trial(
+    memory, shared_coco, tmp_path
+):
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    main([str(argument) for argument in arguments])
+    main(["train", str(tmp_path / "run"), "--resume", "--accumulate", "2"])
+    assert read_trials(tmp_path / "run" / "config.json") == TrialChoices(1)
+
+
+def test_damaged_choices_are_none(tmp_path):
+    file = tmp_path / "config.json"
+    wrong = ({"threads": "2"}, {"threads": 0}, {"accumulate": True}, {"ranks": 1})
+    for damaged in ({}, [1], {"world_size": 0}, *({"world_size": 1} | other for other in wrong)):
+        file.write_text(json.dumps({"trials": damaged}))
+        assert read_trials(file) is None
 
 
 def test_one_image_that_does_not_fit_is_one_line(memory, shared_coco, tmp_path, capsys):
