@@ -117,8 +117,9 @@ class OptimizerOptions:
     """Images per optimizer step, over all ranks and accumulated micro-batches. auto = the recipe's,
     in as few micro-batches as fit in memory (--accumulate 0)."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank; the gradient stays the same. 0 = as few as fit in
-    memory, found by a trial before the first step."""
+    """Micro-batches per optimizer step and rank; the gradient stays the same, except with trained
+    BatchNorm or --class-normalization per_rank. 0 = as few as fit in memory, found by a trial
+    before the first step."""
     optimizer: OptimizerName = "muon"
     """muon = Muon for weight matrices and AdamW for the rest; adamw = AdamW for everything, as in
     the original, with half the learning rate or less."""
@@ -135,7 +136,7 @@ class OptimizerOptions:
     run."""
     class_normalization: ClassNormalization = "global"
     """Divide the class loss by the count of the whole step, or as in the original by that of each
-    rank."""
+    rank, for each of its micro-batches."""
 
 
 @dataclass(frozen=True)

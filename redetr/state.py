@@ -28,6 +28,7 @@ from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
 from redetr.judging import by_importance, in_words, is_better, judge_of
+from redetr.micro_batches import why_micro_batches_matter
 from redetr.models.freezing import trains_only_masks
 from redetr.optim import learning_rate_factor
 from redetr.recipes import RECIPES
@@ -50,7 +51,7 @@ _MAY_CHANGE = {
     "resume",
     "device",
     "compile",
-    "accumulate",
+    "accumulate",  # but see `State._require_same_split`
     "num_workers",
     "threads",
     "loader_timeout_s",
@@ -126,6 +127,7 @@ class State:
             "since_best": self.since_best,
             "evaluated": self.evaluated,
             "num_images": self.num_images,
+            "world_size": self.trials.world_size,
             **self.about(),
         }
 
@@ -198,6 +200,7 @@ class State:
         self._require_same_settings(path, before, _OF_THE_MODEL)
         self._require_same_data(path, saved)
         self._require_same_settings(path, before, sorted(asdict(before).keys() - _MAY_CHANGE))
+        self._require_same_split(path, before, saved.get("world_size"))
         self.model.load_state_dict(with_present_names(saved["model"]))
         self.ema.model.load_state_dict(with_present_names(saved["ema"]))
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -230,6 +233,23 @@ class State:
             difference = f"{counted(num_images, 'image')}, now {self.num_images:,}"
         text = f"saved with other data ({difference})"
         raise InputError(text, where=path, remedy="give that --data, or another --output")
+
+    def _require_same_split(self, path: Path, before: TrainConfig, ranks: int | None) -> None:
+        """Raises InputError if a run is resumed with other micro-batches, or another number of
+        ranks, where these are part of the loss. Of earlier versions, `ranks` is unknown."""
+        normalization = self.config.class_normalization
+        reason = why_micro_batches_matter(self.model, normalization)
+        saved, now = before.accumulate, self.config.accumulate
+        if reason and saved != now:
+            text = f"saved with accumulate={saved}, resumed with {now}, but {reason}"
+            raise InputError(text, where=path, remedy=f"give --accumulate {saved}")
+        ranks_now = self.trials.world_size
+        if normalization == "per_rank" and ranks not in (None, ranks_now):
+            text = (
+                f"saved by {counted(ranks, 'rank')}, resumed by {ranks_now}, but "
+                "--class-normalization per_rank divides by the count of each rank"
+            )
+            raise InputError(text, where=path, remedy=f"resume it with {counted(ranks, 'rank')}")
 
     def _require_same_settings(self, path: Path, before: TrainConfig, names: Iterable[str]) -> None:
         # As they would be saved: Python may have given lists and paths, which are saved as others.
