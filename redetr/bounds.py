@@ -1,9 +1,10 @@
-"""The allowed ranges of the numbers among the settings of a run."""
+"""The types of the settings of a run, and the allowed ranges of its numbers."""
 
 import math
+import os
 from dataclasses import dataclass
 from numbers import Integral, Real
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from redetr.choices import MOST_BANDS
 from redetr.errors import InputError
@@ -112,7 +113,41 @@ def require_count(name: str, value: Any, least: int = 1) -> None:
 
 def _is_number(value: Any, kind: type) -> bool:
     """Whether a value is a number of this `kind`, also one of NumPy or PyTorch."""
+    number = _plain_number(value)
+    return isinstance(number, kind) and not isinstance(number, bool)
+
+
+def _plain_number(value: Any) -> Any:
+    """A number of NumPy or PyTorch as one of Python; anything else unchanged."""
     is_number_of_array = hasattr(value, "item") and getattr(value, "ndim", None) == 0
-    if is_number_of_array:
-        value = value.item()
-    return isinstance(value, kind) and not isinstance(value, bool)
+    return value.item() if is_number_of_array else value
+
+
+def plain_value(value: Any) -> Any:
+    """A value without types that JSON lacks: a number of NumPy or PyTorch as one of Python, a list
+    as a tuple, a path as text."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, list | tuple):
+        return tuple(map(plain_value, value))
+    return _plain_number(value)
+
+
+def is_of_type(value: Any, kind: Any) -> bool:
+    """Whether a value is of the type of a setting."""
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return value in inner
+    if get_origin(kind) is tuple:
+        if not isinstance(value, tuple):
+            return False
+        has_any_length = Ellipsis in inner  # as tuple[str, ...]
+        if not has_any_length and len(value) != len(inner):
+            return False
+        return all(is_of_type(item, inner[0]) for item in value)
+    if inner:  # a union
+        return any(is_of_type(value, member) for member in inner)
+    if isinstance(value, bool):  # which Python counts among the integers
+        return kind is bool
+    accepted = (int, float) if kind is float else kind
+    return isinstance(value, accepted)

@@ -7,12 +7,11 @@ the first into the second, once the data and the model are known.
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from redetr.bounds import require_all_in_bounds
+from redetr.bounds import is_of_type, plain_value, require_all_in_bounds
 from redetr.choices import (
     WEIGHTS_REQUIRED,
     Augment,
@@ -29,6 +28,7 @@ from redetr.choices import (
 from redetr.earlier import as_of_today
 from redetr.errors import InputError
 from redetr.model_options import parsed_options, require_agreement
+from redetr.trial_choices import KEY as TRIALS
 from redetr.wording import counted
 
 if TYPE_CHECKING:  # these import PyTorch
@@ -116,8 +116,9 @@ class OptimizerOptions:
     """Images per optimizer step, over all ranks and accumulated micro-batches. auto = the recipe's,
     in as few micro-batches as fit in memory (--accumulate 0)."""
     accumulate: int = 1
-    """Micro-batches per optimizer step and rank; the gradient stays the same. 0 = as few as fit in
-    memory, found by a trial before the first step."""
+    """Micro-batches per optimizer step and rank; the gradient stays the same, except with trained
+    BatchNorm or --class-normalization per_rank. 0 = as few as fit in memory, found by a trial
+    before the first step."""
     optimizer: OptimizerName = "muon"
     """muon = Muon for weight matrices and AdamW for the rest; adamw = AdamW for everything, as in
     the original, with half the learning rate or less."""
@@ -134,7 +135,7 @@ class OptimizerOptions:
     run."""
     class_normalization: ClassNormalization = "global"
     """Divide the class loss by the count of the whole step (global), or by that of each rank
-    (per_rank), as the original does."""
+    (per_rank), for each of its micro-batches, as the original does."""
 
 
 @dataclass(frozen=True)
@@ -157,9 +158,9 @@ class ScheduleOptions:
     eval_batch_size: int = 16
     """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained) has not improved
-    for this share of the steps, but not before the learning rate has fallen to a quarter; 0 =
-    never."""
+    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained, if it can be
+    measured) has not improved for this share of the steps, but not before the learning rate has
+    fallen to a quarter; 0 = never."""
 
 
 @dataclass(frozen=True)
@@ -227,8 +228,8 @@ class TrainConfig(
         """Replaces numbers of NumPy and PyTorch by Python's, lists by tuples, and paths by text.
         Raises InputError, naming the setting, for a value of another type."""
         for name, kind in get_type_hints(type(self)).items():
-            value = _plain(getattr(self, name))
-            if not _is_a(value, kind):
+            value = plain_value(getattr(self, name))
+            if not is_of_type(value, kind):
                 raise InputError(f"setting {name!r} cannot be {value!r}")
             object.__setattr__(self, name, value)  # of a frozen dataclass
 
@@ -277,6 +278,7 @@ class TrainConfig(
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
         values = as_of_today({**values})
+        values.pop(TRIALS, None)  # which are no settings
         kinds = get_type_hints(cls)
         for name in values:
             if name not in kinds:
@@ -333,7 +335,7 @@ class TrainConfig(
                 f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
             )
 
-    def _check_sides(self, model: "DetectionModel") -> None:
+    def _check_sides(self, model: "DetectionModel", is_resumed: bool) -> None:
         """Raises InputError for an image size that the model cannot take."""
         asked = f"--image-size {size_text(self.image_size)}"
         if model.resize == "aspect":
@@ -342,7 +344,7 @@ class TrainConfig(
                 raise InputError(text, remedy="give one number, the shorter side")
             return
         nearest = nearest_sizes(self.image_size, _STRIDE)
-        is_chosen = self.image_size != 0 and not self.resume  # earlier versions took any side
+        is_chosen = self.image_size != 0 and not is_resumed  # earlier versions took any side
         if is_chosen and nearest != [self.image_size]:
             rule = "the side must be a multiple of"
             if isinstance(self.image_size, tuple):
@@ -366,15 +368,22 @@ class TrainConfig(
         twice = max(_FEWEST_QUERIES, 2 * max_objects)
         return replace(self, num_queries=min(MOST_QUERIES, twice))
 
-    def resolved(self, model: "DetectionModel", hints: "Hints", num_images: int) -> "Settings":
-        """The run with every choice made that depends on the data or the model.
+    def resolved(
+        self,
+        model: "DetectionModel",
+        hints: "Hints",
+        num_images: int,
+        is_resumed: bool = False,
+    ) -> "Settings":
+        """The run with every choice made that depends on the data or the model. It `is_resumed` if
+        it has a checkpoint; `resume` alone may also begin it.
 
         Raises InputError for an image size that the model cannot take.
         """
         steps = self.steps or self._steps_for(num_images)
         eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
-        self._check_sides(model)
+        self._check_sides(model, is_resumed)
         augment = self.augment or hints.augment
         if augment is None:
             augment = "detr" if model.resize == "aspect" else "photo"
@@ -460,34 +469,3 @@ def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     for_20_times = math.ceil(steps / 20)
     for_5_times = math.ceil(steps / 5)
     return min(max(per_epoch, for_20_times), for_5_times)
-
-
-def _plain(value: Any) -> Any:
-    """A value without types that JSON lacks: a number of NumPy or PyTorch as one of Python, a list
-    as a tuple, a path as text."""
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if isinstance(value, list | tuple):
-        return tuple(map(_plain, value))
-    is_number_of_array = hasattr(value, "item") and getattr(value, "ndim", None) == 0
-    return value.item() if is_number_of_array else value
-
-
-def _is_a(value: Any, kind: Any) -> bool:
-    """Whether a value is of the type of a setting."""
-    inner = get_args(kind)
-    if get_origin(kind) is Literal:
-        return value in inner
-    if get_origin(kind) is tuple:
-        if not isinstance(value, tuple):
-            return False
-        has_any_length = Ellipsis in inner  # as tuple[str, ...]
-        if not has_any_length and len(value) != len(inner):
-            return False
-        return all(_is_a(item, inner[0]) for item in value)
-    if inner:  # a union
-        return any(_is_a(value, member) for member in inner)
-    if isinstance(value, bool):  # which Python counts among the integers
-        return kind is bool
-    accepted = (int, float) if kind is float else kind
-    return isinstance(value, accepted)

@@ -1,7 +1,6 @@
 """COCO numbers of a model on a data set, the same for any number of ranks."""
 
 import math
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
@@ -13,7 +12,6 @@ from torch import Tensor
 
 from redetr.bounds import require_count
 from redetr.choices import ImageSize
-from redetr.class_names import same_classes
 from redetr.class_shares import shared_metrics
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
@@ -22,6 +20,13 @@ from redetr.data.transforms import Final, final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.in_python import require_callable, require_dataset, require_model
+from redetr.labels import (
+    labels_in,
+    model_labels_of,
+    things_of,
+    with_labels,
+    with_model_labels,
+)
 from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult
@@ -31,10 +36,8 @@ from redetr.postprocess import decode, decode_masks
 from redetr.precision import autocast, exact_products, weights_dtype
 from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs, Size, Target
 from redetr.truth import TruthObjects, holds_masks
-from redetr.wording import counted
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
-_CLASSES_NAMED = 3  # in an error
 
 
 def evaluate(
@@ -178,9 +181,15 @@ def detect_classes(
     """
     label_of = labels_in(dataset, model.num_classes, classes)
     of_model: list[DatasetDetections] = []
-    is_thing = model.is_thing or _things(dataset, label_of)
+    is_thing = model.is_thing or things_of(dataset, label_of)
     detections, losses = detect_share(
-        model, dataset, dist, segments=of_model, is_thing=is_thing, **options
+        model,
+        dataset,
+        dist,
+        segments=of_model,
+        is_thing=is_thing,
+        model_labels=model_labels_of(label_of),
+        **options,
     )
     if segments is not None:
         segments += [with_labels(part, label_of) for part in of_model]
@@ -203,14 +212,16 @@ def detect_share(
     on_batch: Callable[[int], Any] = lambda images: None,
     segments: list[DatasetDetections] | None = None,
     is_thing: Sequence[bool] = (),
+    model_labels: Tensor | None = None,
 ) -> tuple[DatasetDetections, Losses]:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
     Each image is processed once, over all ranks. Options are those of `evaluate`. If panoptic
     quality can be measured, the segments of each batch are appended to `segments`; `is_thing` `[C]`
-    says which classes of the model are things, by default all.
-    Detections have masks if both the model and the targets do. Leaves the model in evaluation mode.
-    Raises RuntimeError unless each image was seen exactly once. Communicates at the end.
+    says which classes of the model are things, by default all. `model_labels` are those of the
+    model for the labels of `dataset`, by default the same; detections have the model's. They have
+    masks if both the model and the targets do. Leaves the model in evaluation mode. Raises
+    RuntimeError unless each image was seen exactly once. Communicates at the end.
     """
     dist = dist or _alone(model)
     model.eval()
@@ -223,7 +234,7 @@ def detect_share(
     with_masks = model.has_masks and holds_masks(dataset)
     with_segments = has_quality(model, dataset)
     indices: list[int] = []
-    sums = _LossSums(criterion)
+    sums = _LossSums(criterion, model_labels)
     for keys, batch_samples in zip(sampler, batches, strict=True):
         batch = to_batch(batch_samples, dist.device, dtype=weights_dtype(dtype))
         with autocast(dist.device, dtype):
@@ -233,12 +244,15 @@ def detect_share(
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
         if segments is not None and with_segments:
-            things = is_thing or (True,) * model.num_classes
-            segments.append(_segments_of_batch(outputs, batch, batch_indices, things))
+            segments.append(_segments_of_batch(model, outputs, batch, batch_indices, is_thing))
         on_batch(len(batch_samples))
-    if sorted(dist.gather(indices)) != list(range(len(dataset))):
-        raise RuntimeError("evaluation did not see each image exactly once")
+    _require_each_once(dist.gather(indices), len(dataset))
     return DatasetDetections.concatenate(parts), sums.losses(dist)
+
+
+def _require_each_once(indices: list[int], num_images: int) -> None:
+    if sorted(indices) != list(range(num_images)):
+        raise RuntimeError("evaluation did not see each image exactly once")
 
 
 def _final_size(model: DetectionModel, image_size: ImageSize | None) -> Final:
@@ -317,15 +331,21 @@ def compressed_masks(
 
 
 def _segments_of_batch(
-    outputs: Outputs, batch: Batch, indices: list[int], is_thing: Sequence[bool]
+    model: DetectionModel,
+    outputs: Outputs,
+    batch: Batch,
+    indices: list[int],
+    is_thing: Sequence[bool],
 ) -> DatasetDetections:
-    """The segments of images with these indices, with their masks and, for boxes, zeros."""
+    """The segments of images with these indices, with their masks and, for boxes, zeros. `is_thing`
+    is as in `detect_share`."""
+    things = is_thing or (True,) * model.num_classes
     orig_sizes = [target["orig_size"] for target in batch.targets]
     image_index = []
     labels = []
     scores = []
     masks: list[bytes] = []
-    panoptics = panoptic_of_batch(outputs, batch.sizes, orig_sizes, is_thing)
+    panoptics = panoptic_of_batch(outputs, batch.sizes, orig_sizes, things)
     for index, panoptic in zip(indices, panoptics, strict=True):
         for segment in panoptic.segments:
             image_index.append(index)
@@ -351,13 +371,16 @@ class _LossSums:
     same to the last digit for any number of ranks.
     """
 
-    def __init__(self, criterion: SetCriterion | None):
+    def __init__(self, criterion: SetCriterion | None, model_labels: Tensor | None = None):
         self._criterion = criterion
+        self._model_labels = model_labels  # as in `detect_share`
         self._batches: list[dict[str, float]] = []
 
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
         if self._criterion is None:
             return
+        if self._model_labels is not None:
+            targets = [with_model_labels(target, self._model_labels) for target in targets]
         undivided = torch.ones(NUM_DIVISORS, dtype=torch.float64)
         losses = self._criterion(outputs, targets, undivided)
         del losses["loss"]  # its parts have different counts
@@ -387,93 +410,3 @@ def _term_of(loss: str) -> str:
     """The term that a loss belongs to: "loss_ce" for "loss_ce_dn_0"."""
     prefix, term, *_ = loss.split("_")
     return f"{prefix}_{term}"
-
-
-def with_labels(detections: DatasetDetections, label_of: np.ndarray) -> DatasetDetections:
-    """The detections with label `label_of[label]` instead of `label`, a label of the model; those
-    that this makes -1 are dropped. `label_of` is int `[C]`."""
-    labels = label_of[detections.labels]
-    return replace(detections, labels=labels).keep(labels >= 0)
-
-
-def labels_in(
-    dataset: DetectionDataset, num_classes: int, classes: Sequence[tuple[int, str]] | None = None
-) -> np.ndarray:
-    """For each label of a model, the label of the same class in `dataset`, int `[num_classes]`; -1
-    if the data set lacks the class.
-
-    `classes` and errors are described at `detect_classes`.
-    """
-    dataset_classes = list(zip(dataset.category_ids, dataset.class_names, strict=True))
-    model_classes = dataset_classes if classes is None else list(classes)
-    unknown = [wanted for wanted in dataset_classes if wanted not in model_classes]
-    model_labels = {}  # by the label in the data set
-    if unknown:
-        model_names = [name for _, name in model_classes]
-        model_labels = _matched_by_name(dataset.class_names, model_names)
-    else:
-        for label, wanted in enumerate(dataset_classes):
-            model_labels[label] = model_classes.index(wanted)
-    knows_all = len(model_labels) == len(dataset_classes)
-    if len(model_classes) != num_classes or not knows_all:
-        if model_labels:  # the others are known by their names
-            unknown = []
-            for label, wanted in enumerate(dataset_classes):
-                if label not in model_labels:
-                    unknown.append(wanted)
-        raise _other_classes(dataset.name, dataset_classes, unknown, num_classes, classes)
-    labels = np.full(num_classes, -1)
-    for label, model_label in model_labels.items():
-        labels[model_label] = label
-    return labels
-
-
-def _other_classes(
-    name: str,
-    of_dataset: Sequence[tuple[int, str]],
-    unknown: Sequence[tuple[int, str]],
-    num_classes: int,
-    classes: Sequence[tuple[int, str]] | None,
-) -> InputError:
-    """The error of a data set, called `name`, whose classes are not those of the model.
-
-    `unknown` are those that the model lacks, and `classes` those that it has, if they are known.
-    """
-    known = counted(num_classes, "class", "classes")
-    if classes:
-        known += f", such as {_first(classes)}"
-    theirs = f"such as {_first(of_dataset)}"
-    if unknown:
-        theirs = f"of which the model does not know {_first(unknown)}"
-    return InputError(
-        f"the model knows {known}; {name} has {len(of_dataset)}, {theirs}: "
-        "give data with the categories it was trained on"
-    )
-
-
-def _things(dataset: DetectionDataset, label_of: np.ndarray) -> tuple[bool, ...]:
-    """Which classes of a model are things, according to the data set; classes that it lacks count
-    as things. Empty if it does not state it."""
-    if not dataset.is_thing:
-        return ()
-    return tuple(label < 0 or dataset.is_thing[label] for label in label_of.tolist())
-
-
-def _matched_by_name(names: Sequence[str], known: Sequence[str]) -> dict[int, int]:
-    """`same_classes`, whatever the ids; empty if a name belongs to several classes of the data, or
-    of the model."""
-    if len(set(names)) < len(names):
-        return {}
-    matches = same_classes(names, known)
-    counts = Counter(known)
-    if any(counts[known[match]] > 1 for match in matches.values()):
-        return {}
-    return matches
-
-
-def _first(classes: Sequence[tuple[int, str]]) -> str:
-    """Describes the first classes."""
-    described = [f"{name} ({category_id})" for category_id, name in classes[:_CLASSES_NAMED]]
-    if len(classes) > _CLASSES_NAMED:
-        described.append("...")
-    return ", ".join(described)

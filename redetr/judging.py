@@ -12,10 +12,13 @@ def by_importance(numbers: Mapping[str, float | None], boxes_are_fixed: bool) ->
     ties of those before it. A number that was not measured is None.
 
     Panoptic quality comes first, since it measures boxes, masks and classes together. AP is that of
-    boxes: where `boxes_are_fixed`, it stays as it is, and mask AP decides.
+    boxes: where `boxes_are_fixed`, it stays as it is, and mask AP decides. Empty if masks were not
+    measured there, so that no number can change.
     """
     order = ["PQ", "mask_AP", "AP"] if boxes_are_fixed else ["PQ", "AP", "mask_AP"]
     measured = [name for name in order if numbers.get(name) is not None]
+    if boxes_are_fixed and measured == ["AP"]:
+        return []
     return measured or ["AP"]
 
 
@@ -23,8 +26,11 @@ def is_better(numbers: Mapping[str, Any], best: Mapping[str, Any], names: list[s
     """Whether the `numbers` of an evaluation are better than those of the `best` so far, compared
     by these `names` in turn.
 
-    A number that `best` lacks cannot be compared: then the last evaluation is the best.
+    A number that `best` lacks cannot be compared: then the last evaluation is the best. So it is
+    where there is no name.
     """
+    if not names:
+        return True
     for name in names:
         before = best.get(name)
         now = numbers.get(name)

@@ -8,7 +8,8 @@ gradients of the first are kept during the second, and includes the optimizer.
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -16,12 +17,13 @@ from typing import Protocol
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from redetr.choices import ClassNormalization
 from redetr.config import Settings
 from redetr.data.cache import available_memory
 from redetr.data.loader import Samples
 from redetr.data.views import Stretch
 from redetr.distributed import Dist, read_launch
-from redetr.errors import InputError
+from redetr.errors import InputError, exhausted_memory
 from redetr.losses import SetCriterion
 from redetr.noise import noise_batch
 from redetr.optim import build_optimizer, clip_gradients
@@ -135,6 +137,40 @@ def _predicted(peaks: list[tuple[int, float]], number: int) -> float:
     return second_peak + slope * (number - second)
 
 
+def why_micro_batches_matter(model: DetectionModel, class_normalization: ClassNormalization) -> str:
+    """Why the number of micro-batches changes the gradient; empty if it does not."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm) and module.training:
+            return "the model trains BatchNorm, which depends on micro-batches"
+    if class_normalization == "per_rank":
+        return "--class-normalization per_rank divides by the count of each micro-batch"
+    return ""
+
+
+@contextmanager
+def memory_errors(model: DetectionModel, class_normalization: ClassNormalization) -> Iterator[None]:
+    """A context in which exhausted memory becomes an InputError that says what needs less."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        exhausted = exhausted_memory(error)
+        if exhausted is None:
+            raise
+        in_evaluation = "in an evaluation, lower --eval-batch-size"
+        smaller = "use --recompute or a smaller --image-size"
+        reason = why_micro_batches_matter(model, class_normalization)
+        if reason:
+            raise InputError(
+                f"{exhausted}: {smaller}; {in_evaluation}; a larger --accumulate needs a new run "
+                f"and changes the gradient, because {reason}"
+            ) from error
+        raise InputError(
+            f"{exhausted}: raise --accumulate (the gradient stays the same), or let "
+            f"--batch-size auto choose it; {in_evaluation}; if a single image is too large, "
+            f"{smaller}"
+        ) from error
+
+
 def choose_accumulation(
     config: Settings,
     model: DetectionModel,
@@ -148,8 +184,9 @@ def choose_accumulation(
     they are. Raises InputError if not even the smallest micro-batch fits, or micro-batches would
     not be exact. Communicates (host only).
     """
-    if any(isinstance(module, _BatchNorm) and module.training for module in model.modules()):
-        text = "--batch-size auto: the model trains BatchNorm, which depends on micro-batches"
+    reason = why_micro_batches_matter(model, criterion.class_normalization)
+    if reason:
+        text = f"--batch-size auto: {reason}"
         raise InputError(text, remedy="give --batch-size and --accumulate")
     canvas = largest_canvas(samples)
     meter = meter_of(dist.device)

@@ -28,7 +28,7 @@ from redetr.errors import InputError
 from redetr.losses import SetCriterion
 from redetr.micro_batches import choose_accumulation
 from redetr.models import build, options_of
-from redetr.models.freezing import freeze, what_is_frozen
+from redetr.models.freezing import freeze, trains_only_masks, what_is_frozen
 from redetr.models.recompute import recompute_blocks
 from redetr.optim import build_optimizer
 from redetr.outlook import outlook
@@ -36,6 +36,7 @@ from redetr.precision import PRECISIONS, pick_precision, weights_dtype
 from redetr.state import State, has_checkpoint
 from redetr.structures import DetectionModel
 from redetr.threads import crowding, pick_threads, use_threads
+from redetr.trial_choices import TrialChoices, read_trials
 from redetr.truth import mask_gaps
 from redetr.weights.starting import starting_point
 from redetr.wording import counted
@@ -64,28 +65,21 @@ def prepare(
     config = config.with_queries(data.hints, int(data.max_objects()))
     fresh = not (config.resume and has_checkpoint(Path(config.output)))
     model, notes = _model(config, data, fresh, is_training)
-    settings = config.resolved(model, data.hints, len(data))
+    settings = config.resolved(model, data.hints, len(data), is_resumed=not fresh)
     notes += check_norms(model, dist, max(settings.accumulate, 1))
+    trials = TrialChoices(dist.world_size)
     if not fresh:
-        settings = _with_choices_of(Path(config.output), settings)
+        file = Path(config.output) / "config.json"
+        settings, trials, kept_notes = _with_choices_of(file, settings, dist)
+        notes += kept_notes
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     images = max(1, settings.batch_size // (dist.world_size * max(settings.accumulate, 1)))
     dist.meet()  # reading data and weights takes some ranks longer than others
-    settings, thread_notes = _with_threads(settings, model, dist, fresh, images)
+    trials, thread_notes = _with_threads(trials, settings, model, dist, fresh, images)
     notes += thread_notes
-    choice = pick_precision(
-        settings.precision,
-        dist.device,
-        model,
-        settings.image_size,
-        gradient=True,
-        batch_size=images,
-    )
-    choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
-    settings = replace(settings, precision=choice.name)
-    if choice.reason:
-        notes.append(choice.reason)
+    settings, precision_notes = _with_precision(settings, model, dist, images)
+    notes += precision_notes
     if settings.recompute:
         recompute_blocks(model)
     criterion = SetCriterion.for_model(model, settings.class_normalization)
@@ -93,13 +87,16 @@ def prepare(
         samples = Samples(data, train_transform(settings, model), settings.seed)
         parts, note = choose_accumulation(settings, model, criterion, samples, dist)
         settings = replace(settings, accumulate=parts)
+        trials = replace(trials, accumulate=parts)
         notes.append(note)
     optimizer = build_optimizer(
         model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
     )
     names, ids, _ = _classes_of(data)
     ema = ModelEma(model, settings.ema_decay)
-    state = State(settings, model, ema, optimizer, names, ids, len(data), notes=notes)
+    state = State(
+        settings, model, ema, optimizer, names, ids, len(data), notes=notes, trials=trials
+    )
     return state, criterion
 
 
@@ -148,9 +145,14 @@ def _options_of_run(config: TrainConfig, options: dict[str, Any]) -> dict[str, A
 
 
 def _with_threads(
-    settings: Settings, model: DetectionModel, dist: Dist, fresh: bool, batch_size: int
-) -> tuple[Settings, list[str]]:
-    """The settings with the number of threads that a trial with `batch_size` images chose, if there
+    trials: TrialChoices,
+    settings: Settings,
+    model: DetectionModel,
+    dist: Dist,
+    fresh: bool,
+    batch_size: int,
+) -> tuple[TrialChoices, list[str]]:
+    """The choices with the number of threads that a trial with `batch_size` images chose, if there
     was one, and notes for the user.
 
     A resumed run uses as many threads as before, so that it ends with the same weights.
@@ -160,23 +162,71 @@ def _with_threads(
     if fresh and settings.threads is None and one_process:
         choice = pick_threads(model, settings.image_size, gradient=True, batch_size=batch_size)
     if choice is None:
-        return settings, crowding()
-    return replace(settings, threads=choice.threads), [choice.reason]
+        return trials, crowding()
+    return replace(trials, threads=choice.threads), [choice.reason]
 
 
-def _with_choices_of(folder: Path, settings: Settings) -> Settings:
-    """The settings of a resumed run, with the precision and threads that trials chose at its start.
-    Sets the number of compute threads."""
-    file = folder / "config.json"
+def _with_precision(
+    settings: Settings, model: DetectionModel, dist: Dist, batch_size: int
+) -> tuple[Settings, list[str]]:
+    """The settings with the precision that they mean here, and notes for the user. Communicates."""
+    choice = pick_precision(
+        settings.precision,
+        dist.device,
+        model,
+        settings.image_size,
+        gradient=True,
+        batch_size=batch_size,
+    )
+    choice = dist.gather([choice])[0]  # the trials of other ranks may end otherwise
+    notes = [choice.reason] if choice.reason else []
+    return replace(settings, precision=choice.name), notes
+
+
+def _with_choices_of(
+    file: Path, settings: Settings, dist: Dist
+) -> tuple[Settings, TrialChoices, list[str]]:
+    """The settings of a resumed run with what trials chose at its start, as its `config.json`
+    records it; those of the choices that still hold; and notes for the user. Sets the number of
+    compute threads."""
+    trials = TrialChoices(dist.world_size)
     if not file.exists():
-        return settings
+        return settings, trials, []
     run = TrainConfig.read(file)
+    recorded = read_trials(file)
+    if recorded is not None and recorded.world_size == dist.world_size:
+        trials = recorded
     if settings.precision == "auto":
         settings = replace(settings, precision=run.precision)
-    if settings.threads is None:
+    if settings.threads is not None:
+        trials = replace(trials, threads=None)
+    elif trials.threads is not None:
+        use_threads(trials.threads)
+    elif recorded is not None or dist.world_size == 1:
+        # Earlier versions did not tell the choice of a trial, which is that of a single process,
+        # from the user's.
         use_threads(run.threads)
         settings = replace(settings, threads=run.threads)
-    return settings
+    return _with_micro_batches_of(run, settings, trials)
+
+
+def _with_micro_batches_of(
+    run: TrainConfig, settings: Settings, trials: TrialChoices
+) -> tuple[Settings, TrialChoices, list[str]]:
+    """The settings of a resumed run with the micro-batches that a trial on as many ranks chose for
+    it, if there was one, instead of a new trial, which may choose others; the choices that still
+    hold; and notes for the user."""
+    if trials.accumulate is not None and settings.accumulate in (0, trials.accumulate):
+        return replace(settings, accumulate=trials.accumulate), trials, []
+    trials = replace(trials, accumulate=None)
+    if settings.accumulate > 0:
+        return settings, trials, []
+    ranks = counted(trials.world_size, "rank")
+    note = (
+        f"note: the number of micro-batches is chosen anew: the run had {run.accumulate} per rank, "
+        f"and it records no trial with {ranks}"
+    )
+    return settings, trials, [note]
 
 
 def first_notes(
@@ -205,7 +255,7 @@ def first_notes(
     notes += what_was_left_out(unreadable_of(data), "train")
     notes += what_was_left_out(unreadable_of(val), "val")
     if state.model.has_masks:
-        notes += _about_missing_masks(data, val)
+        notes += _about_missing_masks(data, val, trains_only_masks(state.model))
     return notes
 
 
@@ -233,7 +283,9 @@ def _about_queries(data: DetectionDataset, val: DetectionDataset, state: State) 
     return notes
 
 
-def _about_missing_masks(data: DetectionDataset, val: DetectionDataset) -> list[str]:
+def _about_missing_masks(
+    data: DetectionDataset, val: DetectionDataset, boxes_are_fixed: bool
+) -> list[str]:
     """What a user should know of objects without a mask, before masks are trained."""
     notes = []
     gaps = "" if isinstance(data, AnnotatedDataset) else mask_gaps(data)  # its notes say it
@@ -241,7 +293,10 @@ def _about_missing_masks(data: DetectionDataset, val: DetectionDataset) -> list[
         notes.append(f"warning: {data.name}: {gaps}; only the boxes of such objects are learned")
     gaps = mask_gaps(val)
     if gaps:
-        notes.append(f"warning: masks are not measured on val, only boxes, because {gaps}")
+        warning = f"warning: masks are not measured on val, only boxes, because {gaps}"
+        if boxes_are_fixed:
+            warning += "; boxes cannot change, so the last evaluation counts as the best"
+        notes.append(warning)
     return notes
 
 

@@ -28,10 +28,13 @@ from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
 from redetr.judging import by_importance, in_words, is_better, judge_of
+from redetr.micro_batches import why_micro_batches_matter
 from redetr.models.freezing import trains_only_masks
 from redetr.optim import learning_rate_factor
 from redetr.recipes import RECIPES
 from redetr.structures import DetectionModel
+from redetr.trial_choices import KEY as TRIALS
+from redetr.trial_choices import TrialChoices
 from redetr.wording import counted
 
 _RESULTS = ("best.pt", "best.safetensors")  # of a run that was evaluated
@@ -48,7 +51,7 @@ _MAY_CHANGE = {
     "resume",
     "device",
     "compile",
-    "accumulate",
+    "accumulate",  # but see `State._require_same_split`
     "num_workers",
     "threads",
     "loader_timeout_s",
@@ -98,6 +101,7 @@ class State:
     evaluated: int = 0  # the step of the last one
     repeats_evaluation: bool = False  # of the step at which the run was resumed
     threshold: float | None = None  # the smallest score to show, by the last evaluation
+    trials: TrialChoices = field(default_factory=lambda: TrialChoices(world_size=1))
 
     def about(self) -> dict[str, Any]:
         """Everything needed to use the weights without the run, from any directory."""
@@ -123,6 +127,7 @@ class State:
             "since_best": self.since_best,
             "evaluated": self.evaluated,
             "num_images": self.num_images,
+            "world_size": self.trials.world_size,
             **self.about(),
         }
 
@@ -137,16 +142,16 @@ class State:
         whether it is the best. An evaluation that is repeated counts once.
 
         An `ap` of None is undefined: there was no object. Then the last evaluation is the best,
-        since nothing can be compared. `pq` and `mask_ap` are None where they were not measured.
-        `by_importance` says which number decides.
+        since nothing can be compared. So it is where only masks are trained, but not measured.
+        `pq` and `mask_ap` are None where they were not measured. `by_importance` says which number
+        decides.
         """
         if self.step > self.evaluated:
             self.since_best += 1
         self.evaluated = self.step
         self.threshold = threshold
         numbers = {"AP": ap, "mask_AP": mask_ap, "PQ": pq}
-        boxes_are_fixed = mask_ap is not None and trains_only_masks(self.model)
-        names = by_importance(numbers, boxes_are_fixed)
+        names = by_importance(numbers, boxes_are_fixed=trains_only_masks(self.model))
         better = is_better(numbers, self.best, names)
         if better:
             self.since_best = 0
@@ -195,6 +200,7 @@ class State:
         self._require_same_settings(path, before, _OF_THE_MODEL)
         self._require_same_data(path, saved)
         self._require_same_settings(path, before, sorted(asdict(before).keys() - _MAY_CHANGE))
+        self._require_same_split(path, before, saved.get("world_size"))
         self.model.load_state_dict(with_present_names(saved["model"]))
         self.ema.model.load_state_dict(with_present_names(saved["ema"]))
         self.optimizer.load_state_dict(saved["optimizer"])
@@ -227,6 +233,23 @@ class State:
             difference = f"{counted(num_images, 'image')}, now {self.num_images:,}"
         text = f"saved with different data ({difference})"
         raise InputError(text, where=path, remedy="give that --data, or another --output")
+
+    def _require_same_split(self, path: Path, before: TrainConfig, ranks: int | None) -> None:
+        """Raises InputError if a run is resumed with other micro-batches, or another number of
+        ranks, where these are part of the loss. Of earlier versions, `ranks` is unknown."""
+        normalization = self.config.class_normalization
+        reason = why_micro_batches_matter(self.model, normalization)
+        saved, now = before.accumulate, self.config.accumulate
+        if reason and saved != now:
+            text = f"saved with accumulate={saved}, resumed with {now}, but {reason}"
+            raise InputError(text, where=path, remedy=f"give --accumulate {saved}")
+        ranks_now = self.trials.world_size
+        if normalization == "per_rank" and ranks not in (None, ranks_now):
+            text = (
+                f"saved by {counted(ranks, 'rank')}, resumed by {ranks_now}, but "
+                "--class-normalization per_rank divides by the count of each rank"
+            )
+            raise InputError(text, where=path, remedy=f"resume it with {counted(ranks, 'rank')}")
 
     def _require_same_settings(self, path: Path, before: TrainConfig, names: Iterable[str]) -> None:
         # As they would be saved: Python may have given lists and paths, which are saved as others.
@@ -336,7 +359,8 @@ def start_folder(
         notes += _changes(folder / "data.json", inventories, dist)
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder, _FILES)
-    dist.main_only(write_json)(folder / "config.json", state.config.to_dict())
+    settings = state.config.to_dict() | {TRIALS: asdict(state.trials)}
+    dist.main_only(write_json)(folder / "config.json", settings)
     dist.main_only(write_inventories)(folder / "data.json", inventories)
     if state.config.skip_unreadable:
         lists = {split: unreadable_of(data) for split, data in datasets.items()}

@@ -9,8 +9,8 @@ slower on free cores, and up to five times as fast on busy ones (`benchmarks/bus
 import math
 import os
 import time
-from collections.abc import MutableMapping
-from contextlib import suppress
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,6 +112,19 @@ def use_threads(count: int | None) -> None:
     if count < 1:
         raise InputError(f"--threads {count} must be at least 1")
     torch.set_num_threads(count)
+
+
+@contextmanager
+def restored_threads() -> Iterator[None]:
+    """A context, or a decorator, after which as many threads compute as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        if torch.get_num_threads() != before:
+            torch.set_num_threads(before)
 
 
 def cores() -> int:

@@ -4,7 +4,6 @@ import math
 import shlex
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
@@ -28,7 +27,7 @@ from redetr.data.sampler import TrainSampler
 from redetr.data.transforms import drawn_from
 from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
-from redetr.errors import InputError, StoppedError, exhausted_memory
+from redetr.errors import StoppedError
 from redetr.evaluation import evaluate
 from redetr.in_python import (
     name_what_is_given,
@@ -41,6 +40,7 @@ from redetr.in_python import (
 from redetr.judging import in_words, measured_in
 from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
+from redetr.micro_batches import memory_errors
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
 from redetr.optim import learning_rate_factor, set_lr
 from redetr.precision import PRECISIONS, exact_products, weights_dtype
@@ -58,7 +58,7 @@ from redetr.settling import settle_buckets
 from redetr.signals import EvaluationStop, StopSignals, stop_signals
 from redetr.state import State, resume_command, start_folder
 from redetr.step import StepWindow, announce, receive, train_step
-from redetr.threads import use_threads
+from redetr.threads import restored_threads, use_threads
 from redetr.wording import counted, duration
 
 # Presents a run after an evaluation, given its state, the data that it was evaluated on, and its
@@ -119,6 +119,7 @@ def train(
             raise StoppedError(text) from None
 
 
+@restored_threads()
 @exact_products()
 def _train(
     config: TrainConfig,
@@ -164,28 +165,12 @@ def _train(
         try:
             for note in notes:
                 monitor.say(note)
-            with _memory_errors():
+            with memory_errors(state.model, criterion.class_normalization):
                 result = run.train()
             failed = False
             return result
         finally:
             monitor.close(failed)
-
-
-@contextmanager
-def _memory_errors() -> Iterator[None]:
-    """A context in which exhausted memory becomes an InputError that says what needs less."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        exhausted = exhausted_memory(error)
-        if exhausted is None:
-            raise
-        raise InputError(
-            f"{exhausted}: raise --accumulate (the gradient stays the same), or let "
-            "--batch-size auto choose it; in an evaluation, lower --eval-batch-size; if a "
-            "single image is too large, use --recompute or a smaller --image-size"
-        ) from error
 
 
 def _continuation(config: TrainConfig, has_datasets: bool) -> str:

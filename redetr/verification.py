@@ -34,7 +34,7 @@ from redetr.preparation import (
 from redetr.state import State
 from redetr.step import announce, receive, train_step, training_outputs
 from redetr.structures import DetectionModel, StoredTarget
-from redetr.threads import use_threads
+from redetr.threads import restored_threads, use_threads
 
 # Largest relative error of the whole gradient. In bf16, another split means another rounding of
 # each product. In fp32, rounding grows with the number of queries that a gradient sums over:
@@ -133,7 +133,10 @@ def verify(config: TrainConfig) -> Verification:
     if config.compile:  # it rounds in its own way, so that other queries win near ties
         text = "--compile: the gradients of a compiled model are not compared"
         raise InputError(text, remedy="leave it out: the split is the same")
-    with process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist:
+    with (
+        process_group(config.device, config.timeout_s, config.setup_timeout_s) as dist,
+        restored_threads(),
+    ):
         if config.batch_size == 0:
             two_each = 2 * dist.world_size * max(config.accumulate, 1)
             config = replace(config, batch_size=max(len(_OBJECTS), two_each))

@@ -20,7 +20,8 @@ from redetr.config import TrainConfig
 from redetr.data.formats.digits import DigitsDataset
 from redetr.detector.detections import Detections
 from redetr.earlier import with_earlier_network
-from redetr.evaluation import evaluate, labels_in
+from redetr.evaluation import evaluate
+from redetr.labels import labels_in
 from redetr.model_options import parsed_options
 from redetr.models import build
 from redetr.models.basic_resnet import BasicResNet

@@ -11,6 +11,7 @@ from command_line import SMALL, train_arguments
 import redetr
 from redetr.choices import parsed_size, size_text
 from redetr.cli import main
+from redetr.commands.train import parse
 from redetr.config import TrainConfig
 from redetr.data import Hints
 from redetr.data.transforms import augmentation, final_size
@@ -185,12 +186,22 @@ def test_sizes_that_cannot_be(recipe, size, code, message, shared_coco, tmp_path
     assert not folder.exists()
 
 
+def test_a_new_run_that_may_resume_is_checked_as_well(shared_coco, tmp_path):
+    """With --resume in its command, as restarts need it."""
+    folder = tmp_path / "run"
+    arguments = train_arguments(shared_coco, folder, image_size="70")
+    config = parse([*map(str, arguments[1:]), "--resume"]).config
+    with pytest.raises(redetr.InputError, match="--image-size 70: the side must be a multiple of"):
+        redetr.train(config)
+    assert not folder.exists()
+
+
 def test_a_run_of_an_earlier_version_keeps_its_odd_size():
     with torch.device("meta"):
         model = redetr.build("redetr_n", 3)
     config = TrainConfig(image_size=70, resume=True)
     assert model.resize == "square"
-    assert config.resolved(model, Hints(), 10).image_size == 70
+    assert config.resolved(model, Hints(), 10, is_resumed=True).image_size == 70
 
 
 def test_two_sides_need_a_model_that_stretches():

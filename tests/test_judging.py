@@ -72,6 +72,22 @@ def test_where_boxes_are_trained_their_ap_decides_and_mask_ap_breaks_ties(frozen
     assert state.best == {"AP": 0.4, "mask_AP": 0.45, "step": 15, "by": "AP"}
 
 
+def test_where_nothing_that_is_measured_can_change_the_last_evaluation_is_the_best():
+    """Boxes are frozen, and an object of val lacks its mask."""
+    state = state_with("detector")
+    assert recorded(state, *[(0.364, None)] * 8) == [True] * 8
+    assert state.best == {"AP": 0.364, "step": 40}
+    assert state.ending() == ""
+
+
+def test_a_run_of_an_earlier_version_whose_masks_are_not_measured():
+    """It counted evaluations without a better AP."""
+    state = state_with("detector")
+    state.best, state.step, state.evaluated, state.since_best = {"AP": 0.3, "step": 5}, 40, 40, 7
+    assert recorded(state, (0.3, None)) == [True]
+    assert state.ending() == ""
+
+
 def test_undefined_numbers_are_not_compared():
     """Without objects, the last evaluation is the best, also of a masks-only run."""
     state = state_with("detector")

@@ -10,9 +10,10 @@ from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from redetr.data import open_dataset
+from redetr.data import DetectionDataset, open_dataset
 from redetr.errors import DivergedError, InputError
 from redetr.evaluation import evaluate
+from redetr.losses import SetCriterion
 from redetr.metrics import (
     METRIC_NAMES,
     CocoResult,
@@ -349,6 +350,42 @@ def test_more_objects_than_100_are_measured(tmp_path):
             }
 
     assert evaluate(Knowing(), dataset, image_size=size).ap == pytest.approx(1.0)
+
+
+class Reordered(DetectionDataset):
+    """A data set with its classes in reverse order."""
+
+    name = "reordered"
+
+    def __init__(self, dataset):
+        self._dataset = dataset
+        self.class_names = dataset.class_names[::-1]
+        self.category_ids = dataset.category_ids[::-1]
+
+    def __len__(self):
+        return len(self._dataset)
+
+    def image(self, index):
+        return self._dataset.image(index)
+
+    def target(self, index):
+        stored = self._dataset.target(index)
+        return {**stored, "labels": len(self.class_names) - 1 - stored["labels"]}
+
+
+def test_losses_are_those_of_the_labels_of_the_model(tiny_coco):
+    """The data set may have the classes in another order."""
+    dataset = open_dataset(tiny_coco, "val")
+    torch.manual_seed(0)
+    model = build("redetr_n", len(dataset.class_names), hidden_dim=32, backbone=[8, 16, 16])
+    with torch.no_grad():
+        model.class_embed[-1].bias.copy_(torch.tensor([-3.0, 0.0, 3.0]))
+    options = {"criterion": SetCriterion.for_model(model), "image_size": 64}
+    expected = evaluate(model, dataset, **options)
+    classes = list(zip(dataset.category_ids, dataset.class_names, strict=True))
+    result = evaluate(model, Reordered(dataset), classes=classes, **options)
+    assert result.losses == expected.losses
+    assert result.ap == expected.ap
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -5,6 +5,7 @@ import math
 import mmap
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,8 +23,15 @@ from redetr.data.loader import Samples
 from redetr.data.transforms import augmentation, final_size
 from redetr.distributed import Dist
 from redetr.errors import InputError
-from redetr.micro_batches import choose_accumulation, largest_canvas, largest_fitting, meter_of
+from redetr.micro_batches import (
+    choose_accumulation,
+    largest_canvas,
+    largest_fitting,
+    memory_errors,
+    meter_of,
+)
 from redetr.preparation import prepare
+from redetr.trial_choices import TrialChoices, read_trials
 from redetr.verification import verify
 
 CPU = torch.device("cpu")
@@ -130,6 +138,69 @@ def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
     assert json.loads((tmp_path / "run" / "config.json").read_text())["accumulate"] == 16
 
 
+def test_the_command_that_began_a_run_resumes_it_with_the_same_micro_batches(
+    memory, shared_coco, tmp_path
+):
+    """Restarts repeat it. Another trial may choose another number, which rounds differently."""
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    command = [*map(str, arguments), "--resume"]
+    main(command)
+    meter = memory(1600)
+    main(command)
+    assert meter.images == []
+    file = tmp_path / "run" / "config.json"
+    assert json.loads(file.read_text())["accumulate"] == 16
+    assert read_trials(file) == TrialChoices(1, accumulate=16)
+
+
+@pytest.mark.parametrize(
+    "recorded",
+    [
+        None,  # by an earlier version
+        {"world_size": 2, "accumulate": 16},
+        {"world_size": 1, "accumulate": None},  # the user gave the number of micro-batches
+    ],
+)
+def test_what_no_trial_on_as_many_ranks_chose_is_chosen_anew(
+    recorded, memory, shared_coco, tmp_path, capsys
+):
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    command = [*map(str, arguments), "--resume"]
+    main(command)
+    file = tmp_path / "run" / "config.json"
+    settings = json.loads(file.read_text())
+    settings["trials"] = recorded
+    file.write_text(json.dumps(settings))
+    memory(250)
+    capsys.readouterr()
+    main(command)
+    said = " ".join(capsys.readouterr().err.split())
+    expected = "chosen anew: the run had 16 per rank, and it records no trial with 1 rank"
+    assert expected in said
+    assert "micro-batches: 8 of 2 images per rank" in said
+    assert read_trials(file) == TrialChoices(1, accumulate=8)
+
+
+def test_a_number_that_is_given_later_is_not_taken_for_that_of_a_trial(
+    memory, shared_coco, tmp_path
+):
+    memory(150)
+    arguments = train_arguments(shared_coco, tmp_path / "run", steps=1, batch_size="auto")
+    main([str(argument) for argument in arguments])
+    main(["train", str(tmp_path / "run"), "--resume", "--accumulate", "2"])
+    assert read_trials(tmp_path / "run" / "config.json") == TrialChoices(1)
+
+
+def test_damaged_choices_are_none(tmp_path):
+    file = tmp_path / "config.json"
+    wrong = ({"threads": "2"}, {"threads": 0}, {"accumulate": True}, {"ranks": 1})
+    for damaged in ({}, [1], {"world_size": 0}, *({"world_size": 1} | other for other in wrong)):
+        file.write_text(json.dumps({"trials": damaged}))
+        assert read_trials(file) is None
+
+
 def test_one_image_that_does_not_fit_is_one_line(memory, shared_coco, tmp_path, capsys):
     memory(99)
     arguments = train_arguments(shared_coco, tmp_path / "run", accumulate=0)
@@ -213,6 +284,80 @@ def test_batch_norm_is_refused(prepared, memory):
     model = torch.nn.ModuleList([state.model, torch.nn.BatchNorm2d(3)])
     with pytest.raises(InputError, match="the model trains BatchNorm, which depends on micro-ba"):
         choose_accumulation(state.config, model, criterion, samples, Dist(0, 1, CPU))
+
+
+def test_counts_of_each_micro_batch_are_refused(memory, shared_coco, tmp_path):
+    """Their number would be part of the loss, and depend on the memory."""
+    meter = memory(1200)
+    config = replace(QUICK, **normalized_per_rank(shared_coco, tmp_path), accumulate=0)
+    expected = "--batch-size auto: --class-normalization per_rank divides by the count of each mic"
+    with pytest.raises(InputError, match=expected):
+        redetr.train(config)
+    assert meter.images == []
+    assert not (tmp_path / "run").exists()
+
+
+def normalized_per_rank(data, folder) -> dict:
+    """Settings of a run whose class loss depends on its micro-batches and ranks."""
+    return {
+        "data": str(data),
+        "output": str(folder / "run"),
+        "class_normalization": "per_rank",
+        "resume": True,
+        "steps": 1,
+        "pictures": False,
+    }
+
+
+def test_a_run_resumes_with_its_micro_batches_where_they_are_part_of_the_loss(
+    shared_coco, tmp_path
+):
+    config = replace(QUICK, **normalized_per_rank(shared_coco, tmp_path), accumulate=2)
+    redetr.train(config)
+    expected = "last.pt: saved with accumulate=2, resumed with 3, but --class-normalization per_ra"
+    with pytest.raises(InputError, match=expected):
+        redetr.train(replace(config, accumulate=3))
+    path = tmp_path / "run" / "last.pt"
+    saved = torch.load(path, weights_only=True)
+    assert saved["world_size"] == 1
+    torch.save(saved | {"world_size": 2}, path)
+    with pytest.raises(InputError, match="saved by 2 ranks, resumed by 1, but --class-normalizat"):
+        redetr.train(config)
+    del saved["world_size"]  # as in earlier versions
+    torch.save(saved, path)
+    redetr.train(config)
+
+
+def test_a_run_that_trains_batch_norm_resumes_with_its_micro_batches(prepared):
+    """Synchronised over ranks, it still sees each micro-batch by itself."""
+    state, _, _ = prepared
+    state = replace(state, config=replace(state.config, accumulate=2))
+    saved = state.to_dict()
+    state.restore(Path("last.pt"), saved)
+    state.config = replace(state.config, accumulate=4)
+    state.restore(Path("last.pt"), saved)
+    state.model.norm = torch.nn.SyncBatchNorm(3)
+    try:
+        with pytest.raises(InputError, match="accumulate=2, resumed with 4, but the model trains"):
+            state.restore(Path("last.pt"), saved)
+    finally:
+        del state.model.norm
+
+
+@pytest.mark.parametrize(
+    ("normalization", "expected"),
+    [
+        ("global", "raise --accumulate .the gradient stays the same., or let --batch-size auto"),
+        ("per_rank", "a larger --accumulate needs a new run and changes the gradient, because --c"),
+    ],
+)
+def test_what_to_do_where_memory_is_exhausted(normalization, expected, prepared):
+    state, _, _ = prepared
+    with (
+        pytest.raises(InputError, match=f"out of host memory: .*{expected}"),
+        memory_errors(state.model, normalization),
+    ):
+        raise MemoryError
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="by what Linux says of a process")

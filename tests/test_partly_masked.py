@@ -84,6 +84,19 @@ def test_training_says_what_is_learned_and_measured(partly, tmp_path, capsys):
     assert line["val_loss_mask"] > 0
 
 
+def test_the_last_evaluation_is_the_best_where_only_masks_are_trained(
+    run, partly, tmp_path, capsys
+):
+    """Frozen boxes keep their AP, and nothing else is measured."""
+    flags = {"steps": 4, "eval_every": 1, "weights": run, "patience": 0.25}
+    arguments = train_arguments(partly, tmp_path / "run", schedule="constant", **flags)
+    main([str(word) for word in [*arguments, "--masks", "--freeze", "detector"]])
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"because {GAPS}; boxes cannot change, so the last evaluation counts as the best" in said
+    assert "ended at step 4 of 4; best.pt is from step 4" in said
+    assert torch.load(tmp_path / "run/best.pt", weights_only=True)["step"] == 4
+
+
 def test_masks_are_measured_on_a_val_split_that_has_all(tmp_path):
     data = write(tmp_path / "data", {"train": 3})
     arguments = train_arguments(data, tmp_path / "run", steps=1, eval_every=1)

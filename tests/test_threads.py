@@ -1,7 +1,9 @@
 """Threads that compute, and how they wait where other programs want the cores as well."""
 
+import json
 import subprocess
 import sys
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
@@ -13,7 +15,10 @@ import redetr
 from redetr import cli, threads, trial
 from redetr.cli import main
 from redetr.config import TrainConfig
+from redetr.data import Hints
+from redetr.distributed import Dist
 from redetr.errors import InputError
+from redetr.preparation import _with_choices_of
 from redetr.threads import (
     cores,
     crowding,
@@ -22,6 +27,8 @@ from redetr.threads import (
     use_threads,
     wait_politely,
 )
+from redetr.trial_choices import TrialChoices, read_trials
+from redetr.verification import verify
 
 
 @pytest.fixture(autouse=True)
@@ -312,8 +319,8 @@ def trained(folder: Path, **settings) -> list[str]:
         precision="fp32",
         num_workers=0,
         output=str(folder),
-        **settings,
     )
+    config = replace(config, **settings)
     redetr.train(config, Console(file=said, width=300))
     return said.getvalue().splitlines()
 
@@ -325,13 +332,66 @@ def test_a_resumed_run_keeps_its_threads(loaded, trial_says, tmp_path):
     trial_says(1.5)
     run = tmp_path / "run"
     assert any("threads: 1 (1.50 times as fast" in line for line in trained(run))
-    assert TrainConfig.read(run / "config.json").threads == 1
-    torch.set_num_threads(2)
+    assert read_trials(run / "config.json") == TrialChoices(1, threads=1)
+    assert TrainConfig.read(run / "config.json").threads is None
     trial_says(None)
-    said = trained(run, resume=True)
-    assert "1 x cpu with 1 thread, fp32" in said[0]
-    assert torch.get_num_threads() == 1
-    assert TrainConfig.read(run / "config.json").threads == 1
+    for _ in range(2):
+        said = trained(run, resume=True)
+        assert "1 x cpu with 1 thread, fp32" in said[0]
+        assert read_trials(run / "config.json") == TrialChoices(1, threads=1)
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_resumed_run_of_an_earlier_version_keeps_its_threads(tmp_path):
+    """Its settings have them, as if the user had chosen them."""
+    run = tmp_path / "run"
+    trained(run, threads=1)
+    settings = json.loads((run / "config.json").read_text())
+    del settings["trials"]
+    (run / "config.json").write_text(json.dumps(settings))
+    torch.set_num_threads(2)
+    assert "1 x cpu with 1 thread, fp32" in trained(run, resume=True)[0]
+
+
+@pytest.mark.parametrize(
+    ("world_size", "recorded", "threads"),
+    [
+        (1, {"world_size": 1, "threads": 1}, 1),
+        (2, {"world_size": 1, "threads": 1}, 2),
+        (2, {"world_size": 2}, 2),
+        (1, None, 3),
+        (2, None, 2),  # it may be that of a trial with one process
+    ],
+)
+def test_the_threads_of_one_process_are_not_those_of_each_rank(
+    world_size, recorded, threads, model, tmp_path
+):
+    config = TrainConfig(threads=None if recorded else 3)
+    values = config.to_dict() | ({"trials": recorded} if recorded else {})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(values))
+    torch.set_num_threads(2)
+    settings = TrainConfig().resolved(model, Hints(), 10)
+    _with_choices_of(file, settings, Dist(0, world_size, torch.device("cpu")))
+    assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("few_digits")
+def test_a_run_and_a_verification_leave_the_threads_of_the_process(loaded, trial_says, tmp_path):
+    """Later runs would have them as well."""
+    loaded(1.0)
+    trial_says(1.5)
+    torch.set_num_threads(2)
+    assert "1 x cpu with 1 thread, fp32" in trained(tmp_path / "given", threads=1)[0]
+    assert torch.get_num_threads() == 2
+    assert "1 x cpu with 1 thread, fp32" in trained(tmp_path / "tried")[0]
+    assert torch.get_num_threads() == 2
+    with pytest.raises(InputError):
+        trained(tmp_path / "given", threads=1)
+    assert torch.get_num_threads() == 2
+    tiny = TrainConfig.read(tmp_path / "given/config.json")
+    verify(replace(tiny, data="random", threads=1))
+    assert torch.get_num_threads() == 2
 
 
 @pytest.mark.usefixtures("few_digits")

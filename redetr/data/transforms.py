@@ -110,10 +110,13 @@ class Jitter:
         one matrix for all pixels, rounded and clipped once: 7 ms for 640x640, where one after the
         other takes 140.
         """
-        sampled = image[:, ::4, ::4].float()  # enough pixels for the mean
+        sampled = image[:, ::4, ::4]  # enough pixels for the mean
         if len(image) != len(MEAN):
-            return self._without_colour(random, image, float(sampled.mean()))
-        mean = sampled.mean((1, 2)).double().numpy()
+            # The last bits of a sum of floats depend on the number of threads, which is another in
+            # loader processes; a sum of integers is exact.
+            total = int(sampled.sum(dtype=torch.int64))
+            return self._without_colour(random, image, total / sampled.numel())
+        mean = sampled.float().mean((1, 2)).double().numpy()
         matrix = self.matrix(random, mean).ravel().tolist()
         pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
         changed = pixels.convert("RGB", tuple(matrix))

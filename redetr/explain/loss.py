@@ -21,8 +21,8 @@ from redetr.data.transforms import final_size, resizer
 from redetr.denoising import NoisyQueries, noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.evaluation import labels_in
 from redetr.explain.attention import on_host, with_all_layers
+from redetr.labels import labels_in, model_labels_of, with_model_labels
 from redetr.losses import NUM_DIVISORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.precision import weights_dtype
@@ -246,12 +246,8 @@ def _batch(
             f"give another --image-id, such as {examples}"
         )
     model = detector.model
-    dataset_label = labels_in(dataset, model.num_classes, detector.classes).tolist()
-    model_label = []
-    for label in range(len(dataset.class_names)):
-        model_label.append(dataset_label.index(label))
-    to_model_label = torch.tensor(model_label)
-
+    label_of = labels_in(dataset, model.num_classes, detector.classes)
+    model_labels = model_labels_of(label_of)
     transform = resizer(final_size(model, detector.image_size))
     all_samples = Samples(dataset, transform, seed=0)
     first = ids.index(image_id)
@@ -259,8 +255,7 @@ def _batch(
     for gpu in range(world_size):
         index = (first + gpu) % size
         image, target = all_samples[(0, index)]
-        target["labels"] = to_model_label[target["labels"]]
-        samples.append((image, target))
+        samples.append((image, with_model_labels(target, model_labels)))
     return first, samples
 
 

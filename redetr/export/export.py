@@ -27,7 +27,7 @@ from redetr.data.views import Final, Stretch
 from redetr.detector.detector import Detector
 from redetr.detector.inference import for_inference
 from redetr.errors import InputError
-from redetr.evaluation import compressed_masks, labels_in, with_labels
+from redetr.evaluation import compressed_masks
 from redetr.export.comparison import (
     Comparison,
     ImageDetections,
@@ -39,6 +39,7 @@ from redetr.export.graph import Plain, Processed, trace
 from redetr.export.mobile import image_by_image
 from redetr.export.settings import NOT_RUN, ExportConfig
 from redetr.files import UNFINISHED, write_whole
+from redetr.labels import labels_in, with_labels
 from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
 from redetr.postprocess import decode
 from redetr.structures import DatasetDetections, Outputs, Size, collate

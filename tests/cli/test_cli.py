@@ -1047,7 +1047,7 @@ def test_patience_is_a_share_of_the_run(schedule, steps, every, end):
     config = replace(TrainConfig(), steps=steps, schedule=schedule, patience=0.25, warmup=0.0)
     with torch.device("meta"):
         model = redetr.build("redetr_n", 3)
-    state.config = config.resolved(model, Hints(), 4)
+    state.config, state.model = config.resolved(model, Hints(), 4), model
     state.best, state.since_best, state.evaluated, state.step = {"AP": None, "step": 0}, 0, 0, 0
     while not state.ending():
         state.step += 1

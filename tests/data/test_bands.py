@@ -287,6 +287,22 @@ def test_colours_of_other_channels_change_alike():
     assert changed[0, 0, 0] != 100
 
 
+@pytest.mark.parametrize("threads", [1, 2, 3, 4])
+def test_contrast_is_about_the_exact_mean_on_any_number_of_threads(threads, monkeypatch):
+    """Loader processes compute on one thread, a run that reads its own images on several."""
+    random = torch.Generator().manual_seed(0)
+    half = torch.randint(145, 256, (5, 400, 1333), dtype=torch.uint8, generator=random)
+    image = torch.cat([half, (400 - half.int()).byte()], 1)  # whose mean is 200
+    image[0, 1, 1] = 200
+    draws = draws_of(1)
+    monkeypatch.setattr(draws, "uniform", lambda low, high: high)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    changed = Jitter(brightness=0.0, contrast=5e4, saturation=0.0)(draws, image)
+    torch.set_num_threads(before)
+    assert changed[0, 1, 1] == 200
+
+
 # ------------------------------------------------------------------------------------ as a user
 # does it
 
