@@ -370,6 +370,7 @@ def is_closed(connection):
         return True
 
 
+@pytest.mark.long
 def test_connections_without_a_request(server):
     """They are closed: the oldest where they are many, and each after a while. Others are
     answered."""

@@ -135,6 +135,7 @@ def test_damaged_metadata_is_told(tmp_path):
         redetr.load(tmp_path / "w.safetensors")
 
 
+@pytest.mark.long
 def test_training_in_a_thread(tmp_path):
     """A notebook or a server may train outside of the main thread, where signals cannot be
     caught."""

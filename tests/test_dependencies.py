@@ -344,6 +344,7 @@ def warned(tmp_path_factory) -> Callable[..., subprocess.CompletedProcess]:
     return run
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("deps", INSTALLATIONS)
 def test_deprecations_fail_nothing_but_with_the_tested_versions(deps, warned):
     """They are listed with their places; any other warning fails."""

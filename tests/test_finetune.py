@@ -119,6 +119,7 @@ def mobilenet(tmp_path) -> Path:
     return tmp_path / "mobilenet_v2.pth"
 
 
+@pytest.mark.long
 def test_the_mobile_recipe_trains_from_a_file(before, mobilenet, tmp_path):
     config = replace(
         redetr.get_recipe("redetr_mobile"),

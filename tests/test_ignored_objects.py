@@ -22,6 +22,7 @@ from redetr.doctor.check import check, essential_faults
 from redetr.errors import InputError
 from redetr.export.comparison import Comparison
 from redetr.export.export import ExportConfig, export
+from redetr.models import build
 from redetr.state import State
 from redetr.structures import StoredTarget
 from redetr.training import train
@@ -133,6 +134,7 @@ def test_an_export_is_not_compared_without_objects(run, shared_coco, tmp_path, m
 
 def test_the_best_evaluation(tmp_path):
     state = object.__new__(State)
+    state.model = build("redetr_n", 2)
     state.best = {"AP": None, "step": 0}
     state.evaluated = state.since_best = state.step = 0
     expected = [(None, True), (None, True), (0.0, True), (None, False), (0.2, True), (0.1, False)]

@@ -396,6 +396,7 @@ def ssh_training(folder: Path) -> dict[str, str]:
     return ssh_job(folder) | {"TORCHRUN": str(folder / "bin" / "torchrun"), "PORT": str(port)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("how", ["Ctrl-C", pytest.param("killed", marks=pytest.mark.slow)])
 def test_ssh_leaves_no_host_running(shared_coco, tmp_path, how):
     """A terminal sends Ctrl-C to the script and to every ssh. Killed, the script cannot tell

@@ -38,6 +38,7 @@ def test_evaluate_prints_boxes_and_masks(known, capsys):
     assert "mask AP" in text
 
 
+@pytest.mark.long
 def test_two_checkpoints_are_compared_by_boxes_and_masks(known, capsys):
     content = json.loads(evaluated(capsys, "--json", "--compare", "known"))
     assert content["masks"] == content["compared"]["masks"]

@@ -107,6 +107,7 @@ def test_it_is_said_at_the_start_and_travels_in_the_checkpoints(mobile):
     assert about["weights_from"] == detector.model.weights_from
 
 
+@pytest.mark.long
 def test_it_stays_when_a_run_resumes_and_when_another_starts_from_it(mobile, tmp_path):
     config, _ = mobile
     said = run(replace(config, resume=True))

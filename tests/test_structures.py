@@ -164,5 +164,5 @@ def test_masks_stay_with_their_detections():
     assert joined.keep(np.array([False, True, True])).masks == [b"b", b"c"]
     assert detections(2).keep(np.array([0])).masks is None
     assert DatasetDetections.concatenate([detections(2)]).masks is None
-    with pytest.raises(ValueError, match="2 masks of 3 detections"):
+    with pytest.raises(ValueError, match="2 masks for 3 detections"):
         DatasetDetections.concatenate([first, detections(1)])

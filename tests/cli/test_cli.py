@@ -1155,6 +1155,7 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     assert "warning: an earlier version of redetr held out other images" in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_a_run_that_left_no_checkpoint_is_begun_anew(shared_coco, tmp_path, capsys):
     """What it wrote of itself does not hold up another run there, with other data; a refused one
     changes nothing, nor does one that would overwrite the best weights of a run whose checkpoints

@@ -220,6 +220,7 @@ def test_a_run(name, file, shared_coco, tmp_path, without):
     assert losses[0][0] != without[0] and losses[0][1] != without[1]
 
 
+@pytest.mark.long
 def test_a_run_is_resumed_by_whoever_trusts_the_file(file, shared_coco, tmp_path, capsys):
     """Without it, it is neither resumed, not even before its first checkpoint, nor repeated without
     a note."""
@@ -323,6 +324,7 @@ def test_it_is_given_in_one_way(shared_coco, tmp_path):
         redetr.train(config, augment=FLIPPED[0])
 
 
+@pytest.mark.long
 def test_a_stopped_run_says_how_it_is_resumed_with_it(file, shared_coco, tmp_path):
     def stop(line) -> None:
         if line["step"] == 1:

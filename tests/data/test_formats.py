@@ -64,6 +64,7 @@ def curve(data: Path, output: Path) -> list[dict]:
     ]
 
 
+@pytest.mark.long
 def test_training_is_the_same_to_the_digit(forms, tmp_path):
     curves = {form: curve(folder, tmp_path / form) for form, folder in forms.items()}
     assert len(curves["coco"]) == 4

@@ -151,6 +151,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(shared_coco, whole, tmp_path):
     assert not list(folder.glob(".unfinished*"))
 
 
+@pytest.mark.long
 def test_a_run_killed_at_any_moment_ends_the_same_bit_for_bit(shared_coco, whole, tmp_path):
     """Twice; `benchmarks/kill.py` does it twenty times, at moments spread over start, steps and
     saving."""

@@ -26,6 +26,7 @@ def loaders(process: Fork) -> list[int]:
     return [pid for pid in pids if "redetr" in Path(f"/proc/{pid}/cmdline").read_text()]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "said"),
     [
@@ -48,6 +49,7 @@ def test_a_loader_process_that(number, said, shared_coco, tmp_path):
     assert not Path(f"/proc/{worker}").exists()
 
 
+@pytest.mark.long
 def test_a_second_ctrl_c_ends_at_once(shared_coco, tmp_path):
     """Without a word, and nothing is left: here while the run waits for a loader that hangs."""
     folder = tmp_path / "run"
