@@ -25,6 +25,7 @@ TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
 _NPY_START = b"\x93NUMPY"
 _ORIENTATION = 274  # a tag of TIFF
 _NO_DATA = 42113  # another one, of GeoTIFF: the value of pixels without one
+_INKS = 5  # a value of its tag "photometric interpretation"
 _LAYOUTS = ("YX", "YXS", "YXC", "SYX")  # axes of an image, with S or C for its bands
 
 
@@ -96,6 +97,15 @@ def bands_orientation(file: BinaryIO) -> int:
     with ExitStack() as stack:
         image, _ = _first_page(file, stack)
         return known_orientation(image.keyframe.tags.valueof(_ORIENTATION))
+
+
+def holds_inks(file: BinaryIO) -> bool:
+    """Whether an opened TIFF holds printing inks instead of lights."""
+    if not is_tiff(file):
+        return False
+    with ExitStack() as stack:
+        image, _ = _first_page(file, stack)
+        return image.keyframe.photometric == _INKS
 
 
 def count_images(file: BinaryIO) -> int:

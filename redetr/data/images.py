@@ -19,6 +19,7 @@ from redetr.data.bands import (
     bands_shape,
     count_images,
     has_bands,
+    holds_inks,
     in_channels,
     read_bands,
 )
@@ -234,6 +235,9 @@ def _decoded(
                 if channels == 1:
                     pixels = in_channels(pixels, channels)
                 return pixels, (height, width)
+        if channels in (1, 3) and holds_inks(opened):
+            text = "printing inks (CMYK) of a kind that Pillow cannot convert to RGB"
+            raise InputError(text, remedy="save it as RGB")
         pixels = in_channels(read_all(opened), channels)
         height, width, _ = pixels.shape
         return pixels, (height, width)
