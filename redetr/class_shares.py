@@ -79,16 +79,16 @@ def to_ranks(
     all_masks = []
     for rank in range(dist.world_size):
         part = detections.keep(np.flatnonzero(ranks == rank))
-        of_part = part.masks or []
+        part_masks = part.masks or []
         rows = np.zeros(len(part), _ROW)
         rows["image"] = part.image_index
         rows["label"] = part.labels
         rows["score"] = part.scores
         rows["box"] = part.boxes
-        if of_part:
-            rows["mask_bytes"] = [len(mask) for mask in of_part]
+        if part_masks:
+            rows["mask_bytes"] = [len(mask) for mask in part_masks]
         all_rows.append(rows)
-        all_masks.append(np.frombuffer(bytearray(b"".join(of_part)), np.uint8))
+        all_masks.append(np.frombuffer(bytearray(b"".join(part_masks)), np.uint8))
     received = np.concatenate(dist.exchange(all_rows))
     masks = None
     if any(dist.gather([detections.masks is not None])):  # a rank without images does not know
@@ -173,14 +173,14 @@ def _tables(
         masks=masks,
         image_sizes=image_sizes,
     )
-    of_classes = replace(
+    relabelled = replace(
         part,
         image_index=np.searchsorted(images, part.image_index),
         labels=new_label[part.labels],
     )
     if measured == "segm":
-        return _mask_tables(truth, of_classes)
-    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), of_classes))
+        return _mask_tables(truth, relabelled)
+    return tables_of(coco_evaluation(GroundTruth.from_objects(truth), relabelled))
 
 
 def _mask_tables(objects: TruthObjects, detections: DatasetDetections) -> Tables:

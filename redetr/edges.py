@@ -122,8 +122,8 @@ def localization_sums(
     log_lower = log_probabilities.gather(-1, lower)[..., 0]  # [L, B, T, 4]
     log_upper = log_probabilities.gather(-1, lower + 1)[..., 0]
     cross_entropy = -lower_share * log_lower - upper_share * log_upper
-    of_boxes = cross_entropy.sum(-1) * iou  # [L, B, T]
-    return of_boxes.sum((1, 2))
+    box_losses = cross_entropy.sum(-1) * iou  # [L, B, T]
+    return box_losses.sum((1, 2))
 
 
 def distillation_sums(
@@ -150,6 +150,6 @@ def distillation_sums(
     is_matched = empty.scatter(2, queries[:-1], 1.0)
     is_free = is_matched[..., :-1] == 0
     confidence = logits.detach().sigmoid().amax(-1)  # [B, Q]
-    of_matched = (divergence * weights).sum((1, 2))
-    of_others = (divergence * confidence * is_free).sum((1, 2))
-    return of_matched, of_others
+    matched_sum = (divergence * weights).sum((1, 2))
+    other_sum = (divergence * confidence * is_free).sum((1, 2))
+    return matched_sum, other_sum

@@ -16,7 +16,7 @@ from redetr.class_shares import shared_metrics
 from redetr.data import DetectionDataset
 from redetr.data.loader import ANSWER_S, Samples, load_batches, to_batch
 from redetr.data.sampler import EvalSampler
-from redetr.data.transforms import Final, final_size, resizer
+from redetr.data.transforms import Scaling, final_size, resizer
 from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.in_python import require_callable, require_dataset, require_model
@@ -180,19 +180,19 @@ def detect_classes(
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
-    of_model: list[DatasetDetections] = []
+    model_segments: list[DatasetDetections] = []
     is_thing = model.is_thing or things_of(dataset, label_of)
     detections, losses = detect_share(
         model,
         dataset,
         dist,
-        segments=of_model,
+        segments=model_segments,
         is_thing=is_thing,
         model_labels=model_labels_of(label_of),
         **options,
     )
     if segments is not None:
-        segments += [with_labels(part, label_of) for part in of_model]
+        segments += [with_labels(part, label_of) for part in model_segments]
     return with_labels(detections, label_of), losses
 
 
@@ -255,7 +255,7 @@ def _require_each_once(indices: list[int], num_images: int) -> None:
         raise RuntimeError("evaluation did not see each image exactly once")
 
 
-def _final_size(model: DetectionModel, image_size: ImageSize | None) -> Final:
+def _final_size(model: DetectionModel, image_size: ImageSize | None) -> Scaling:
     """The size at which a model is evaluated. Raises InputError for one that it cannot take."""
     size = image_size or model.trained_size or model.image_size
     sides = (size,) if not isinstance(size, tuple) else size
@@ -319,15 +319,15 @@ def compressed_masks(
     `sizes` are what the model saw of the images, without the padding up to `canvas`; all sizes are
     (height, width) in px, and masks have the `orig_sizes`. `original` is as in `decode_masks`.
     """
-    of_images = []
+    masks_by_image = []
     for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
         # Several detections of a query, of different classes, share its mask.
         distinct, which = queries[i].unique(return_inverse=True)
         masks: list[bytes] = []
         for chunk in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
             masks += encode(chunk)
-        of_images.append([masks[row] for row in which.tolist()])
-    return of_images
+        masks_by_image.append([masks[row] for row in which.tolist()])
+    return masks_by_image
 
 
 def _segments_of_batch(

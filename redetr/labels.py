@@ -93,7 +93,7 @@ def _matched_by_name(names: Sequence[str], known: Sequence[str]) -> dict[int, in
 
 def _other_classes(
     name: str,
-    of_dataset: Sequence[tuple[int, str]],
+    dataset_classes: Sequence[tuple[int, str]],
     unknown: Sequence[tuple[int, str]],
     num_classes: int,
     classes: Sequence[tuple[int, str]] | None,
@@ -105,11 +105,11 @@ def _other_classes(
     known = counted(num_classes, "class", "classes")
     if classes:
         known += f", such as {_first(classes)}"
-    theirs = f"such as {_first(of_dataset)}"
+    theirs = f"such as {_first(dataset_classes)}"
     if unknown:
         theirs = f"of which the model does not know {_first(unknown)}"
     return InputError(
-        f"the model knows {known}; {name} has {len(of_dataset)}, {theirs}: "
+        f"the model knows {known}; {name} has {len(dataset_classes)}, {theirs}: "
         "give data with the categories it was trained on"
     )
 

@@ -42,8 +42,10 @@ def cost_matrix(
 
     # One coordinate at a time: differences `[L, B, Q, T, 4]` would take four times the memory.
     l1 = torch.zeros_like(class_cost)
-    for of_query, of_object in zip(coordinates(predicted), coordinates(target), strict=True):
-        l1 += (of_query - of_object).abs()
+    for query_coordinate, object_coordinate in zip(
+        coordinates(predicted), coordinates(target), strict=True
+    ):
+        l1 += (query_coordinate - object_coordinate).abs()
 
     predicted_xyxy = box_cxcywh_to_xyxy(predicted)
     target_xyxy = box_cxcywh_to_xyxy(target)

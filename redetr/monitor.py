@@ -114,13 +114,13 @@ class Monitor:
         The parts of the loss add up to it: that of the classes, and that of the boxes and, where
         they are trained, of the masks; weighted and summed over all layers.
         """
-        of_classes = 0.0
+        class_loss = 0.0
         for name, value in line.items():
             if name.startswith("loss_ce"):
-                of_classes += self._class_weight * value
-        rest = line["loss"] - of_classes
+                class_loss += self._class_weight * value
+        rest = line["loss"] - class_loss
         name_of_rest = "box and mask" if "loss_mask" in line else "box"
-        parts = f"class {of_classes:.1f}, {name_of_rest} {rest:.1f}"
+        parts = f"class {class_loss:.1f}, {name_of_rest} {rest:.1f}"
         speed = f"{line['images_per_s']:.1f} images/s"
         return f"{speed}  loss {line['loss']:.2f} ({parts})"
 

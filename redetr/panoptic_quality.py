@@ -139,8 +139,8 @@ def _evaluated(
         image: NDArray[np.int64], labels: NDArray[np.int64], masks: list[bytes], iscrowd: NDArray
     ) -> hotcoco.COCO:
         kept = np.flatnonzero(np.isin(image, images))
-        of_images = [masks[row] for row in kept.tolist()]
-        rles: Any = segmentation(of_images, image[kept], truth.image_sizes)
+        kept_masks = [masks[row] for row in kept.tolist()]
+        rles: Any = segmentation(kept_masks, image[kept], truth.image_sizes)
         return hotcoco.COCO.from_arrays(
             rows,
             categories,

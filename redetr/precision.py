@@ -26,7 +26,7 @@ class PrecisionChoice(NamedTuple):
     # how many times faster than fp32 bf16 was in the trial; None without a trial
     bf16_gain: float | None = None
     # the precision of the training run, if that decided
-    of_run: Precision | None = None
+    run_precision: Precision | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -35,12 +35,12 @@ class PrecisionChoice(NamedTuple):
     @property
     def reason(self) -> str:
         """A line that gives the reason; empty if the user or the kind of device decided."""
-        if self.of_run == self.name:
+        if self.run_precision == self.name:
             return f"precision: {self.name}, as in its training run (override with --precision)"
-        if self.of_run is not None:
+        if self.run_precision is not None:
             return (
-                f"precision: {self.name}; its training run computed in {self.of_run}, which is "
-                "slow on this device (override with --precision)"
+                f"precision: {self.name}; its training run computed in {self.run_precision}, which "
+                "is slow on this device (override with --precision)"
             )
         if self.bf16_gain is None:
             return ""
@@ -57,26 +57,26 @@ def pick_precision(
     image_size: ImageSize,
     gradient: bool = False,
     batch_size: int = 1,
-    of_run: Precision | None = None,
+    run_precision: Precision | None = None,
 ) -> PrecisionChoice:
     """The number format that `precision` means for a model with fp32 weights on `device`.
 
-    "auto" is `of_run`, the precision in which the model was trained and evaluated, so that it
-    predicts as it did then. It is fp32 instead if `of_run` is fp64, or bf16 on a device without
-    bf16 units. If `of_run` is None, "auto" is bf16 where that is faster, else fp32. It is faster on
-    GPUs with bf16 units. A CPU may have the units and still be slow, so a trial decides there: at
-    most half a second of forward passes with `batch_size` images, and of backward passes if
-    `gradient` is True. "fp64" is for proofs, as its rounding errors stay invisible over a whole
-    run. Raises InputError for an unknown name.
+    "auto" is `run_precision`, the precision in which the model was trained and evaluated, so that
+    it predicts as it did then. It is fp32 instead if `run_precision` is fp64, or bf16 on a device
+    without bf16 units. If `run_precision` is None, "auto" is bf16 where that is faster, else fp32.
+    It is faster on GPUs with bf16 units. A CPU may have the units and still be slow, so a trial
+    decides there: at most half a second of forward passes with `batch_size` images, and of backward
+    passes if `gradient` is True. "fp64" is for proofs, as its rounding errors stay invisible over a
+    whole run. Raises InputError for an unknown name.
     """
     if precision not in ("auto", *PRECISIONS):
         raise InputError(f"unknown precision {precision!r}: choose auto, {', '.join(PRECISIONS)}")
     if precision != "auto":
         return PrecisionChoice(precision)
     has_units = _has_bf16_units(device)
-    if of_run is not None:
-        name: Literal["fp32", "bf16"] = "bf16" if of_run == "bf16" and has_units else "fp32"
-        return PrecisionChoice(name, of_run=of_run)
+    if run_precision is not None:
+        name: Literal["fp32", "bf16"] = "bf16" if run_precision == "bf16" and has_units else "fp32"
+        return PrecisionChoice(name, run_precision=run_precision)
     if device.type == "cuda" and has_units:
         return PrecisionChoice("bf16")
     if not has_units:
@@ -166,10 +166,10 @@ class _Fp32Products:
             self._num_contexts -= 1
             if self._num_contexts:
                 return
-            of_convolutions, of_matrices = self._before
-            convolutions.allow_tf32 = of_convolutions == "tf32"
-            convolutions.conv.fp32_precision = of_convolutions
-            torch.backends.cuda.matmul.fp32_precision = of_matrices
+            convolution_precision, matrix_precision = self._before
+            convolutions.allow_tf32 = convolution_precision == "tf32"
+            convolutions.conv.fp32_precision = convolution_precision
+            torch.backends.cuda.matmul.fp32_precision = matrix_precision
 
 
 _FP32_PRODUCTS = _Fp32Products()

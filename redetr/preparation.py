@@ -63,12 +63,12 @@ def prepare(
     """
     torch.manual_seed(config.seed)
     config = config.with_queries(data.hints, int(data.max_objects()))
-    fresh = not (config.resume and has_checkpoint(Path(config.output)))
-    model, notes = _model(config, data, fresh, is_training)
-    settings = config.resolved(model, data.hints, len(data), is_resumed=not fresh)
+    is_new_run = not (config.resume and has_checkpoint(Path(config.output)))
+    model, notes = _model(config, data, is_new_run, is_training)
+    settings = config.resolved(model, data.hints, len(data), is_resumed=not is_new_run)
     notes += check_norms(model, dist, max(settings.accumulate, 1))
     trials = TrialChoices(dist.world_size)
-    if not fresh:
+    if not is_new_run:
         file = Path(config.output) / "config.json"
         settings, trials, kept_notes = _with_choices_of(file, settings, dist)
         notes += kept_notes
@@ -76,7 +76,7 @@ def prepare(
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
     images = max(1, settings.batch_size // (dist.world_size * max(settings.accumulate, 1)))
     dist.meet()  # reading data and weights takes some ranks longer than others
-    trials, thread_notes = _with_threads(trials, settings, model, dist, fresh, images)
+    trials, thread_notes = _with_threads(trials, settings, model, dist, is_new_run, images)
     notes += thread_notes
     settings, precision_notes = _with_precision(settings, model, dist, images)
     notes += precision_notes
@@ -114,18 +114,18 @@ def _classes_of(
 
 
 def _model(
-    config: TrainConfig, data: DetectionDataset, fresh: bool, is_training: bool
+    config: TrainConfig, data: DetectionDataset, is_new_run: bool, is_training: bool
 ) -> tuple[DetectionModel, list[str]]:
-    """The model of a `fresh` run with its initial weights, or of a resumed run, and notes for the
+    """The model of a new run with its initial weights, or of a resumed run, and notes for the
     user."""
     # A resumed run has its weights in its checkpoint; the file from which it started may be gone.
-    start = config if fresh else replace(config, weights=None)
+    start = config if is_new_run else replace(config, weights=None)
     options = start.model_kwargs()
-    if not fresh:
+    if not is_new_run:
         options = _options_of_run(config, options)
     model = build(config.model, len(data.class_names), **options)
     names, _, model.is_thing = _classes_of(data)
-    notes = starting_point(model, config, names, is_training) if fresh else []
+    notes = starting_point(model, config, names, is_training) if is_new_run else []
     if config.freeze:
         freeze(model, config.freeze)
         notes.append(what_is_frozen(model))
@@ -149,7 +149,7 @@ def _with_threads(
     settings: Settings,
     model: DetectionModel,
     dist: Dist,
-    fresh: bool,
+    is_new_run: bool,
     batch_size: int,
 ) -> tuple[TrialChoices, list[str]]:
     """The choices with the number of threads that a trial with `batch_size` images chose, if there
@@ -158,8 +158,8 @@ def _with_threads(
     A resumed run uses as many threads as before, so that it ends with the same weights.
     """
     choice = None
-    one_process = dist.world_size == 1 and dist.device.type == "cpu"
-    if fresh and settings.threads is None and one_process:
+    is_single_cpu_process = dist.world_size == 1 and dist.device.type == "cpu"
+    if is_new_run and settings.threads is None and is_single_cpu_process:
         choice = pick_threads(model, settings.image_size, gradient=True, batch_size=batch_size)
     if choice is None:
         return trials, crowding()

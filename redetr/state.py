@@ -69,7 +69,7 @@ _MAY_CHANGE = {
     "eval_batch_size",
 }
 
-_OF_THE_MODEL = ("model", "model_options")
+_MODEL_SETTINGS = ("model", "model_options")
 
 _FEWEST_EVALUATIONS = 2  # without a better AP before a run ends early
 _FALLEN_RATE = 0.26  # of the base rate: with "cosine" after two thirds of the run
@@ -197,7 +197,7 @@ class State:
         settings = {"channels": 3} | saved["config"]  # earlier versions had RGB alone
         before = TrainConfig.from_dict(settings)
         # The model and the data decide what other settings follow, so they are named first.
-        self._require_same_settings(path, before, _OF_THE_MODEL)
+        self._require_same_settings(path, before, _MODEL_SETTINGS)
         self._require_same_data(path, saved)
         self._require_same_settings(path, before, sorted(asdict(before).keys() - _MAY_CHANGE))
         self._require_same_split(path, before, saved.get("world_size"))
@@ -293,7 +293,7 @@ def resume_command(folder: Path) -> str:
     return f"{program} train {shlex.quote(name)} --resume"
 
 
-def _changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
+def _data_changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
     """What rank 0, which has the hashes of all images, reports on changed data. Raises its
     InputError on every rank. Communicates."""
     notes: list[str] = []
@@ -356,7 +356,7 @@ def start_folder(
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:
-        notes += _changes(folder / "data.json", inventories, dist)
+        notes += _data_changes(folder / "data.json", inventories, dist)
     notes += copied_images(inventories)
     dist.main_only(remove_unfinished)(folder, _FILES)
     settings = state.config.to_dict() | {TRIALS: asdict(state.trials)}

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redetr.data import DetectionDataset
-from redetr.data.dataset import looked_at
+from redetr.data.dataset import sampled_indices
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.masks import box_rle, encode
@@ -52,7 +52,7 @@ def mask_gaps(dataset: DetectionDataset) -> str:
     if isinstance(dataset, DigitsDataset):  # 20,000 scenes, of which each digit has a mask
         return "" if dataset.masks else _NO_MASKS
     masks = _TruthMasks()
-    for index in looked_at(dataset):
+    for index in sampled_indices(dataset):
         masks.add(dataset.target(index), dataset.image_name(index))
     return masks.why_none()
 

@@ -358,7 +358,7 @@ def test_a_path_with_a_colon_and_a_semicolon(tmp_path):
 def test_printed_tables_name_everything(root):
     (root / "train" / "train-03.jpg").write_bytes(b"")
     shutil.copy(root / "train" / "train-01.jpg", root / "train" / "train-02.jpg")
-    console = Console(width=200, record=True, file=io.StringIO())
+    console = Console(width=1000, record=True, file=io.StringIO())
     print_report(check(str(root)), console)
     text = console.export_text()
     for words in (

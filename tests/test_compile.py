@@ -77,7 +77,7 @@ def test_a_run_on_a_cpu_says_that_compiling_costs_time(
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: None)
     config = small_config("redetr_n", shared_coco, tmp_path / "run")
     text = StringIO()
-    train(replace(config, compile=compiles), Console(file=text, width=200))
+    train(replace(config, compile=compiles), Console(file=text, width=1000))
     assert ("--compile made steps of redetr_n slower on a CPU" in text.getvalue()) == compiles
 
 

@@ -98,7 +98,7 @@ def test_a_run_leaves_frozen_parts_as_they_are_and_resumes(shared_coco, tmp_path
     said = io.StringIO()
     folder = tmp_path / "run"
     config = replace(QUICK, data=str(shared_coco), output=str(folder))
-    train(config, Console(file=said, width=200))
+    train(config, Console(file=said, width=1000))
     assert re.search(
         r"^frozen: backbone, neck.encoder; [\d,]+ of [\d,]+ parameters are trained$",
         said.getvalue(),

@@ -205,7 +205,7 @@ def test_a_run_says_that_tensorboard_is_broken(tmp_path, monkeypatch):
     shown = io.StringIO()
     data = write_tiny_coco(tmp_path / "data")
     config = redetr.TrainConfig(**SETTINGS | {"steps": 1}, data=str(data), output=str(tmp_path))
-    redetr.train(config, Console(file=shown, width=200))
+    redetr.train(config, Console(file=shown, width=1000))
     assert "warning: TensorBoard is installed but cannot be used" in shown.getvalue()
     assert (tmp_path / "best.pt").exists()
 
@@ -305,7 +305,7 @@ def test_a_logger_that_fails_does_not_end_the_run(tmp_path):
     from rich.console import Console
 
     shown = StringIO()
-    console = Console(file=shown, width=200)
+    console = Console(file=shown, width=1000)
     monitor = Monitor(tmp_path, 10, 0, console, loggers={"mlflow": Failing()})
     for step in (1, 2):
         monitor.eval_line({"step": step, "AP": 0.5, "AP50": 0.6})

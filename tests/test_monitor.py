@@ -122,7 +122,7 @@ def test_masks_and_panoptic_quality_are_shown_and_logged(tmp_path):
     logged = []
     logger = SimpleNamespace(log=lambda numbers, step: logged.append(numbers), close=lambda _: None)
     shown = StringIO()
-    monitor = Monitor(tmp_path, 10, 0, Console(file=shown, width=200), loggers={"mine": logger})
+    monitor = Monitor(tmp_path, 10, 0, Console(file=shown, width=1000), loggers={"mine": logger})
     line = {"step": 2, "AP": 0.5, "AP50": 0.6, "per_class": {"cup": 0.5}}
     line["masks"] = {"AP": 0.4, "APs": None, "per_class": {"cup": 0.4}}
     line["panoptic"] = {"PQ": 0.3, "things": {"PQ": 0.2}}
@@ -134,7 +134,7 @@ def test_masks_and_panoptic_quality_are_shown_and_logged(tmp_path):
 
 def test_what_the_rest_of_the_loss_is_about(tmp_path):
     shown = StringIO()
-    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))
+    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=1000))
     monitor.train_line({"step": 20, **LINE})
     monitor.train_line({"step": 40, **LINE, "loss_mask": 0.5, "loss_dice": 0.4})
     monitor.close()
@@ -144,7 +144,7 @@ def test_what_the_rest_of_the_loss_is_about(tmp_path):
 
 def test_waiting_for_data_is_said_once_with_what_to_do(tmp_path):
     shown = StringIO()
-    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=200))
+    monitor = Monitor(tmp_path, 100, 0, Console(file=shown, width=1000))
     for step, wait in ((20, 0.9), (40, 0.1), (60, 0.4), (80, 0.5)):
         monitor.train_line({"step": step, **LINE, "data_wait": wait})
     monitor.close()
@@ -183,7 +183,7 @@ def test_what_a_crash_left_in_the_log(tmp_path):
     zeros = b"\0" * 4096
     log.write_bytes(b"\n".join([sound[0], *broken, zeros + sound[1], b'{"step": 2, "AP"']) + zeros)
     shown = StringIO()
-    Monitor(tmp_path, 10, 2, Console(file=shown, width=200)).close()
+    Monitor(tmp_path, 10, 2, Console(file=shown, width=1000)).close()
     assert log.read_bytes() == b"\n".join([*sound, b""])
     assert "metrics.jsonl: dropped 6 broken lines" in shown.getvalue()
 

@@ -100,24 +100,30 @@ def test_a_detector_switches_to_fp64_and_back(model, bf16_gain):
         assert (scores - in_fp32).abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("of_run", ["fp32", "bf16"])
-def test_a_model_answers_in_what_its_run_computed_in(of_run, model, bf16_gain):
-    bf16_gain(0.5 if of_run == "bf16" else 1.5)  # the trial would choose the other one
-    choice = pick_precision("auto", CPU, model, 64, of_run=of_run)
-    assert choice == PrecisionChoice(of_run, of_run=of_run)
+@pytest.mark.parametrize("run_precision", ["fp32", "bf16"])
+def test_a_model_answers_in_what_its_run_computed_in(run_precision, model, bf16_gain):
+    bf16_gain(0.5 if run_precision == "bf16" else 1.5)  # the trial would choose the other one
+    choice = pick_precision("auto", CPU, model, 64, run_precision=run_precision)
+    assert choice == PrecisionChoice(run_precision, run_precision=run_precision)
     assert (
-        choice.reason == f"precision: {of_run}, as in its training run (override with --precision)"
+        choice.reason
+        == f"precision: {run_precision}, as in its training run (override with --precision)"
     )
-    other = "fp32" if of_run == "bf16" else "bf16"
-    assert pick_precision(other, CPU, model, 64, of_run=of_run) == PrecisionChoice(other)
+    other = "fp32" if run_precision == "bf16" else "bf16"
+    assert pick_precision(other, CPU, model, 64, run_precision=run_precision) == PrecisionChoice(
+        other
+    )
 
 
-@pytest.mark.parametrize("of_run", ["fp64", "bf16"])
-def test_without_units_for_it_a_model_answers_in_fp32(of_run, model, monkeypatch):
+@pytest.mark.parametrize("run_precision", ["fp64", "bf16"])
+def test_without_units_for_it_a_model_answers_in_fp32(run_precision, model, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    choice = pick_precision("auto", CPU, model, 64, of_run=of_run)
+    choice = pick_precision("auto", CPU, model, 64, run_precision=run_precision)
     assert choice.name == "fp32"
-    assert f"its training run computed in {of_run}, which is slow on this device" in choice.reason
+    assert (
+        f"its training run computed in {run_precision}, which is slow on this device"
+        in choice.reason
+    )
 
 
 @pytest.fixture(scope="module")

@@ -81,7 +81,7 @@ def test_a_failure_to_draw_is_said_and_the_run_goes_on(shared_coco, tmp_path, mo
     monkeypatch.setattr(run_pictures, "plot_curves", fail)
     output = io.StringIO()
     config = small_run(shared_coco, tmp_path / "run")
-    result = train(config, Console(file=output, width=200), after_evaluation=draw_run)
+    result = train(config, Console(file=output, width=1000), after_evaluation=draw_run)
     assert result["step"] == 2
     path = tmp_path / "run" / "curves.png"
     text = f"warning: {path} could not be drawn; training continues: ValueError: no ink\n"

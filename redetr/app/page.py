@@ -140,9 +140,9 @@ class Page:
         last = min(len(detections), _MOST_MASKS) - 1
         least = max(_LEAST_MASK_SCORE, float(detections.scores[last]))
         size = _outlined_size(image)
-        found = self.detector.predict_at_size(image, size, least)
-        assert isinstance(found.masks, Tensor)  # those of tiles are cropped
-        return _outlines_of(found.masks, image)
+        shown = self.detector.predict_at_size(image, size, least)
+        assert isinstance(shown.masks, Tensor)  # those of tiles are cropped
+        return _outlines_of(shown.masks, image)
 
     def _segments(self, image: Tensor, name: str | None) -> dict[str, Any] | None:
         """The segments that a panoptic model finds in an image, in the form of detections, with

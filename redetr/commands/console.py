@@ -85,8 +85,8 @@ def print_results(results: list[dict[str, Any]]) -> None:
             title = number or "boxes"
         table.add_row(title, *(percent(result[name]) for name in METRIC_NAMES))
         if "masks" in result:
-            of_masks = result["masks"]
-            table.add_row("masks", *(percent(of_masks[name]) for name in METRIC_NAMES))
+            mask_result = result["masks"]
+            table.add_row("masks", *(percent(mask_result[name]) for name in METRIC_NAMES))
     OUT.print(table)
     for number, result in zip(numbers, results, strict=True):
         if "panoptic" in result:

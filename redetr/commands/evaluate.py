@@ -229,17 +229,19 @@ class Evaluate:
 
         truth = GroundTruth.from_dataset(dataset)
         reasons = [truth.why_no_masks if with_masks else "" for with_masks in has_masks]
-        of_boxes = [coco_evaluation(truth, detected) for detected in detections]
-        of_masks = [mask_evaluation(truth, detected) for detected in detections]
+        box_evaluations = [coco_evaluation(truth, detected) for detected in detections]
+        mask_evaluations = [mask_evaluation(truth, detected) for detected in detections]
         results = []
         for i, description in enumerate(about):
-            result = coco_result(truth, of_boxes[i])
-            evaluation = of_masks[i]
+            result = coco_result(truth, box_evaluations[i])
+            evaluation = mask_evaluations[i]
             mask_result = None if evaluation is None else coco_result(truth, evaluation)
             result = replace(result, masks=mask_result, why_no_masks=reasons[i])
             result = replace(result, panoptic=qualities[i])
             results.append(description | result.to_dict())
-        differences = _differences(of_boxes, of_masks, qualities) if self.compare else None
+        differences = (
+            _differences(box_evaluations, mask_evaluations, qualities) if self.compare else None
+        )
         if self.json:
             content = results[0]
             if self.compare:
@@ -303,16 +305,16 @@ def _measured(checkpoint: str, result: dict[str, Any]) -> str:
 
 
 def _differences(
-    of_boxes: list["COCOeval"],
-    of_masks: list["COCOeval | None"],
+    box_evaluations: list["COCOeval"],
+    mask_evaluations: list["COCOeval | None"],
     qualities: list["PanopticResult | None"],
 ) -> dict[str, "Difference"]:
     """The differences between two checkpoints; those of masks, where both have some, have names as
     "mask AP"."""
     from redetr.report import ap_differences, pq_difference
 
-    differences = ap_differences(*of_boxes)
-    first, second = of_masks
+    differences = ap_differences(*box_evaluations)
+    first, second = mask_evaluations
     if first is not None and second is not None:
         for name, difference in ap_differences(first, second).items():
             differences[f"mask {name}"] = difference

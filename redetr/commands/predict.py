@@ -162,9 +162,9 @@ class Predict:
             dist.main_only(say_images_only)(sources, self._further_images)
             file_names, done = self._begin(folder, sources, dist)
             remaining = [source for source in sources if source not in done]
-            of_this_rank = remaining[dist.rank :: dist.world_size]
+            rank_sources = remaining[dist.rank :: dist.world_size]
             start = time.perf_counter()
-            results = dist.gather([self._process(of_this_rank, file_names, detector, dist)])
+            results = dist.gather([self._process(rank_sources, file_names, detector, dist)])
             seconds = time.perf_counter() - start
             total = Outcome.of_all(results)
             dist.main_only(total.say_oddities)()
@@ -327,14 +327,14 @@ class Predict:
         while batch := list(islice(frames, at_once)):
             images = [frame.image for frame in batch if frame.image is not None]
             if self.panoptic:
-                of_images: Iterator[Any] = iter(detector.predict_panoptic(images, threshold))
+                predictions: Iterator[Any] = iter(detector.predict_panoptic(images, threshold))
             else:
-                of_images = iter(detector.predict(images, threshold, self.tile, self.overlap))
+                predictions = iter(detector.predict(images, threshold, self.tile, self.overlap))
             for frame in batch:
                 if frame.image is None:
                     yield frame, None
                     continue
-                detections: Any = next(of_images)
+                detections: Any = next(predictions)
                 if self.classes:
                     detections = detections.of_classes(self.classes)
                 if tracker:

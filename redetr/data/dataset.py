@@ -167,7 +167,7 @@ def require_valid(dataset: DetectionDataset, masks: bool = False, is_val: bool =
     boxes = []
     sizes = []
     has_objects = has_masks = False
-    for index in looked_at(dataset):
+    for index in sampled_indices(dataset):
         target = dataset.target(index)
         _require_valid_target(dataset, target, f"target({index})")
         height, width = target["orig_size"]
@@ -184,7 +184,7 @@ def require_valid(dataset: DetectionDataset, masks: bool = False, is_val: bool =
         _require_masks(dataset)
 
 
-def looked_at(dataset: DetectionDataset) -> range:
+def sampled_indices(dataset: DetectionDataset) -> range:
     """The indices of up to 1,000 targets that are spread over a data set."""
     stride = math.ceil(len(dataset) / _CHECKED)
     return range(0, len(dataset), max(1, stride))
@@ -266,9 +266,11 @@ def require_alike(train: DetectionDataset, val: DetectionDataset) -> None:
     if both splits state it.
     """
     with_kind = len(train.is_thing) > 0 and len(val.is_thing) > 0
-    of_train = _categories(train, with_kind)
-    of_val = _categories(val, with_kind)
-    for label, (ours, theirs) in enumerate(zip_longest(of_train, of_val, fillvalue="missing")):
+    train_categories = _categories(train, with_kind)
+    val_categories = _categories(val, with_kind)
+    for label, (ours, theirs) in enumerate(
+        zip_longest(train_categories, val_categories, fillvalue="missing")
+    ):
         if ours != theirs:
             text = f"train and val list different categories: label {label} is {ours} in train"
             remedy = "give both the same class_names and category_ids, in the same order"

@@ -258,12 +258,12 @@ def was_trained_on(file: Path, dataset: DetectionDataset) -> bool:
     if not isinstance(dataset, FolderDataset):
         return False
     try:
-        of_run = _read_inventories(file)
+        run_inventories = _read_inventories(file)
     except InputError:
         return False
     names = dataset.annotations.names
-    in_train = np.isin(names, of_run["train"].images.names)
-    in_val = np.isin(names, of_run["val"].images.names)
+    in_train = np.isin(names, run_inventories["train"].images.names)
+    in_val = np.isin(names, run_inventories["val"].images.names)
     return bool((in_train & ~in_val).any())
 
 

@@ -29,11 +29,11 @@ def combined(
 
     `other` draws further images.
     """
-    luck = random.random()
-    if luck < _MOSAICS:
+    draw = random.random()
+    if draw < _MOSAICS:
         return mosaic(random, transform, view.size, [first, other(), other(), other()])
     sample = transform.show(random, view, *first)
-    if luck >= _MOSAICS + _MIXED:
+    if draw >= _MOSAICS + _MIXED:
         return sample
     image, target = other()
     another_view = replace(transform.view(random, target), size=view.size)

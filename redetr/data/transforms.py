@@ -19,11 +19,11 @@ from torch import Tensor
 from redetr.choices import Augment, ImageSize
 from redetr.data.pixels import BRIGHTNESS
 from redetr.data.views import (
-    Final,
     Fit,
     MultiScale,
     NativeCrop,
     Random,
+    Scaling,
     Stretch,
     View,
     Whole,
@@ -176,7 +176,7 @@ class Transform:
     draw: Whole | MultiScale | Zoomed | NativeCrop
     jitter: Jitter | None = None
     min_visible: float = MIN_VISIBLE
-    least_decoded: Final | None = None
+    least_decoded: Scaling | None = None
 
     def __call__(self, image: Tensor) -> Tensor:
         """The whole image `[3, H, W]` at the size that the model sees, without augmentation."""
@@ -265,7 +265,7 @@ class Resizing(Protocol):
     def max_size(self) -> int | None: ...
 
 
-def final_size(model: Resizing, image_size: ImageSize) -> Final:
+def final_size(model: Resizing, image_size: ImageSize) -> Scaling:
     """The size at which a model sees images.
 
     "aspect" resizes the shorter side to `image_size`, and the longer one to at most `max_size`.
@@ -279,12 +279,12 @@ def final_size(model: Resizing, image_size: ImageSize) -> Final:
     return Fit(image_size, model.max_size)
 
 
-def resizer(final: Final) -> Transform:
+def resizer(final: Scaling) -> Transform:
     """The transform of evaluation: the whole image at its final size."""
     return Transform(Whole(final))
 
 
-def augmentation(augment: Augment, final: Final) -> Transform:
+def augmentation(augment: Augment, final: Scaling) -> Transform:
     """The transform of training.
 
     "plain": resize only. "detr": the original's flip, multi-scale resize and crop. "photo": colour,

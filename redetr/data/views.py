@@ -253,14 +253,14 @@ class Stretch:
         return Stretch(math.ceil(factor * height), math.ceil(factor * width))
 
 
-Final = Fit | Stretch
+Scaling = Fit | Stretch
 
 
 @dataclass(frozen=True)
 class Whole:
     """Draws the view of the whole image, always the same."""
 
-    final: Final
+    final: Scaling
     sees_boxes = False  # whether the view depends on the boxes
 
     def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
@@ -279,7 +279,7 @@ class MultiScale:
     once, so it is a little sharper.
     """
 
-    final: Final
+    final: Scaling
     scales: tuple[int, ...]  # shorter sides of the result
     crop_from: tuple[int, ...]  # shorter sides of the resized image that is cropped
     crop: tuple[int, int]  # the least and largest side of the crop
@@ -322,7 +322,7 @@ class Zoomed:
     Then, with probability `into`, a region that overlaps an object is cut out, as in SSD.
     """
 
-    final: Final
+    final: Scaling
     out: float
     largest: float
     into: float = 0.0

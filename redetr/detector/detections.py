@@ -163,12 +163,12 @@ class Detections:
             size = list(self.image_size)
             counts = [text.decode("ascii") for text in encode(self.masks)]
             return [{"size": size, "counts": text} for text in counts]
-        of_objects = []
+        all_polygons = []
         for pixels, top, left in crops_of(self.masks):
             polygons = polygons_without_holes(pixels.numpy())
             shift = np.array([left, top])
-            of_objects.append([(polygon + shift).ravel().tolist() for polygon in polygons])
-        return of_objects
+            all_polygons.append([(polygon + shift).ravel().tolist() for polygon in polygons])
+        return all_polygons
 
     def mask_image(self) -> Image.Image:
         """The masks as one grey image: 0 is background, i + 1 belongs to detection i.

@@ -118,7 +118,7 @@ class Detector:
         if precision == "auto":  # never fp64, and the trial needs weights in fp32
             self.model.to(torch.float32)
         choice = pick_precision(
-            precision, self.device, self.model, self.image_size, of_run=self.run_precision
+            precision, self.device, self.model, self.image_size, run_precision=self.run_precision
         )
         if dist is not None:
             choice = dist.gather([choice])[0]
@@ -341,10 +341,12 @@ class Detector:
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         is_thing = self.model.is_thing or (True,) * len(self.class_names)
         segments = []
-        for of_image in panoptic.panoptic_of_batch(
+        for panoptic_of_image in panoptic.panoptic_of_batch(
             outputs, batch.sizes, sizes, is_thing, threshold
         ):
-            segments.append(segments_of(of_image, self.class_names, self.category_ids, masks))
+            segments.append(
+                segments_of(panoptic_of_image, self.class_names, self.category_ids, masks)
+            )
         return segments
 
 

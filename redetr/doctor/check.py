@@ -265,10 +265,10 @@ def _check_without_files(
         samples = decode_samples(samples, splits, headers, pixels)
     faults += _faults(splits, headers)
     faults += plan_faults(splits, plan)
-    of_rows = {split: splits[split] for split in headers}
-    faults += copies(of_rows, headers)
+    stored_splits = {split: splits[split] for split in headers}
+    faults += copies(stored_splits, headers)
     if masks:
-        faults += mask_faults(of_rows)
+        faults += mask_faults(stored_splits)
     for split, dataset in datasets.items():
         scenes = len(dataset)
         if scenes > len(splits[split]):
@@ -367,19 +367,19 @@ def _faults(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers
     """The faults of annotations and image headers. One that a reader found in several splits, such
     as that of a file with the annotations of all, is reported once."""
     faults: dict[Fault, None] = {}  # an ordered set
-    of_readers: set[Fault] = set()
+    reader_faults: set[Fault] = set()
     for split, annotations in splits.items():
         for fault in annotations.faults:
-            if fault not in of_readers:
-                of_readers.add(fault)
+            if fault not in reader_faults:
+                reader_faults.add(fault)
                 faults[fault.in_split(split)] = None
-        found = box_faults(annotations)
+        split_faults = box_faults(annotations)
         if split in headers:
-            of_images = image_faults(annotations, headers[split])
+            file_faults = image_faults(annotations, headers[split])
             if str(annotations.source).startswith("hf:"):
-                of_images = [_of_row(fault) for fault in of_images]
-            found += of_images
-        faults |= dict.fromkeys(of_split(found, split, splits))
+                file_faults = [_of_row(fault) for fault in file_faults]
+            split_faults += file_faults
+        faults |= dict.fromkeys(of_split(split_faults, split, splits))
     return [*faults, *class_faults(splits)]
 
 

@@ -140,7 +140,7 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
     for number, split in enumerate(splits):
         copied_here = copied & (split_of == number)
         source = splits[split].source
-        found = faults_of(
+        copies_found = faults_of(
             copied_here & ~leaked,
             "warning",
             "image-twice",
@@ -148,7 +148,7 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
             describe,
             "keep one, with all boxes",
         )
-        found += faults_of(
+        copies_found += faults_of(
             copied_here & leaked,
             "warning",
             "image-leak",
@@ -156,7 +156,7 @@ def copies(splits: Mapping[Split, Annotations], headers: Mapping[Split, Headers]
             describe,
             "remove it from one split: otherwise AP is higher than on unseen images",
         )
-        faults += of_split(found, split, splits)
+        faults += of_split(copies_found, split, splits)
     return faults
 
 

@@ -139,14 +139,14 @@ def _histograms(report: Report) -> dict[str, Image.Image]:
         counts[split] = annotations.object_counts()
 
     classes = report.classes()
-    of_classes = "Objects per class"
+    class_title = "Objects per class"
     if len(classes) > _MOST_CLASSES:
-        of_classes += f", the {_MOST_CLASSES} most common"
+        class_title += f", the {_MOST_CLASSES} most common"
     plots: dict[str, Callable[[Axes], None]] = {
         "Size of objects: root of the area, px": partial(_plot_ratios, values=areas_px),
         "Shape of objects: width / height": partial(_plot_ratios, values=shapes),
         "Objects per image": partial(_plot_counts, values=counts),
-        of_classes: partial(_plot_classes, classes=classes),
+        class_title: partial(_plot_classes, classes=classes),
     }
     return {title: _histogram(title, plot) for title, plot in plots.items()}
 
@@ -202,8 +202,8 @@ def _octaves(values: dict[Split, np.ndarray]) -> np.ndarray:
 def _whole_numbers(counts: dict[Split, np.ndarray]) -> np.ndarray:
     """Edges of bins that cover all counts, with equally many whole numbers each."""
     most = 0
-    for of_split in counts.values():
-        most = max(most, int(of_split.max(initial=0)))
+    for split_values in counts.values():
+        most = max(most, int(split_values.max(initial=0)))
     per_bin = most // _BINS + 1
     bins = most // per_bin + 1
     return np.arange(bins + 1) * per_bin - 0.5
@@ -213,11 +213,11 @@ def _plot_shares(axes: "Axes", values: dict[Split, np.ndarray], bins: np.ndarray
     """A histogram of each split, in percent."""
     edges = bins.tolist()
     for number, split in enumerate(values):
-        of_split = values[split]
-        count = len(of_split)
+        split_values = values[split]
+        count = len(split_values)
         percent = 100 / max(1, count)
         axes.hist(
-            of_split,
+            split_values,
             edges,
             weights=np.full(count, percent),
             alpha=0.5,

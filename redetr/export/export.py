@@ -23,7 +23,7 @@ from torch import Tensor
 
 from redetr.data import DetectionDataset
 from redetr.data.transforms import final_size, normalize, resizer, statistics
-from redetr.data.views import Final, Stretch
+from redetr.data.views import Scaling, Stretch
 from redetr.detector.detector import Detector
 from redetr.detector.inference import for_inference
 from redetr.errors import InputError
@@ -208,7 +208,7 @@ def inputs_of(detector: Detector, config: ExportConfig, images: Sequence[Tensor]
     return [batch.images.numpy(), batch.mask.numpy()]
 
 
-def _final(detector: Detector, canvas: Size | None, stored: Size) -> Final:
+def _final(detector: Detector, canvas: Size | None, stored: Size) -> Scaling:
     """The size to which an image of `stored` px is resized for a file that takes any size, or only
     `canvas`.
 
@@ -372,7 +372,7 @@ class Trial:
             compressed = compressed_masks(
                 outputs, decoded.queries, sizes, canvas, orig_sizes, model.original_masks
             )
-        of_images = []
+        detections_by_image = []
         for row in range(len(indices)):
             in_image = {
                 "scores": decoded.scores[row].numpy(),
@@ -381,8 +381,8 @@ class Trial:
             }
             if compressed is not None:
                 in_image["masks"] = _objects(compressed[row], orig_sizes[row])
-            of_images.append(in_image)
-        return of_images
+            detections_by_image.append(in_image)
+        return detections_by_image
 
     def _compressed(
         self, arrays: dict[str, np.ndarray], indices: list[int]

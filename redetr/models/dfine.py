@@ -63,8 +63,8 @@ class _Gate(nn.Module):
 
     def forward(self, query: Tensor, read: Tensor) -> Tensor:
         gates = self.gate(torch.cat([query, read], -1)).sigmoid()
-        of_query, of_read = gates.chunk(2, -1)
-        return self.norm(of_query * query + of_read * read)
+        query_gate, read_gate = gates.chunk(2, -1)
+        return self.norm(query_gate * query + read_gate * read)
 
 
 class _Quality(nn.Module):

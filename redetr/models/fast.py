@@ -316,8 +316,8 @@ def _anchors(shapes: list[tuple[int, int]], image_size: torch.Size, ratio: Tenso
         anchor_height = torch.full_like(centers[:, :1], side / canvas_height)
         per_level.append(torch.cat([centers, anchor_width, anchor_height], -1))
     # From fractions of the canvas to fractions of the unpadded image.
-    of_canvas = torch.cat(per_level)  # [S, 4]
-    return of_canvas / ratio.repeat(1, 2)[:, None]
+    canvas_anchors = torch.cat(per_level)  # [S, 4]
+    return canvas_anchors / ratio.repeat(1, 2)[:, None]
 
 
 def fast(

@@ -92,8 +92,8 @@ class PanopticMaskHead(nn.Module):
 
         `features` are `[B, D, h, w]`, `maps` those of the backbone, coarse to fine.
         """
-        of_features = self.lay1.weight[:, : features.shape[1]]
-        first = F.conv2d(features, of_features, self.lay1.bias, padding=1)
+        feature_weight = self.lay1.weight[:, : features.shape[1]]
+        first = F.conv2d(features, feature_weight, self.lay1.bias, padding=1)
         adapters = (self.adapter1, self.adapter2, self.adapter3)
         adapted = [adapter(x) for adapter, x in zip(adapters, maps, strict=True)]
         return [first, *adapted]
@@ -106,14 +106,14 @@ class PanopticMaskHead(nn.Module):
         """
         first, *adapted = shared
         nheads = attention.shape[1]
-        of_attention = self.lay1.weight[:, -nheads:]
-        x = first[images] + F.conv2d(attention, of_attention, padding=1)
+        attention_weight = self.lay1.weight[:, -nheads:]
+        x = first[images] + F.conv2d(attention, attention_weight, padding=1)
         x = self.gn1(x).relu()
         x = self.gn2(self.lay2(x)).relu()
         finer_layers = [(self.lay3, self.gn3), (self.lay4, self.gn4), (self.lay5, self.gn5)]
-        for of_images, (layer, norm) in zip(adapted, finer_layers, strict=True):
-            x = F.interpolate(x, size=of_images.shape[-2:], mode="nearest")
-            x = norm(layer(of_images[images] + x)).relu()
+        for image_maps, (layer, norm) in zip(adapted, finer_layers, strict=True):
+            x = F.interpolate(x, size=image_maps.shape[-2:], mode="nearest")
+            x = norm(layer(image_maps[images] + x)).relu()
         return self.out_lay(x)[:, 0]
 
 

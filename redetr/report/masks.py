@@ -76,8 +76,8 @@ def mask_numbers(result: CocoResult, pairs: MaskPairs, judged: Judgement) -> dic
     per_class = {}
     for label, (name, ap) in enumerate(result.per_class.items()):
         ap50 = result.per_class_ap50[name]
-        of_class = _fit(pairs.mask_iou[labels == label])
-        per_class[name] = {"AP": ap, "AP50": ap50, **of_class}
+        class_fit = _fit(pairs.mask_iou[labels == label])
+        per_class[name] = {"AP": ap, "AP50": ap50, **class_fit}
     return {
         "metrics": {name: result.metrics[name] for name in METRIC_NAMES},
         "poor_below": POOR_IOU,

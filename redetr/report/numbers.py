@@ -204,9 +204,9 @@ def _per_class(
 ) -> dict[str, dict[str, Any]]:
     table = {}
     for label, (name, ap) in enumerate(result.per_class.items()):
-        of_class = judged.detections.label == label
-        scores = judged.scores[of_class]
-        correct = judged.correct[of_class]
+        is_of_class = judged.detections.label == label
+        scores = judged.scores[is_of_class]
+        correct = judged.correct[is_of_class]
         curves = _curves(scores, correct, int(num_objects[label]), precision[label])
         table[name] = {"objects": num_objects[label], "AP": ap, **curves}
     return table

@@ -221,7 +221,7 @@ def test_own_data_with_some_masks_is_learned_and_measured_by_its_boxes(is_empty,
         data.targets[1]["masks"] = torch.zeros(1, 32, 48, dtype=torch.bool)
         if not is_empty:
             del data.targets[1]["masks"]
-    console = Console(file=io.StringIO(), width=200)
+    console = Console(file=io.StringIO(), width=1000)
     config = config_of(tmp_path / "run", masks=True, mosaic_until=1.0)
     result = redetr.train(config, console, datasets=(train, val))
     gaps = "1 of 3 objects has no mask (the first in image 1)"
