@@ -166,7 +166,8 @@ def hashed_name(identity: bytes) -> str:
 def holds_run(names: Container[str]) -> bool:
     """Whether a folder with files of these names is that of a run, which is not data wherever it
     is."""
-    return "run.lock" in names or ("config.json" in names and "metrics.jsonl" in names)
+    lock, config, metrics = RUN_FILES
+    return lock in names or (config in names and metrics in names)
 
 
 def remove_unfinished(folder: Path, names: Container[str]) -> None:

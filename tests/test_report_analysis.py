@@ -13,9 +13,9 @@ from test_metrics import (
 from redetr.metrics import GroundTruth, coco_evaluation
 from redetr.report.analysis import (
     KINDS,
-    best_threshold,
     calibration,
     confusion,
+    exact_best_threshold,
     image_errors,
     judge,
     mistakes,
@@ -258,10 +258,10 @@ def test_curves_by_hand():
     )
     np.testing.assert_allclose(precision, [3 / 4, 3 / 4, 2 / 3, 2 / 3, 1, np.nan])
     np.testing.assert_allclose(recall, [3 / 4, 3 / 4, 2 / 4, 2 / 4, 1 / 4, 0])
-    assert best_threshold(scores, correct, 4) == 0.3
+    assert exact_best_threshold(scores, correct, 4) == 0.3
     # The two that score 0.8 come together.
-    assert best_threshold(scores, np.array([True, True, False, False]), 2) == 0.8
-    assert best_threshold(scores, np.zeros(4, bool), 4) is None
+    assert exact_best_threshold(scores, np.array([True, True, False, False]), 2) == 0.8
+    assert exact_best_threshold(scores, np.zeros(4, bool), 4) is None
     assert np.isnan(threshold_curve(scores, np.zeros(4, bool), 0, np.array([0.5]))[1]).all()
 
 
@@ -274,7 +274,7 @@ def test_best_threshold_against_all_thresholds():
             t: 2 * correct[scores >= t].sum() / ((scores >= t).sum() + objects)
             for t in scores.tolist()
         }
-        chosen = best_threshold(scores, correct, objects)
+        chosen = exact_best_threshold(scores, correct, objects)
         assert f1[chosen] == max(f1.values()) if correct.any() else chosen is None
 
 

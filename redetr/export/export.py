@@ -40,7 +40,7 @@ from redetr.export.mobile import image_by_image
 from redetr.export.settings import NOT_RUN, ExportConfig
 from redetr.files import UNFINISHED, write_whole
 from redetr.labels import labels_in, with_labels
-from redetr.metrics import GroundTruth, coco_evaluation, coco_metrics, coco_result
+from redetr.metrics import GroundTruth, Measured, coco_evaluation, coco_metrics, coco_result
 from redetr.postprocess import decode
 from redetr.structures import DatasetDetections, Outputs, Size, collate
 from redetr.wording import counted
@@ -271,14 +271,10 @@ class Trial:
         answers = self._run(run, self._config)
         threshold = self.threshold()
         apart = detections_apart(self._pytorch, answers, threshold)
-        pytorch = coco_evaluation(self._truth, self._detections(self._pytorch))
-        file = coco_evaluation(self._truth, self._detections(answers))
-        ap_pytorch = 100 * coco_result(self._truth, pytorch).ap
-        ap_file = 100 * coco_result(self._truth, file).ap
-        interval = None
-        if ap_pytorch - ap_file > max_ap_drop:
-            interval = drop_interval(pytorch, file)
-        mask_ap, mask_interval = self._mask_ap(answers, max_ap_drop)
+        ap, interval = self._ap(answers, "bbox", max_ap_drop)
+        mask_ap = mask_interval = None
+        if self._truth.image_sizes is not None and self._config.masks:
+            mask_ap, mask_interval = self._ap(answers, "segm", max_ap_drop)
         return Comparison(
             images=len(answers),
             threshold=threshold,
@@ -286,7 +282,7 @@ class Trial:
             unpaired=apart.unpaired,
             same=apart.same,
             differences=apart.differences,
-            ap=(ap_pytorch, ap_file),
+            ap=ap,
             interval=interval,
             mask_ap=mask_ap,
             mask_interval=mask_interval,
@@ -294,15 +290,13 @@ class Trial:
             why_no_masks=self._truth.why_no_masks if self._config.masks else "",
         )
 
-    def _mask_ap(
-        self, answers: list[ImageDetections], max_ap_drop: float
-    ) -> tuple[tuple[float, float] | None, tuple[float, float] | None]:
-        """The mask AP of PyTorch and of the file, and the confidence interval of its drop, as for
-        boxes."""
-        if self._truth.image_sizes is None or not self._config.masks:
-            return None, None
-        pytorch = coco_evaluation(self._truth, self._detections(self._pytorch), "segm")
-        file = coco_evaluation(self._truth, self._detections(answers), "segm")
+    def _ap(
+        self, answers: list[ImageDetections], measured: Measured, max_ap_drop: float
+    ) -> tuple[tuple[float, float], tuple[float, float] | None]:
+        """The AP of PyTorch and of the file, of boxes or masks, and the confidence interval of its
+        drop, where that is computed."""
+        pytorch = coco_evaluation(self._truth, self._detections(self._pytorch), measured)
+        file = coco_evaluation(self._truth, self._detections(answers), measured)
         ap_pytorch = 100 * coco_result(self._truth, pytorch).ap
         ap_file = 100 * coco_result(self._truth, file).ap
         interval = None

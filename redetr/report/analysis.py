@@ -212,8 +212,9 @@ def threshold_curve(
     return precision, recall
 
 
-def best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | None:
-    """The score threshold with the best F1; the highest of several.
+def exact_best_threshold(scores: Floats, correct: Bools, num_objects: int) -> float | None:
+    """The score threshold with the best F1, not in steps as that of an evaluation; the highest of
+    several.
 
     None if no detection is correct. F1 is the harmonic mean of precision and recall: 2 correct /
     (detections + objects).

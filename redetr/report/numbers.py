@@ -32,9 +32,9 @@ from redetr.report.analysis import (
     Floats,
     Ints,
     Judgement,
-    best_threshold,
     calibration,
     confusion,
+    exact_best_threshold,
     image_errors,
     judge,
     mistakes,
@@ -230,7 +230,7 @@ def _curves(
 
 
 def _at_best_threshold(scores: Floats, correct: Bools, num_objects: int) -> dict[str, float] | None:
-    threshold = best_threshold(scores, correct, num_objects)
+    threshold = exact_best_threshold(scores, correct, num_objects)
     if threshold is None:
         return None
     curves = threshold_curve(scores, correct, num_objects, np.array([threshold]))
