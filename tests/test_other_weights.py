@@ -117,9 +117,20 @@ def test_what_a_file_says_of_dilation_is_not_contradicted(file, arguments, model
     assert read_weights(path, right).origin.model == right
 
 
-def test_letters_in_a_hash_say_nothing_of_dilation(tmp_path):
-    path = foreign(DETR, tmp_path / "detr-r50-1bdc5a23.pth")
-    assert read_weights(path, None).origin.model == "detr_r50"
+@pytest.mark.parametrize(
+    ("file", "is_dilated"),
+    [
+        ("detr-r50-1bdc5a23.pth", False),
+        ("detr-r50-1bdc5.pth", False),
+        ("detr-r50-dc5-f0fb7ef5.pth", True),
+        ("mine_R50DC5.pth", True),
+    ],
+)
+def test_a_word_in_the_name_says_that_the_backbone_is_dilated(file, is_dilated, tmp_path):
+    """Letters in a hash do not."""
+    path = foreign(DETR, tmp_path / file)
+    options = read_weights(path, None).origin.options
+    assert options.get("dilation", False) is is_dilated
 
 
 def test_a_run_without_a_checkpoint_says_so(tmp_path):

@@ -45,7 +45,8 @@ _DILATED = {
 }
 # The Table Transformer that finds rows and columns does not state its image size.
 _QUERIES_OF_STRUCTURE = 125
-_DC5 = re.compile(r"(?<![a-z0-9])dc5(?![a-z0-9])")  # not within a hash
+# As a word or after the depth, as in r50dc5, but not within a hash.
+_DC5 = re.compile(r"((?<![a-z0-9])|r50|r101|net50|net101)dc5(?![a-z0-9])")
 _PX_OF_STRUCTURE = 1000  # of the longer side
 
 
