@@ -22,7 +22,7 @@ from redetr.data.dataset import Hints
 from redetr.data.formats.folder import FolderDataset
 from redetr.data.loader import Samples, pools_ahead, watching_workers
 from redetr.data.sampler import Key, TrainSampler
-from redetr.data.transforms import augmentation, draws_of
+from redetr.data.transforms import augmentation, derived_rng
 from redetr.data.views import Fit, Size
 
 IMAGES, BOXES, POOL = 10_000, 15, 64
@@ -61,7 +61,7 @@ def measure(samples: Samples, batch_size: int) -> dict[str, Any]:
     def size_from_target(key: Key) -> Size:
         epoch, index = key
         target = samples.dataset.target(index)
-        return samples.transform.view(draws_of(samples.seed, epoch, index), target).size
+        return samples.transform.view(derived_rng(samples.seed, epoch, index), target).size
 
     before = TrainSampler(IMAGES, batch_size, 0, 0, 2 * POOL, size_of=size_from_target)
     started = processor_s()

@@ -39,8 +39,8 @@ from redetr.data import DetectionDataset
 from redetr.data.cache import ImageCache
 from redetr.data.images import read_image
 from redetr.data.loader import Samples, load_batches
-from redetr.data.sampler import EvalSampler, global_batch
-from redetr.data.transforms import augmentation, draws_of, resizer
+from redetr.data.sampler import EvalSampler, TrainSampler
+from redetr.data.transforms import augmentation, derived_rng, resizer
 from redetr.data.views import Fit
 from redetr.structures import Batch, StoredTarget, collate
 
@@ -214,13 +214,14 @@ def padding(batch_size: int, num_images: int = 20_000) -> dict[str, float]:
     draw = augmentation("detr", Fit(800, 1333)).draw
 
     def size_of(key: tuple[int, int]) -> tuple[int, int]:
-        return draw(draws_of(0, *key), *stored[key[1]], np.zeros((0, 4))).size
+        return draw(derived_rng(0, *key), *stored[key[1]], np.zeros((0, 4))).size
 
     shares = {}
     for name, grouped in (("any order", None), ("grouped by size", size_of)):
         seen = canvases = 0
-        for step in range(num_images // batch_size):
-            sizes = [size_of(key) for key in global_batch(step, batch_size, num_images, 0, grouped)]
+        steps = num_images // batch_size
+        for keys in TrainSampler(num_images, batch_size, 0, 0, steps, size_of=grouped):
+            sizes = [size_of(key) for key in keys]
             seen += sum(height * width for height, width in sizes)
             canvases += (
                 batch_size * max(height for height, _ in sizes) * max(width for _, width in sizes)

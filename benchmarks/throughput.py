@@ -25,7 +25,7 @@ import torch
 from record import record
 
 import redetr
-from redetr import training
+from redetr import precision
 from redetr.memory import keep_memory
 from redetr.recipes import get_recipe
 
@@ -34,8 +34,9 @@ MODES = ("fp32", "tf32", "bf16", "bf16-compiled")
 
 def round_to_tf32() -> None:
     """Lets `redetr.train` round products to TF32; convolutions do so by PyTorch's default."""
-    exact: Any = training._train
-    training._train = exact.__wrapped__  # without `exact_products`
+    products: Any = precision._FP32_PRODUCTS
+    products.make_exact = lambda: None
+    products.restore = lambda: None
     torch.set_float32_matmul_precision("high")
 
 

@@ -75,12 +75,12 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     left1, top1, right1, bottom1 = coordinates(boxes1)
     left2, top2, right2, bottom2 = coordinates(boxes2)
 
-    inter_width = _common_length(left1, right1, left2, right2)
-    inter = inter_width * _common_length(top1, bottom1, top2, bottom2)
+    inter_width = _overlap_length(left1, right1, left2, right2)
+    inter = inter_width * _overlap_length(top1, bottom1, top2, bottom2)
 
     # The hull is the smallest box around both.
-    hull_width = _joint_length(left1, right1, left2, right2)
-    hull = hull_width * _joint_length(top1, bottom1, top2, bottom2)
+    hull_width = _hull_length(left1, right1, left2, right2)
+    hull = hull_width * _hull_length(top1, bottom1, top2, bottom2)
 
     union = box_area(boxes1) + box_area(boxes2) - inter
     iou = inter / union.clamp(min=_SMALLEST_AREA)
@@ -88,14 +88,14 @@ def iou_and_giou(boxes1: Tensor, boxes2: Tensor) -> tuple[Tensor, Tensor]:
     return iou, iou - empty_share
 
 
-def _common_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
+def _overlap_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
     """Returns the length `[...]` that two ranges on an axis have in common, 0 if they are
     disjoint."""
     length = torch.minimum(end1, end2) - torch.maximum(start1, start2)
     return length.clamp(min=0)
 
 
-def _joint_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
+def _hull_length(start1: Tensor, end1: Tensor, start2: Tensor, end2: Tensor) -> Tensor:
     """Returns the length `[...]` of the range around two ranges, 0 if both are inverted."""
     length = torch.maximum(end1, end2) - torch.minimum(start1, start2)
     return length.clamp(min=0)

@@ -25,7 +25,7 @@ from redetr.choices import (
     nearest_sizes,
     size_text,
 )
-from redetr.earlier import as_of_today
+from redetr.earlier import migrated
 from redetr.errors import InputError
 from redetr.model_options import parsed_options, require_agreement
 from redetr.trial_choices import KEY as TRIALS
@@ -55,7 +55,8 @@ class ModelOptions:
     keep the value of the recipe or run."""
     weights: str | None = None
     """Weights to start from: imagenet (backbone only), none, a checkpoint, run folder, Transformers
-    folder or hub name (fine-tuning), or a file of backbone weights. required: give one of these."""
+    folder or hub name (fine-tuning), or a file of backbone weights. If the default is "required",
+    give one of these."""
     freeze: tuple[str, ...] = ()
     """Parts of the model to freeze, such as backbone or encoder."""
     denoising: int = 0
@@ -158,7 +159,7 @@ class ScheduleOptions:
     eval_batch_size: int = 16
     """Images per rank and batch in evaluation."""
     patience: float = 0.0
-    """Stop early if AP (PQ of a panoptic model; mask AP if only masks are trained, if it can be
+    """Stop early if AP (PQ for panoptic models; mask AP if only masks are trained and can be
     measured) has not improved for this share of the steps, but not before the learning rate has
     fallen to a quarter; 0 = never."""
 
@@ -191,7 +192,7 @@ class RunOptions:
     seed: int = 0
     """Seed of weights, data order, augmentation and dropout."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     threads: int | None = None
     """Compute threads of each rank; default: OMP_NUM_THREADS, else one per core, or fewer if other
     programs keep the cores busy and a trial at the start shows that fewer are faster."""
@@ -277,7 +278,7 @@ class TrainConfig(
     def from_dict(cls, values: dict[str, Any]) -> "TrainConfig":
         """The settings that `to_dict` wrote. Raises InputError for one that this version does not
         know, or of another type."""
-        values = as_of_today({**values})
+        values = migrated({**values})
         values.pop(TRIALS, None)  # which are no settings
         kinds = get_type_hints(cls)
         for name in values:
@@ -381,7 +382,7 @@ class TrainConfig(
         Raises InputError for an image size that the model cannot take.
         """
         steps = self.steps or self._steps_for(num_images)
-        eval_every = self.eval_every or _suitable_eval_every(steps, num_images, self.batch_size)
+        eval_every = self.eval_every or _default_eval_every(steps, num_images, self.batch_size)
         image_size = self.image_size or hints.image_size
         self._check_sides(model, is_resumed)
         augment = self.augment or hints.augment
@@ -390,8 +391,8 @@ class TrainConfig(
         choices = {
             "steps": steps,
             "epochs": 0.0,
-            "ema_decay": suitable_decay(steps) if self.ema_decay is None else self.ema_decay,
-            "image_size": image_size or _suitable_size(model, hints.native_size),
+            "ema_decay": default_ema_decay(steps) if self.ema_decay is None else self.ema_decay,
+            "image_size": image_size or _default_image_size(model, hints.native_size),
             "augment": augment,
             "channels": self.channels or _RGB,
             "lr_backbone": self.lr if self.lr_backbone is None else self.lr_backbone,
@@ -403,7 +404,7 @@ class TrainConfig(
 
     def _steps_for(self, num_images: int) -> int:
         if not self.epochs:
-            return usual_steps(num_images, self.batch_size)
+            return default_steps(num_images, self.batch_size)
         return _steps_of_epochs(self.epochs, num_images, self.batch_size)
 
 
@@ -432,7 +433,7 @@ class Settings(TrainConfig):
         return round(self.warmup * self.steps)
 
 
-def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
+def _default_image_size(model: "DetectionModel", native_size: int | None) -> int:
     """The model's own size, px. A "square" variant does not enlarge small images: time goes with
     the square of the size."""
     if model.resize == "aspect" or native_size is None:
@@ -441,7 +442,7 @@ def _suitable_size(model: "DetectionModel", native_size: int | None) -> int:
     return min(model.image_size, multiple)
 
 
-def usual_steps(num_images: int, batch_size: int) -> int:
+def default_steps(num_images: int, batch_size: int) -> int:
     """Steps of a run that is not given a length.
 
     Many passes over a small data set, so that there are some 1,500 steps of 16 images, but not more
@@ -457,13 +458,13 @@ def _steps_of_epochs(epochs: float, num_images: int, batch_size: int) -> int:
     return max(1, math.ceil(images / batch_size))
 
 
-def suitable_decay(steps: int) -> float:
+def default_ema_decay(steps: int) -> float:
     """The decay of a moving average over about the last eighth of the run, but over at least 100
     and at most 5,000 steps."""
     return min(0.9998, max(0.99, 1 - 8 / steps))
 
 
-def _suitable_eval_every(steps: int, num_images: int, batch_size: int) -> int:
+def _default_eval_every(steps: int, num_images: int, batch_size: int) -> int:
     """Once an epoch, but 5 to 20 times a run."""
     per_epoch = max(1, num_images // batch_size)
     for_20_times = math.ceil(steps / 20)

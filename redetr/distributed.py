@@ -5,6 +5,7 @@ gradients on GPUs over NCCL; `torchrun` is the only launcher.
 """
 
 import inspect
+import itertools
 import os
 import re
 import sys
@@ -26,12 +27,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from redetr.choices import Compression
 from redetr.errors import InputError, LostError, LostRankError, RedetrError, first_line
-from redetr.threads import cores
-from redetr.wording import counted
+from redetr.launch import Launch, pick_device, read_launch
 
 _WAITING = "waiting"
 _POLL_S = 0.02
 _ENDED = "ended"  # key of the store: the note of the first rank that ended by itself
+_ABORT_S = 5.0  # at most, for a group of NCCL to end
 _ANSWER_S = 1.0  # for that note to arrive; its rank breaks the connections right after it
 
 P = ParamSpec("P")
@@ -44,81 +45,13 @@ _GLOO_LOCATION = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
 _GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
 
 
-class SetUp:
-    """The part of a run before its first step, in which ranks may be minutes apart, because one has
-    to read what another has cached. It has its own time limit, and ranks note what they do."""
+# NCCL's errors have one class. Those with these words are about another rank, the others about
+# this one: an old driver, for example, or no network interface.
+_NCCL_LOSS = re.compile(
+    "abort|timeout|timed out|remote|closed|connect|crash|failed to recv", re.IGNORECASE
+)
 
-    def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
-        """Communicates."""
-        self._store = torch_dist.PrefixStore("set-up", store)
-        self._rank = rank
-        self._world_size = world_size
-        self._limit_s = limit_s
-        self._group: Any = torch_dist.new_group(timeout=timedelta(seconds=limit_s), backend="gloo")
-
-    def doing(self, what: str) -> None:
-        """Notes what this rank does, such as "reading the annotations", for those who wait."""
-        self._store.set(str(self._rank), what)
-
-    def meet(self) -> None:
-        """Waits until every rank has arrived. Raises LostRankError with what the others do if
-        the limit is over, or LostError if one has ended. Communicates (host only)."""
-        self.doing(_WAITING)
-        started = time.monotonic()
-        mine = torch.zeros(1)
-        rows = [torch.empty_like(mine) for _ in range(self._world_size)]
-        work: Any = torch_dist.all_gather(rows, mine, group=self._group, async_op=True)
-        try:
-            while not work.is_completed():  # a signal is noticed here, and not in `wait`
-                time.sleep(_POLL_S)
-            work.wait()
-        except RuntimeError as error:
-            others = self._others()
-            if not _is_about_communication(error) or not others:
-                raise
-            waited_s = time.monotonic() - started
-            kind = LostError if self.end_of_another() else LostRankError
-            raise kind(
-                f"rank {self._rank} waited {waited_s:.0f} s in the set-up for {others}",
-                remedy="see that rank's output for the cause; if it is only slow, raise "
-                "--setup-timeout-s",
-            ) from error
-
-    def end(self, reason: str) -> None:
-        """Notes that this rank ends, and why, for those that will lose it."""
-        with suppress(RuntimeError):  # the rank that holds the store may be gone
-            self.doing(f"ended ({reason})")
-            self._store.set(_ENDED, f"rank {self._rank} ended ({reason})")
-
-    def end_of_another(self) -> str:
-        """The rank that ended by itself, and the reason; empty if there is none, or if it is
-        unknown.
-
-        A store that is cut off does not respond, and no time limit covers all of its calls, so a
-        thread asks it.
-        """
-        answers = []
-
-        def ask() -> None:
-            with suppress(RuntimeError):  # no such note, or the rank that holds the store is gone
-                self._store.wait([_ENDED], timedelta(seconds=_ANSWER_S))
-                answers.append(self._store.get(_ENDED).decode())
-
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(2 * _ANSWER_S)
-        return answers[0] if answers else ""
-
-    def _others(self) -> str:
-        """Describes what the ranks that are not waiting are doing."""
-        described = []
-        for rank in range(self._world_size):
-            what = "starting"
-            if self._store.check([str(rank)]):
-                what = self._store.get(str(rank)).decode()
-            if what != _WAITING:
-                described.append(f"rank {rank}: {what}")
-        return ", ".join(described)
+_groups = itertools.count()  # of several ranks, in this process
 
 
 @dataclass(frozen=True)
@@ -128,7 +61,7 @@ class Dist:
     rank: int
     world_size: int
     device: torch.device
-    set_up: SetUp | None = None  # of more than one rank
+    set_up: "SetUp | None" = None  # of more than one rank
 
     def doing(self, what: str) -> None:
         """Notes what this rank does in the set-up of a run, see `SetUp.doing`."""
@@ -225,57 +158,6 @@ def main_process_only(function: Callable[P, Any]) -> Callable[P, Any]:
     return function if read_launch().rank == 0 else lambda *args, **kwargs: None
 
 
-@dataclass(frozen=True)
-class Launch:
-    """What the launcher states about this process. Without a launcher: a single process."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0  # among the ranks of this host
-    local_world_size: int = 1
-
-
-def read_launch() -> Launch:
-    """What torchrun's variables in the environment say. Those that an earlier job left behind do no
-    harm.
-
-    A world of one process needs no address, so it starts regardless of other variables. Raises
-    InputError if values are not numbers or contradict each other, or if the processes of a larger
-    world have no address at which to meet.
-    """
-    world_size = _number_in_environment("WORLD_SIZE", default=1, least=1)
-    if world_size == 1:
-        return Launch()
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if not os.environ.get(name)]
-    if missing:
-        raise InputError(
-            f"the environment sets WORLD_SIZE={world_size}, but not {', '.join(missing)}: start "
-            "with torchrun, or unset WORLD_SIZE to run one process"
-        )
-    _number_in_environment("MASTER_PORT", default=0, least=1)  # PyTorch would raise a traceback
-    rank = _number_in_environment("RANK", default=0, least=0)
-    if rank >= world_size:
-        raise InputError(
-            f"the environment sets RANK={rank}, but WORLD_SIZE={world_size}: start with torchrun, "
-            "or unset both to run one process"
-        )
-    local_rank = _number_in_environment("LOCAL_RANK", default=0, least=0)
-    local_world_size = _number_in_environment("LOCAL_WORLD_SIZE", default=1, least=1)
-    return Launch(rank, world_size, local_rank, local_world_size)
-
-
-def _number_in_environment(name: str, default: int, least: int) -> int:
-    text = os.environ.get(name, "")
-    if not text:
-        return default
-    if not text.isascii() or not text.isdigit() or int(text) < least:
-        raise InputError(
-            f"the environment sets {name}={text}, which is not an integer of at least {least}: "
-            f"start with torchrun, or unset {name}"
-        )
-    return int(text)
-
-
 @contextmanager
 def process_group(
     device: str = "auto", timeout_s: float = 600.0, setup_timeout_s: float = 3600.0
@@ -283,39 +165,55 @@ def process_group(
     """The process group for the time of a run: torchrun's if it started this process, else a world
     of one.
 
-    `device` is "auto", "cpu" or "cuda". Raises InputError for a missing device, or if the program
-    has a process group of its own, which is left as it is; LostRankError if another rank dies or
-    does not answer within `timeout_s`, or in `Dist.meet` within `setup_timeout_s`; LostError if
-    another rank ended by itself: with its reason.
+    `device` is one of `pick_device`. Raises InputError for a missing device, for one that two ranks
+    share, if NCCL cannot work, or if the program has a process group of its own, which is left as
+    it is; LostRankError if another rank dies or does not answer within `timeout_s`, or in
+    `Dist.meet` within `setup_timeout_s`; LostError if another rank ended by itself: with its
+    reason.
     """
-    if torch_dist.is_initialized():
-        text = "this process already has a process group, but redetr creates its own"
-        remedy = "call torch.distributed.destroy_process_group() first"
-        raise InputError(text, remedy=remedy)
+    _require_no_group()
     launch = read_launch()
     rank_device = pick_device(device)
-    backend = "cpu:gloo,cuda:nccl" if rank_device.type == "cuda" else "gloo"
+    has_nccl = torch_dist.is_nccl_available()  # not on Windows, where gloo takes gradients, too
+    uses_nccl = rank_device.type == "cuda" and has_nccl
+    backend = "cpu:gloo,cuda:nccl" if uses_nccl else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}
     set_up = None
+    has_failed = True
     excepthook = sys.excepthook
     try:
         store = _meet_other_ranks(launch, options)
         if launch.world_size > 1:
             set_up = SetUp(store, launch.rank, launch.world_size, setup_timeout_s)
-        yield Dist(launch.rank, launch.world_size, rank_device, set_up)
+        dist = Dist(launch.rank, launch.world_size, rank_device, set_up)
+        if uses_nccl and launch.world_size > 1:
+            _require_different_gpus(dist)
+        yield dist
+        has_failed = False
     except BaseException as error:
-        if _is_about_communication(error):
-            raise _lost_rank(launch.rank, set_up, timeout_s, error) from error
-        if set_up and not isinstance(error, LostRankError):
+        failure = _failure_of(error, launch.rank, set_up, timeout_s)
+        if set_up and not isinstance(failure, LostRankError):
             set_up.end(_reason(error))
-        raise
+        if failure is error:
+            raise
+        raise failure from error
     finally:
         if torch_dist.is_initialized():
-            _close_group()
+            if has_failed and uses_nccl and launch.world_size > 1:
+                _abort_group(rank_device)
+            else:
+                _close_group()
         if launch.world_size == 1:
             # Since the group began, PyTorch's hook prefixes each line of a traceback with the rank:
             # once more for each group, so for each run in a notebook.
             sys.excepthook = excepthook
+
+
+def _require_no_group() -> None:
+    if torch_dist.is_initialized():
+        text = "this process already has a process group, but redetr creates its own"
+        remedy = "call torch.distributed.destroy_process_group() first"
+        raise InputError(text, remedy=remedy)
 
 
 # The group that was closed last, by process. A forked one inherits its parent's without the threads
@@ -335,6 +233,54 @@ def _close_group() -> None:
     torch_dist.destroy_process_group()
 
 
+def _abort_group(device: torch.device) -> None:
+    """Ends the process group without waiting for other ranks, which may be gone: closed in order,
+    NCCL would first finish what it has begun with them, or wait for `timeout_s`.
+
+    In a thread, because even this may wait for ranks of the same host. They notice when this
+    process ends.
+    """
+
+    def abort() -> None:
+        with suppress(RuntimeError):  # of CUDA, once more: the first one is reported
+            torch.cuda.set_device(device)
+            torch_dist.distributed_c10d._abort_process_group()
+
+    _closed_groups[os.getpid()] = torch_dist.group.WORLD
+    aborting = threading.Thread(target=abort, daemon=True)
+    aborting.start()
+    aborting.join(_ABORT_S)
+
+
+def _require_different_gpus(dist: Dist) -> None:
+    """Raises InputError, on all ranks, if two of them have the same GPU. Their numbers do not tell:
+    each process may see a single one. Communicates (host only)."""
+    gpus = dist.gather([str(torch.cuda.get_device_properties(dist.device).uuid)])
+    for rank, gpu in enumerate(gpus):
+        first = gpus.index(gpu)
+        if first < rank:
+            remedy = "start at most one process for each GPU"
+            raise InputError(f"ranks {first} and {rank} share a GPU", remedy=remedy)
+
+
+def _failure_of(
+    error: BaseException, rank: int, set_up: "SetUp | None", timeout_s: float
+) -> BaseException:
+    """The error for the user: one of communication says which rank was lost, or why NCCL does not
+    work on this one."""
+    if not _is_about_communication(error):
+        return error
+    is_of_nccl = isinstance(error, torch_dist.DistBackendError)
+    if is_of_nccl and not _NCCL_LOSS.search(str(error)):
+        message = " ".join(str(error).split())
+        remedy = (
+            "set NCCL_DEBUG=INFO to see more; if this host has several network interfaces, name "
+            "one in NCCL_SOCKET_IFNAME"
+        )
+        return InputError(f"NCCL failed: {message[-200:]}", remedy=remedy)  # ends with the cause
+    return _lost_rank(rank, set_up, timeout_s, error)
+
+
 def _is_about_communication(error: BaseException) -> bool:
     """Whether it is from PyTorch's process groups and stores, NCCL or gloo."""
     if isinstance(error, torch_dist.DistError):
@@ -343,7 +289,7 @@ def _is_about_communication(error: BaseException) -> bool:
 
 
 def _lost_rank(
-    rank: int, set_up: SetUp | None, timeout_s: float, error: BaseException
+    rank: int, set_up: "SetUp | None", timeout_s: float, error: BaseException
 ) -> LostError:
     """What a communication error means: another rank ended, and noted why, or it ended without a
     note."""
@@ -362,10 +308,13 @@ def _meet_other_ranks(launch: Launch, options: dict[str, Any]) -> torch_dist.Sto
     address = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
     try:
         if launch.world_size == 1:
-            store, rank = torch_dist.HashStore(), 0
+            store: torch_dist.Store = torch_dist.HashStore()
+            rank = 0
         else:
             meeting = torch_dist.rendezvous("env://", timeout=options["timeout"])
-            store, rank, _ = next(meeting)
+            shared_store, rank, _ = next(meeting)
+            # A second run of this process would read what the first one left in the store.
+            store = torch_dist.PrefixStore(f"group-{next(_groups)}", shared_store)
         group_store = torch_dist.PrefixStore("group", store)
         torch_dist.init_process_group(
             store=group_store, rank=rank, world_size=launch.world_size, **options
@@ -393,47 +342,13 @@ def _reason(error: BaseException) -> str:
     return reason.strip(" .")[-160:]
 
 
-def rank_cores() -> int:
-    """How many processor cores this process may use: its share among the ranks of its host."""
-    return cores() // read_launch().local_world_size
-
-
-def restart_notes() -> list[str]:
-    """Warnings for the user about the way torchrun restarts ranks."""
-    shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0")):
-        return [
-            "warning: restarted ranks may get the addresses of dead ones: set "
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before you start torchrun"
-        ]
-    return []
-
-
-def pick_device(device: str) -> torch.device:
-    """The device of this process; "auto" is CUDA where there is one. Raises InputError if it is not
-    there."""
-    local_rank = read_launch().local_rank
-    if device not in ("auto", "cpu", "cuda"):
-        raise InputError(f"unknown device {device!r}: choose auto, cpu or cuda")
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise InputError("--device cuda: no CUDA device is visible; use --device cpu")
-    if device == "cpu" or not has_cuda:
-        return torch.device("cpu")
-    if local_rank >= torch.cuda.device_count():
-        raise InputError(
-            f"process {local_rank} has no GPU of its own: start at most "
-            f"{counted(torch.cuda.device_count(), 'process', 'processes')} per host"
-        )
-    torch.cuda.set_device(local_rank)
-    return torch.device("cuda", local_rank)
-
-
-def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
+def check_norms(
+    model: nn.Module, dist: Dist, accumulate: int, is_compiled: bool = False
+) -> list[str]:
     """Warnings for the user about trained BatchNorm layers, whose statistics depend on the batch.
 
     Raises InputError if statistics would differ between ranks or micro-batches, or for synchronised
-    BatchNorm on a CPU, which PyTorch does not support.
+    BatchNorm on a CPU, or compiled for several ranks, which PyTorch does not support.
     """
     # Those of frozen parts are in evaluation mode.
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
@@ -448,6 +363,11 @@ def check_norms(model: nn.Module, dist: Dist, accumulate: int) -> list[str]:
         raise InputError(
             "norm=sync_batch runs only on GPUs: use --model-options norm=frozen_batch with "
             "pretrained weights, norm=group without"
+        )
+    if synchronised and is_compiled and dist.world_size > 1:
+        raise InputError(
+            "norm=sync_batch cannot be compiled for several ranks: leave out --compile, or use "
+            "--model-options norm=frozen_batch with pretrained weights"
         )
     if synchronised and accumulate > 1:
         return [
@@ -495,3 +415,81 @@ def accumulating(model: DistributedDataParallel, last: bool) -> AbstractContextM
     """Around forward and backward of a micro-batch: gradients travel with the last one of the
     window only."""
     return nullcontext() if last else model.no_sync()
+
+
+class SetUp:
+    """The part of a run before its first step, in which ranks may be minutes apart, because one has
+    to read what another has cached. It has its own time limit, and ranks note what they do."""
+
+    def __init__(self, store: torch_dist.Store, rank: int, world_size: int, limit_s: float):
+        """Communicates."""
+        self._store = torch_dist.PrefixStore("set-up", store)
+        self._rank = rank
+        self._world_size = world_size
+        self._limit_s = limit_s
+        self._group: Any = torch_dist.new_group(timeout=timedelta(seconds=limit_s), backend="gloo")
+
+    def doing(self, what: str) -> None:
+        """Notes what this rank does, such as "reading the annotations", for those who wait."""
+        self._store.set(str(self._rank), what)
+
+    def meet(self) -> None:
+        """Waits until every rank has arrived. Raises LostRankError with what the others do if
+        the limit is over, or LostError if one has ended. Communicates (host only)."""
+        self.doing(_WAITING)
+        started = time.monotonic()
+        mine = torch.zeros(1)
+        rows = [torch.empty_like(mine) for _ in range(self._world_size)]
+        work: Any = torch_dist.all_gather(rows, mine, group=self._group, async_op=True)
+        try:
+            while not work.is_completed():  # a signal is noticed here, and not in `wait`
+                time.sleep(_POLL_S)
+            work.wait()
+        except RuntimeError as error:
+            others = self._others()
+            if not _is_about_communication(error) or not others:
+                raise
+            waited_s = time.monotonic() - started
+            kind = LostError if self.end_of_another() else LostRankError
+            raise kind(
+                f"rank {self._rank} waited {waited_s:.0f} s in the set-up for {others}",
+                remedy="see that rank's output for the cause; if it is only slow, raise "
+                "--setup-timeout-s",
+            ) from error
+
+    def end(self, reason: str) -> None:
+        """Notes that this rank ends, and why, for those that will lose it."""
+        with suppress(RuntimeError):  # the rank that holds the store may be gone
+            self.doing(f"ended ({reason})")
+            # The first note stays: the others end because of that rank.
+            self._store.compare_set(_ENDED, "", f"rank {self._rank} ended ({reason})")
+
+    def end_of_another(self) -> str:
+        """The rank that ended by itself, and the reason; empty if there is none, or if it is
+        unknown.
+
+        A store that is cut off does not respond, and no time limit covers all of its calls, so a
+        thread asks it.
+        """
+        answers = []
+
+        def ask() -> None:
+            with suppress(RuntimeError):  # no such note, or the rank that holds the store is gone
+                self._store.wait([_ENDED], timedelta(seconds=_ANSWER_S))
+                answers.append(self._store.get(_ENDED).decode())
+
+        asking = threading.Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(2 * _ANSWER_S)
+        return answers[0] if answers else ""
+
+    def _others(self) -> str:
+        """Describes what the ranks that are not waiting are doing."""
+        described = []
+        for rank in range(self._world_size):
+            what = "starting"
+            if self._store.check([str(rank)]):
+                what = self._store.get(str(rank)).decode()
+            if what != _WAITING:
+                described.append(f"rank {rank}: {what}")
+        return ", ".join(described)

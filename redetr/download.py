@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock
 from rich.console import Console
@@ -27,10 +28,37 @@ _PIECE = 1 << 18
 _PIECE_S = 300.0  # for a piece as a whole
 
 
+def unusable_proxy() -> InputError:
+    """The error for a proxy with a malformed URL, which it does not quote: there may be a password
+    in it."""
+    text = "the proxy of the environment cannot be used: its URL is malformed, or not of http"
+    remedy = "set https_proxy and http_proxy to http://HOST:PORT, or to nothing"
+    return InputError(text, remedy=remedy)
+
+
+def require_usable_proxies() -> None:
+    """Raises InputError if the environment names a proxy with a malformed URL."""
+    for scheme in ("http", "https"):
+        proxy = urllib.request.getproxies().get(scheme)
+        if not proxy:
+            continue
+        address = proxy if "://" in proxy else f"http://{proxy}"
+        try:
+            parts = urlsplit(address)
+            has_path = parts.path not in ("", "/")  # of "http:/host", too
+            is_usable = bool(parts.hostname) and parts.port != 0 and not has_path
+        except ValueError:
+            is_usable = False
+        if not is_usable:
+            raise unusable_proxy()
+
+
 @contextmanager
 def quiet_hub() -> Iterator[None]:
     """Hides the warnings of huggingface_hub in the block: it prints two lines per failed attempt,
-    and an error that says the same follows. HF_HUB_VERBOSITY in the environment wins."""
+    and an error that says the same follows. HF_HUB_VERBOSITY in the environment wins. Raises
+    InputError for a proxy that would be a traceback of its HTTP library."""
+    require_usable_proxies()
     logger = logging.getLogger("huggingface_hub")
     level = logger.level
     if "HF_HUB_VERBOSITY" not in os.environ:

@@ -67,7 +67,7 @@ def with_earlier_network(
     return {**options, "backbone": name}
 
 
-def as_of_today(values: dict[str, Any]) -> dict[str, Any]:
+def migrated(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run by name, with the names, defaults and units of this version."""
     values = _present_model(values)
     values = _present_norm(values)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy, box_xyxy_to_cxcywh
 
-UP = 0.5  # the last value but one, in sizes of the box
+UPPER_BOUND = 0.5  # `up` in D-FINE: the last value of W(n) but one, in sizes of the box
 _TEMPERATURE = 5  # softens the distributions that are compared in distillation
 
 
@@ -33,7 +33,8 @@ class Edges(NamedTuple):
 
 
 def bin_values(bound: Tensor, bins: int) -> Tensor:
-    """Returns how far an edge moves for each bin, `[bins + 1]`, in sizes of the box / `reg_scale`.
+    """Returns the weighting function W(n) of D-FINE: how far an edge moves for each bin,
+    `[bins + 1]`, in sizes of the box / `reg_scale`.
 
     They grow geometrically from 0 in the middle to `bound` `[1]`; the first and the last are twice
     as far.
@@ -112,7 +113,7 @@ def localization_sums(
     first_boxes = edges.first_boxes.expand(layers, -1, -1, -1)
     first_boxes = first_boxes.gather(2, index[..., :4])  # [L, B, T, 4]
 
-    bound = boxes.new_full((1,), UP * reg_scale)
+    bound = boxes.new_full((1,), UPPER_BOUND * reg_scale)
     values = bin_values(bound, num_values - 1)
     moves = moves_between(first_boxes, boxes, reg_scale)
     lower, upper_share = between_values(moves, values)

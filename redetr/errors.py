@@ -9,6 +9,8 @@ INTERRUPTED = 130  # the exit code of a program that Ctrl-C has ended, in every 
 
 _CREDENTIALS = re.compile(r"(?<=://)[^\s/]*@")  # of a URL
 
+_CUDA_EXHAUSTED = re.compile("CU(BLAS|DNN)_STATUS_ALLOC_FAILED|CUDA error: out of memory")
+
 # What to do about an error of the operating system.
 _REMEDIES = {
     errno.EACCES: "change its permissions, or give another path",
@@ -116,9 +118,10 @@ def first_line(error: BaseException) -> str:
 def exhausted_memory(error: Exception) -> str | None:
     """Says which memory could not be allocated; None if that is not what happened.
 
-    PyTorch has a class of its own for the GPU's memory, but not for the host's.
+    PyTorch has a class of its own for the GPU's memory, but not for the host's. Libraries of CUDA
+    that need memory for themselves have none.
     """
-    if type(error).__name__ == "OutOfMemoryError":
+    if type(error).__name__ == "OutOfMemoryError" or _CUDA_EXHAUSTED.search(str(error)):
         return "out of GPU memory"
     if isinstance(error, MemoryError) or "DefaultCPUAllocator" in str(error):
         return "out of host memory"

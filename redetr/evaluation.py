@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from redetr.labels import (
     with_labels,
     with_model_labels,
 )
-from redetr.losses import DIVISORS, NUM_DIVISORS, SetCriterion
+from redetr.losses import DENOMINATOR_OF, NUM_DENOMINATORS, SetCriterion
 from redetr.masks import encode
 from redetr.metrics import CocoResult
 from redetr.panoptic import panoptic_of_batch
@@ -38,6 +38,14 @@ from redetr.structures import Batch, DatasetDetections, DetectionModel, Outputs,
 from redetr.truth import TruthObjects, holds_masks
 
 Losses = dict[str, float]  # by the names of `SetCriterion`
+
+
+class RankDetections(NamedTuple):
+    """What a model gives on the images of this rank, and its losses."""
+
+    detections: DatasetDetections
+    segments: DatasetDetections | None  # None where panoptic quality cannot be measured
+    losses: Losses  # of the whole data set; empty without a criterion
 
 
 def evaluate(
@@ -69,15 +77,13 @@ def evaluate(
     _require_usable(model, dataset, classes, batch_size, dtype, num_workers)
     require_callable(criterion=criterion, on_batch=on_batch)
     dist = dist or _alone(model)
-    segments: list[DatasetDetections] = []
     was_training = model.training
     try:
-        share, losses = detect_classes(
+        local = detect_classes(
             model,
             dataset,
             dist,
             classes=classes,
-            segments=segments,
             image_size=image_size,
             batch_size=batch_size,
             dtype=dtype,
@@ -88,8 +94,8 @@ def evaluate(
         )
     finally:
         model.train(was_training)
-    result = with_quality(model, dataset, share, segments, dist)
-    return replace(result, losses=losses)
+    result = with_quality(model, dataset, local, dist)
+    return replace(result, losses=local.losses)
 
 
 def _require_usable(
@@ -114,51 +120,43 @@ def _require_usable(
 
 
 def with_quality(
-    model: DetectionModel,
-    dataset: DetectionDataset,
-    share: DatasetDetections,
-    segments: list[DatasetDetections],
-    dist: Dist,
+    model: DetectionModel, dataset: DetectionDataset, local: RankDetections, dist: Dist
 ) -> CocoResult:
-    """The numbers of this rank's detections and, if it can be measured, panoptic quality.
-
-    Both are what `detect_classes` gives. Communicates.
-    """
+    """The numbers of all ranks' detections and, if it can be measured, panoptic quality; `local`
+    are those of this rank. Communicates."""
     objects = TruthObjects.from_dataset(dataset)
-    result = shared_metrics(objects, share, dist)
-    quality = quality_of(model, dataset, segments, dist, objects)
+    result = shared_metrics(objects, local.detections, dist)
+    quality = quality_of(dataset, local.segments, dist, objects)
     why_no_masks = objects.why_no_masks if model.has_masks else ""
     return replace(result, panoptic=quality, why_no_masks=why_no_masks)
 
 
 def quality_of(
-    model: DetectionModel,
     dataset: DetectionDataset,
-    segments: list[DatasetDetections],
+    segments: DatasetDetections | None,
     dist: Dist,
     objects: TruthObjects | None = None,
     by_image: bool = False,
 ) -> PanopticResult | None:
-    """Panoptic quality of the segments that `detect_classes` gives on this rank; None if it cannot
-    be measured.
+    """Panoptic quality of this rank's segments and those of the others; None if it cannot be
+    measured, as with None instead of segments.
 
     `objects` are those of the data set, if they are known already; `by_image` is that of
     `shared_quality`. Communicates.
     """
-    if not has_quality(model, dataset):
+    if segments is None:
         return None
     if objects is None:
         objects = TruthObjects.from_dataset(dataset)
     if objects.masks is None:  # of a user's own data set: only some targets have masks
         return None
-    mine = DatasetDetections.concatenate(segments)
-    return shared_quality(objects, mine, dataset.is_thing, dist, by_image)
+    return shared_quality(objects, segments, dataset.is_thing, dist, by_image)
 
 
 def has_quality(model: DetectionModel, dataset: DetectionDataset) -> bool:
     """Whether panoptic quality can be measured: of a panoptic model, on data that says what things
     and what stuff is, and holds the masks of all objects."""
-    return model.original_masks and bool(dataset.is_thing) and holds_masks(dataset)
+    return model.is_panoptic and bool(dataset.is_thing) and holds_masks(dataset)
 
 
 def detect_classes(
@@ -167,9 +165,8 @@ def detect_classes(
     dist: Dist | None = None,
     *,
     classes: Sequence[tuple[int, str]] | None = None,
-    segments: list[DatasetDetections] | None = None,
     **options: Any,
-) -> tuple[DatasetDetections, Losses]:
+) -> RankDetections:
     """What `detect_share` returns, with the labels of the data set; options as there.
 
     `classes` are the (category id, name) of the model's labels, by default those of the data set;
@@ -180,20 +177,19 @@ def detect_classes(
     classes of the data set. Communicates.
     """
     label_of = labels_in(dataset, model.num_classes, classes)
-    model_segments: list[DatasetDetections] = []
     is_thing = model.is_thing or things_of(dataset, label_of)
-    detections, losses = detect_share(
+    local = detect_share(
         model,
         dataset,
         dist,
-        segments=model_segments,
         is_thing=is_thing,
         model_labels=model_labels_of(label_of),
         **options,
     )
-    if segments is not None:
-        segments += [with_labels(part, label_of) for part in model_segments]
-    return with_labels(detections, label_of), losses
+    segments = None
+    if local.segments is not None:
+        segments = with_labels(local.segments, label_of)
+    return RankDetections(with_labels(local.detections, label_of), segments, local.losses)
 
 
 @exact_products()
@@ -210,14 +206,12 @@ def detect_share(
     loader_timeout_s: float = ANSWER_S,
     criterion: SetCriterion | None = None,
     on_batch: Callable[[int], Any] = lambda images: None,
-    segments: list[DatasetDetections] | None = None,
     is_thing: Sequence[bool] = (),
     model_labels: Tensor | None = None,
-) -> tuple[DatasetDetections, Losses]:
+) -> RankDetections:
     """This rank's detections on `dataset`, and with a `criterion` the losses of all of it.
 
-    Each image is processed once, over all ranks. Options are those of `evaluate`. If panoptic
-    quality can be measured, the segments of each batch are appended to `segments`; `is_thing` `[C]`
+    Each image is processed once, over all ranks. Options are those of `evaluate`; `is_thing` `[C]`
     says which classes of the model are things, by default all. `model_labels` are those of the
     model for the labels of `dataset`, by default the same; detections have the model's. They have
     masks if both the model and the targets do. Leaves the model in evaluation mode. Raises
@@ -231,6 +225,7 @@ def detect_share(
     pin_memory = dist.device.type == "cuda"
     batches = load_batches(samples, sampler, num_workers, pin_memory, loader_timeout_s)
     parts = []
+    segment_parts = []
     with_masks = model.has_masks and holds_masks(dataset)
     with_segments = has_quality(model, dataset)
     indices: list[int] = []
@@ -243,11 +238,12 @@ def detect_share(
         batch_indices = [index for _, index in keys]
         indices += batch_indices
         parts.append(_detections_of_batch(model, outputs, batch, batch_indices, with_masks))
-        if segments is not None and with_segments:
-            segments.append(_segments_of_batch(model, outputs, batch, batch_indices, is_thing))
+        if with_segments:
+            segment_parts.append(_segments_of_batch(model, outputs, batch, batch_indices, is_thing))
         on_batch(len(batch_samples))
     _require_each_once(dist.gather(indices), len(dataset))
-    return DatasetDetections.concatenate(parts), sums.losses(dist)
+    segments = DatasetDetections.concatenate(segment_parts) if with_segments else None
+    return RankDetections(DatasetDetections.concatenate(parts), segments, sums.losses(dist))
 
 
 def _require_each_once(indices: list[int], num_images: int) -> None:
@@ -286,14 +282,14 @@ def _detections_of_batch(
 ) -> DatasetDetections:
     """The detections in images with these indices."""
     orig_sizes = torch.tensor([target["orig_size"] for target in batch.targets])
-    kind = model.loss_config.scores
-    scores, labels, boxes, queries = decode(outputs, orig_sizes, kind, model.most_detections)
+    decoded = decode(outputs, orig_sizes, model.loss_config.scores, model.max_detections)
+    scores, labels, boxes, queries = decoded
     detections_per_image = scores.shape[1]
     masks = None
     if with_masks:
         stored_sizes = [target["orig_size"] for target in batch.targets]
         by_image = compressed_masks(
-            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.original_masks
+            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.is_panoptic
         )
         masks = list(chain.from_iterable(by_image))
     return DatasetDetections(
@@ -381,7 +377,7 @@ class _LossSums:
             return
         if self._model_labels is not None:
             targets = [with_model_labels(target, self._model_labels) for target in targets]
-        undivided = torch.ones(NUM_DIVISORS, dtype=torch.float64)
+        undivided = torch.ones(NUM_DENOMINATORS, dtype=torch.float64)
         losses = self._criterion(outputs, targets, undivided)
         del losses["loss"]  # its parts have different counts
         values = torch.stack(list(losses.values())).tolist()
@@ -401,7 +397,7 @@ class _LossSums:
         total = 0.0
         for name, value in sums.items():
             term = _term_of(name)
-            losses[name] = value / divisors[DIVISORS[term]]
+            losses[name] = value / divisors[DENOMINATOR_OF[term]]
             total += weights[term] * losses[name]
         return {"loss": total, **losses}
 

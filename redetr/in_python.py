@@ -10,8 +10,9 @@ from torch import nn
 
 from redetr.choices import AUGMENT_IN_PYTHON, DATA_IN_PYTHON
 from redetr.config import TrainConfig
-from redetr.data.dataset import DetectionDataset, require_alike, require_valid
+from redetr.data.dataset import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
+from redetr.data.own_data import require_alike, require_valid
 from redetr.errors import InputError
 from redetr.wording import counted
 

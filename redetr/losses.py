@@ -22,7 +22,7 @@ from redetr.denoising import known_objects
 from redetr.edges import Edges, distillation_sums, localization_sums
 from redetr.mask_losses import mask_sums
 from redetr.matcher import cost_matrix, match
-from redetr.structures import LossConfig, Outputs, Target
+from redetr.structures import LossConfig, Outputs, Target, to_device
 from redetr.wording import counted
 
 # "mal": exponent of the IoU target and of the weight of unmatched scores (Huang et al., DEIM,
@@ -43,8 +43,8 @@ _LARGEST_FRACTION = 2.0
 
 # The entries of `SetCriterion.denominators`, and the one that each term of the loss is divided by.
 _BOXES, _CLASSES, _MATCHED_EDGES, _OTHER_EDGES = range(4)
-NUM_DIVISORS = 4
-DIVISORS = {
+NUM_DENOMINATORS = 4
+DENOMINATOR_OF = {
     "loss_ce": _CLASSES,
     "loss_bbox": _BOXES,
     "loss_giou": _BOXES,
@@ -59,7 +59,7 @@ DIVISORS = {
 class Predictions(NamedTuple):
     """One set of predictions to be matched: the decoder's layers, or the encoder's proposals."""
 
-    names: list[str]  # suffix of the loss names, per layer
+    suffixes: list[str]  # of the names of the losses, for each layer
     logits: Tensor  # [L, B, Q, K]
     boxes: Tensor  # [L, B, Q, 4] cxcywh
     edges: Edges | None = None  # of the last layers, if they have any
@@ -72,11 +72,11 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     """
     earlier_layers = outputs.get("aux_outputs", [])
     layers = [*earlier_layers, outputs]
-    names = [f"_{i}" for i in range(len(earlier_layers))]
-    names.append("")  # the last layer's losses have plain names
+    suffixes = [f"_{i}" for i in range(len(earlier_layers))]
+    suffixes.append("")  # the last layer's losses have plain names
     if "pre_outputs" in outputs:
         layers.insert(0, outputs["pre_outputs"])
-        names.insert(0, "_pre")
+        suffixes.insert(0, "_pre")
     logits = torch.stack([layer["pred_logits"] for layer in layers])  # [L, B, Q, K]
     boxes = torch.stack([layer["pred_boxes"] for layer in layers])  # [L, B, Q, 4]
     edge_logits = [layer["edge_logits"] for layer in layers if "edge_logits" in layer]
@@ -84,7 +84,7 @@ def decoder_predictions(outputs: Outputs) -> Predictions:
     if edge_logits:
         by_edge = torch.stack(edge_logits).unflatten(-1, (4, -1))  # [L, B, Q, 4, N]
         edges = Edges(at_least_float32(by_edge), at_least_float32(outputs["first_boxes"]))
-    return Predictions(names, at_least_float32(logits), at_least_float32(boxes), edges)
+    return Predictions(suffixes, at_least_float32(logits), at_least_float32(boxes), edges)
 
 
 def noisy_predictions(
@@ -100,11 +100,11 @@ def noisy_predictions(
     logits = predictions.logits  # [L, B, M, K]
     layers, _, num_noisy, _ = logits.shape
     queries, is_padding = known_objects(num_objects, groups, num_noisy)
-    queries = queries.to(logits.device, non_blocking=True).expand(layers, -1, -1)
-    is_padding = is_padding.to(logits.device, non_blocking=True)
+    queries = to_device(queries, logits.device).expand(layers, -1, -1)
+    is_padding = to_device(is_padding, logits.device)
     judged_logits = logits.masked_fill(is_padding[..., None], _SCORE_0)
-    names = [f"_dn{name}" for name in predictions.names]
-    return predictions._replace(names=names, logits=judged_logits), queries
+    suffixes = [f"_dn{suffix}" for suffix in predictions.suffixes]
+    return predictions._replace(suffixes=suffixes, logits=judged_logits), queries
 
 
 class SetCriterion(nn.Module):
@@ -160,37 +160,37 @@ class SetCriterion(nn.Module):
         return torch.tensor([boxes, matched, unmatched], dtype=torch.float64)
 
     def denominators(
-        self, counts: Tensor, window: Tensor, world_size: int = 1, accumulate: int = 1
+        self, counts: Tensor, step_counts: Tensor, world_size: int = 1, accumulate: int = 1
     ) -> Tensor:
-        """Returns the divisors of the sums of one micro-batch, `[4]`.
+        """Returns the denominators of the sums of one micro-batch, `[4]`.
 
         They are those of boxes, classes, edges of matched queries and edges of other queries;
-        `DIVISORS` has the index for each term.
+        `DENOMINATOR_OF` has the index for each term.
 
-        `counts` `[3]` are those of this micro-batch. `window` `[3]` is their sum over the window,
-        which is all micro-batches of this optimizer step on all ranks. Gradients are averaged over
-        ranks afterwards, hence the division by `world_size`; it follows the clamp, so that few
-        boxes on many ranks are not scaled down.
+        `counts` `[3]` are those of this micro-batch, `step_counts` `[3]` their sum over all
+        micro-batches of the optimizer step on all ranks. Gradients are averaged over ranks
+        afterwards, hence the division by `world_size`; it follows the clamp, so that few boxes on
+        many ranks are not scaled down.
 
         Softmax scores are normalised by the sum of class weights, which are 1 for queries with a
         box and `eos_coef` for others; sigmoid scores by boxes. With
         `class_normalization="per_rank"`, the class loss is divided by the micro-batch's count, as
         in the original; the result then depends on how the batch is split.
         """
-        boxes = window[0].clamp(min=1) / world_size
+        boxes = step_counts[0].clamp(min=1) / world_size
         share: float
         if self.class_normalization == "per_rank":
             # The gradient is a mean over ranks, but a sum over accumulated micro-batches.
             class_counts, share = counts, accumulate
         else:
-            class_counts, share = window, 1 / world_size
+            class_counts, share = step_counts, 1 / world_size
         num_boxes, matched, unmatched = class_counts
         if self.config.scores == "softmax":
             class_weight = matched + self.config.eos_coef * unmatched
             classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * share
         else:
             classes = num_boxes.clamp(min=1) * share
-        matched_edges, other_edges = distillation_divisors(window[1], window[2])
+        matched_edges, other_edges = distillation_denominators(step_counts[1], step_counts[2])
         return torch.stack([boxes, classes, matched_edges / world_size, other_edges / world_size])
 
     def forward(
@@ -198,21 +198,22 @@ class SetCriterion(nn.Module):
     ) -> dict[str, Tensor]:
         """Returns the losses by name, and their weighted total as "loss"; all are scalars.
 
-        The names are `loss_ce`, `loss_bbox`, `loss_giou` for the last decoder layer, with suffix
-        `_0`, `_1`, ... for the earlier ones, `_pre` for boxes that are proposed within the first
-        one (D-FINE), `_enc` for the encoder's proposals, and `_dn`, `_dn_0`, ... for noisy queries
-        if the outputs hold theirs. Layers that hold the edges of
-        their boxes as distributions also have `loss_fgl`, and all of these but the last `loss_ddf`
-        and `loss_ddn`: see `edges.py`. The last layer of a model with masks has `loss_mask` and
-        `loss_dice`: see `mask_losses.py`. `targets` hold `labels` `[T]`, `boxes` `[T, 4]`, cxcywh
-        as fractions of the image, and `masks` `[T, h, w]` where these are known. `denominators`
-        `[4]` are those of the method of that name; by default the batch stands alone. The losses of
-        noisy queries are divided by the number of groups times `noisy_denominators`. Images without
-        objects are fine: every loss stays connected to the graph. Computed in fp32 or fp64.
+        - `loss_ce`, `loss_bbox`, `loss_giou`: of the last decoder layer. A suffix names another
+          one: `_0`, `_1`, ... the earlier layers, `_pre` boxes that are proposed within the first
+          one (D-FINE), `_enc` the encoder's proposals, `_dn`, `_dn_0`, ... noisy queries.
+        - `loss_fgl`, `loss_ddf`, `loss_ddn`: of layers that hold the edges of their boxes as
+          distributions, the last two not of the very last one: see `edges.py`.
+        - `loss_mask`, `loss_dice`: of the last layer of a model with masks: see `mask_losses.py`.
 
-        Raises ValueError unless there are as many targets as images, and for labels or boxes of
-        another shape; if the targets are on the host, also for labels outside the model's classes
-        and for boxes in pixels.
+        `targets` hold `labels` `[T]`, `boxes` `[T, 4]`, cxcywh as fractions of the image, and
+        `masks` `[T, h, w]` where these are known. `denominators` `[4]` are those of the method of
+        that name; by default the batch stands alone. The losses of noisy queries are divided by the
+        number of groups times `noisy_denominators`. Images without objects are fine: every loss
+        stays connected to the graph. Computed in fp32 or fp64.
+
+        Raises ValueError unless there are as many targets as images, for labels or boxes of another
+        shape, and if proposals are to be judged, but `aux_loss` of the model is off; if the targets
+        are on the host, also for labels outside the model's classes and for boxes in pixels.
         """
         logits = outputs["pred_logits"]
         num_images = len(logits)
@@ -229,8 +230,12 @@ class SetCriterion(nn.Module):
 
         sets = [decoder_predictions(outputs)]
         if self.config.proposals:
+            if "enc_outputs" not in outputs:
+                raise ValueError(
+                    "the outputs lack the encoder's proposals: set aux_loss of the model to True"
+                )
             proposals = decoder_predictions(outputs["enc_outputs"])
-            sets.append(proposals._replace(names=["_enc"]))
+            sets.append(proposals._replace(suffixes=["_enc"]))
 
         dtype = sets[0].logits.dtype
         denominators = denominators.to(logits.device, dtype, non_blocking=True)
@@ -250,8 +255,8 @@ class SetCriterion(nn.Module):
         labels = pad_sequence([target["labels"] for target in targets], batch_first=True)
         boxes = pad_sequence([target["boxes"] for target in targets], batch_first=True)
         self._require_ranges(labels, boxes)
-        labels = labels.to(device, torch.int64, non_blocking=True)  # [B, T]
-        boxes = boxes.to(device, dtype, non_blocking=True)  # [B, T, 4]
+        labels = to_device(labels, device).long()  # [B, T]
+        boxes = to_device(boxes, device).to(dtype)  # [B, T, 4]
 
         costs: list[Tensor] = []
         with torch.no_grad():
@@ -266,7 +271,7 @@ class SetCriterion(nn.Module):
         parts: list[tuple[dict[str, Tensor], Tensor]] = []
         for predictions, queries in zip(sets, matched_queries, strict=True):
             sums = self._sums(predictions, queries, labels, boxes)
-            parts.append(self._divided(sums, denominators, predictions.names))
+            parts.append(self._divided(sums, denominators, predictions.suffixes))
         if self.config.has_masks:
             last_queries = matched_queries[0][-1]  # [B, T]
             sums = mask_sums(outputs, last_queries, targets, self.config.mask_region)
@@ -278,8 +283,8 @@ class SetCriterion(nn.Module):
             sums = self._sums(
                 predictions, queries, labels.repeat(1, groups), boxes.repeat(1, groups, 1)
             )
-            divisors = groups * noisy_denominators(denominators)
-            parts.append(self._divided(sums, divisors, predictions.names))
+            noisy = groups * noisy_denominators(denominators)
+            parts.append(self._divided(sums, noisy, predictions.suffixes))
         return _joined(parts)
 
     def _require_ranges(self, labels: Tensor, boxes: Tensor) -> None:
@@ -303,19 +308,19 @@ class SetCriterion(nn.Module):
             )
 
     def _divided(
-        self, sums: dict[str, Tensor], denominators: Tensor, names: list[str]
+        self, sums: dict[str, Tensor], denominators: Tensor, suffixes: list[str]
     ) -> tuple[dict[str, Tensor], Tensor]:
         """Returns the losses of some layers by name, and their weighted total.
 
-        `sums` are those of `_sums`, `names` the suffixes of the layers.
+        `sums` are those of `_sums`, `suffixes` those of the names of the losses, for each layer.
         """
         losses: dict[str, Tensor] = {}
         total = denominators.new_zeros(())
         for term, sum_per_layer in sums.items():
-            per_layer = sum_per_layer / denominators[DIVISORS[term]]
+            per_layer = sum_per_layer / denominators[DENOMINATOR_OF[term]]
             total = total + getattr(self.config, term) * per_layer.sum()
-            suffixes = _layers_with(term, names, len(per_layer))
-            for suffix, loss in zip(suffixes, per_layer.unbind(), strict=True):
+            of_term = _layers_with(term, suffixes, len(per_layer))
+            for suffix, loss in zip(of_term, per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
         return losses, total
 
@@ -388,12 +393,12 @@ def _joined(parts: list[tuple[dict[str, Tensor], Tensor]]) -> dict[str, Tensor]:
     return losses
 
 
-def _layers_with(term: str, names: list[str], count: int) -> list[str]:
-    """The name suffixes of the `count` layers that have this term: the last ones, except that the
-    very last is the teacher in distillation, and has none of its terms."""
+def _layers_with(term: str, suffixes: list[str], count: int) -> list[str]:
+    """The suffixes of the `count` layers that have this term: the last ones, except that the very
+    last is the teacher in distillation, and has none of its terms."""
     if term in ("loss_ddf", "loss_ddn"):
-        names = names[:-1]
-    return names[len(names) - count :]
+        suffixes = suffixes[:-1]
+    return suffixes[len(suffixes) - count :]
 
 
 def _require_shapes(index: int, target: Target) -> None:
@@ -412,7 +417,7 @@ def _require_shapes(index: int, target: Target) -> None:
         raise ValueError(f"target {index}: masks {list(masks.shape)}, expected [T, h, w]")
 
 
-def distillation_divisors(matched: Tensor, unmatched: Tensor) -> tuple[Tensor, Tensor]:
+def distillation_denominators(matched: Tensor, unmatched: Tensor) -> tuple[Tensor, Tensor]:
     """Returns what distillation is divided by, for these numbers of queries with and without a box.
 
     The loss is the average of two means over edges, which are weighted by the roots of their

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.boxes import at_least_float32
-from redetr.structures import Outputs, RelativeBoxes, Size, Target
+from redetr.structures import Outputs, RelativeBoxes, Size, Target, to_device
 
 _FOCAL_ALPHA = 0.25
 _FOCAL_GAMMA = 2
@@ -43,6 +43,14 @@ class _Objects(NamedTuple):
     image: Tensor  # [N] int64
     row: Tensor  # [N] int64, which of its image
     has_mask: Tensor  # [N] bool
+
+
+class _Points(NamedTuple):
+    """The predictions and the truth of N objects at P points each."""
+
+    logits: Tensor  # [N, P]
+    goals: Tensor  # [N, P], 1 in the mask, 0 outside
+    weights: Tensor  # [N, P], 1 in the image, 0 outside
 
 
 def mask_sums(
@@ -61,34 +69,47 @@ def mask_sums(
     targets = [_on_host(target) for target in targets]
     objects = _objects_of(targets)
     device = queries.device
-    image = _sent(objects.image, device)
-    row = _sent(objects.row, device)
-    has_mask = _sent(objects.has_mask, device)
+    image = to_device(objects.image, device)
+    row = to_device(objects.row, device)
+    has_mask = to_device(objects.has_mask, device)
     num_queries = outputs["pred_logits"].shape[1]
     is_judged = has_mask & (queries[image, row] < num_queries)  # [N]
     logits = _matched_masks(outputs, queries.clamp(max=num_queries - 1), image, row)  # [N, h, w]
 
-    canvas = outputs["canvas"]
     if region == "canvas":
-        values = _sent(_on_canvas(targets, canvas), device)  # [N, H, W]
-        enlarged = F.interpolate(logits[:, None], size=canvas, mode="bilinear")
-        at_points = enlarged[:, 0].flatten(1)
-        goals = values.flatten(1).to(logits.dtype)
-        counts = torch.ones_like(goals)
-        by_point = _focal(at_points, goals)
+        points = _every_pixel(logits, targets, outputs["canvas"])
+        by_point = _focal(points.logits, points.goals)
     else:
-        points, values, inside = _sampled(targets, canvas)
-        at_points = _read(logits, _sent(points, device).to(logits.dtype))  # [N, P]
-        goals = _sent(values, device).to(logits.dtype)
-        counts = _sent(inside, device).to(logits.dtype)
-        by_point = F.binary_cross_entropy_with_logits(at_points, goals, reduction="none")
-    by_object = (by_point * counts).sum(1) / counts.sum(1).clamp(min=1)  # [N]
-    dice = _dice(at_points.sigmoid() * counts, goals)
+        points = _around_objects(logits, targets, outputs["canvas"])
+        by_point = F.binary_cross_entropy_with_logits(points.logits, points.goals, reduction="none")
+    num_points = points.weights.sum(1).clamp(min=1)
+    by_object = (by_point * points.weights).sum(1) / num_points  # [N]
+    dice = _dice(points.logits.sigmoid() * points.weights, points.goals)
     judged = is_judged.to(logits.dtype)
     return {
         "loss_mask": (by_object * judged).sum()[None],
         "loss_dice": (dice * judged).sum()[None],
     }
+
+
+def _every_pixel(logits: Tensor, targets: list[Target], canvas: Size) -> _Points:
+    """Returns the pixels of the padded canvas, to which `logits` `[N, h, w]` are enlarged."""
+    enlarged = F.interpolate(logits[:, None], size=canvas, mode="bilinear")
+    masks = to_device(_on_canvas(targets, canvas), logits.device)  # [N, H, W]
+    goals = masks.flatten(1).to(logits.dtype)
+    return _Points(enlarged[:, 0].flatten(1), goals, torch.ones_like(goals))
+
+
+def _around_objects(logits: Tensor, targets: list[Target], canvas: Size) -> _Points:
+    """Returns points in the frames around the objects, at which `logits` `[N, h, w]` are
+    sampled."""
+    points, values, inside = _sampled(targets, canvas)
+    device = logits.device
+    dtype = logits.dtype
+    at_points = _read(logits, to_device(points, device).to(dtype))
+    goals = to_device(values, device).to(dtype)
+    weights = to_device(inside, device).to(dtype)
+    return _Points(at_points, goals, weights)
 
 
 def _on_host(target: Target) -> Target:
@@ -98,14 +119,6 @@ def _on_host(target: Target) -> Target:
     if "masks" in target:
         moved["masks"] = target["masks"].cpu()
     return moved
-
-
-def _sent(values: Tensor, device: torch.device) -> Tensor:
-    """Returns values of the host on the device; a GPU's copy does not wait for what it computes, as
-    it would from memory that is not pinned."""
-    if device.type == "cuda":
-        values = values.pin_memory()
-    return values.to(device, non_blocking=True)
 
 
 def _objects_of(targets: list[Target]) -> _Objects:

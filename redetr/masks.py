@@ -11,6 +11,7 @@ from typing import NamedTuple, overload
 import hotcoco.mask
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from redetr.structures import Size
@@ -153,6 +154,14 @@ def decode(counts: Sequence[bytes], size: Size) -> Tensor:
     rles = [{"size": list(size), "counts": text} for text in counts]
     stacked = hotcoco.mask.decode(rles)  # uint8 [H, W, N], of which each mask is one block
     return torch.from_numpy(stacked.view(np.bool_)).permute(2, 0, 1)
+
+
+def areas(counts: Sequence[bytes], size: Size) -> NDArray[np.int64]:
+    """The number of pixels of each compressed mask of an image of this height and width, `[N]`."""
+    if not counts:
+        return np.zeros(0, np.int64)
+    rles = [{"size": list(size), "counts": text} for text in counts]
+    return np.asarray(hotcoco.mask.area(rles), np.int64)
 
 
 def box_rle(box: Sequence[float], size: Size) -> bytes:

@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy, coordinates, iou_and_giou
-from redetr.structures import LossConfig
+from redetr.structures import LossConfig, to_device
 
 # Replaces NaN and infinite costs: NaN and +inf are chosen last, -inf first. The loss itself stays
 # NaN or infinite and is reported there.
@@ -110,10 +110,7 @@ def match(costs: list[Tensor], num_objects: list[int]) -> list[Tensor]:
         start = stop
 
     flat_chosen = np.concatenate([queries.ravel() for queries in chosen])
-    packed = torch.from_numpy(flat_chosen)
-    if device.type == "cuda":
-        # From pinned memory, the copy back runs while the host continues to launch kernels.
-        packed = packed.pin_memory().to(device, non_blocking=True)
+    packed = to_device(torch.from_numpy(flat_chosen), device)
 
     sizes = [queries.size for queries in chosen]
     matched: list[Tensor] = []

@@ -22,8 +22,9 @@ from redetr.config import Settings
 from redetr.data.cache import available_memory
 from redetr.data.loader import Samples
 from redetr.data.views import Stretch
-from redetr.distributed import Dist, read_launch
+from redetr.distributed import Dist
 from redetr.errors import InputError, exhausted_memory
+from redetr.launch import read_launch
 from redetr.losses import SetCriterion
 from redetr.noise import noise_batch
 from redetr.optim import build_optimizer, clip_gradients
@@ -62,7 +63,9 @@ class _GpuMeter:
         torch.cuda.reset_peak_memory_stats(self._device)
         try:
             work()
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if exhausted_memory(error) is None:
+                raise
             return math.inf
         finally:
             torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from redetr.choices import OptimizerName, Schedule
+from redetr.choices import OptimizerName
 from redetr.config import Settings
 from redetr.muon import Muon, is_matrix
 
@@ -68,28 +68,21 @@ def build_optimizer(
     return torch.optim.AdamW(groups, fused=True)
 
 
-def lr_factor(
-    step: int, steps: int, schedule: Schedule, warmup_steps: int, drop_at: float
-) -> float:
-    """Returns the factor of the base learning rate in optimizer step `step` (from 0) of `steps`.
+def lr_factor(config: Settings, step: int) -> float:
+    """Returns the factor of the base learning rates in optimizer step `step`, counted from 0.
 
     Linear warm-up, then "cosine" to 0, "step" (a tenth after the share `drop_at` of all steps) or
     "constant". A pure function, so that a resumed run has the same rates.
     """
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    if schedule == "cosine":
-        cosine_steps = max(1, steps - warmup_steps)
-        progress = min(1.0, (step - warmup_steps) / cosine_steps)
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    if config.schedule == "cosine":
+        cosine_steps = max(1, config.steps - config.warmup_steps)
+        progress = min(1.0, (step - config.warmup_steps) / cosine_steps)
         return 0.5 * (1 + math.cos(math.pi * progress))
-    if schedule == "step" and step >= drop_at * steps:
+    if config.schedule == "step" and step >= config.drop_at * config.steps:
         return 0.1
     return 1.0
-
-
-def learning_rate_factor(config: Settings, step: int) -> float:
-    """The factor of the base learning rates of a run in optimizer step `step`."""
-    return lr_factor(step, config.steps, config.schedule, config.warmup_steps, config.drop_at)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> None:

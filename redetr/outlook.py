@@ -1,6 +1,6 @@
 """Warnings, before a run starts, that it cannot end well, and why."""
 
-from redetr.config import Settings, usual_steps
+from redetr.config import Settings, default_steps
 from redetr.data import DetectionDataset
 from redetr.data.formats.folder import AnnotatedDataset
 from redetr.model_options import parsed_options
@@ -67,7 +67,7 @@ def _published_weights(config: Settings) -> str:
 
 def _too_short(config: Settings, num_images: int) -> list[str]:
     """A note where a run is far shorter than it would be by default."""
-    usual = usual_steps(num_images, config.batch_size)
+    usual = default_steps(num_images, config.batch_size)
     if config.is_faithful or config.steps >= _SHORT_SHARE * usual:
         return []
     percent = 100 * config.steps // usual

@@ -5,16 +5,14 @@ Shapes: B images, Q queries, C classes, K detections of an image.
 
 import math
 from collections.abc import Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
-from redetr.structures import Outputs, Size
-
-Kind = Literal["softmax", "sigmoid"]
+from redetr.structures import Outputs, ScoreFunction, Size
 
 _MASKS_AT_ONCE = 16  # at the size of an image: 300 of a photograph would take 400 MB as logits
 
@@ -28,7 +26,9 @@ class Decoded(NamedTuple):
     queries: Tensor  # [B, K] the query that each comes from
 
 
-def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Decoded:
+def decode(
+    outputs: Outputs, orig_sizes: Tensor, score_function: ScoreFunction, top_k: int
+) -> Decoded:
     """The detections of a batch.
 
     `orig_sizes` is `[B, 2]`: height and width of the original images, best on the model's device.
@@ -37,7 +37,7 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     at the edges of the image.
 
     Computed in fp32 on the model's device; nothing is copied to the host, and the graph can be
-    exported. Raises ValueError for another `kind`.
+    exported. Raises ValueError for another `score_function`.
 
     Source: Carion et al., "End-to-End Object Detection with Transformers", 2020 (softmax); Zhu et
     al., "Deformable DETR", 2021 (sigmoid). Deviations: pairs are ranked by logit and not by score,
@@ -46,11 +46,11 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     inside, so AP is that of the originals or slightly above.
     """
     logits = outputs["pred_logits"].float()
-    if kind == "softmax":
-        best_scores, best_labels = best_classes(logits, kind)
+    if score_function == "softmax":
+        best_scores, best_labels = best_classes(logits, score_function)
         scores, queries = _best_first(best_scores)
         labels = best_labels.gather(1, queries)
-    elif kind == "sigmoid":
+    elif score_function == "sigmoid":
         num_classes = logits.shape[-1]
         pairs = logits.flatten(1)  # [B, Q * C]
         best_logits, pair = pairs.topk(min(top_k, pairs.shape[1]), dim=1)
@@ -59,7 +59,7 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
         labels = (pair % num_classes).gather(1, order)
         queries = (pair // num_classes).gather(1, order)
     else:
-        raise ValueError(f"kind must be softmax or sigmoid, not {kind!r}")
+        raise ValueError(f"score_function must be softmax or sigmoid, not {score_function!r}")
 
     boxes = box_cxcywh_to_xyxy(outputs["pred_boxes"].float())
     width_height = orig_sizes.to(boxes).flip(-1)
@@ -69,10 +69,10 @@ def decode(outputs: Outputs, orig_sizes: Tensor, kind: Kind, top_k: int) -> Deco
     return Decoded(scores, labels, boxes, queries)
 
 
-def best_classes(logits: Tensor, kind: Kind) -> tuple[Tensor, Tensor]:
+def best_classes(logits: Tensor, score_function: ScoreFunction) -> tuple[Tensor, Tensor]:
     """Score and label of each query's best class except "no object", `[..., Q]` each. `logits` are
     `[..., Q, C + 1]` for "softmax", with "no object" last, and `[..., Q, C]` for "sigmoid"."""
-    if kind == "softmax":
+    if score_function == "softmax":
         probabilities = logits.float().softmax(-1)[..., :-1]
     else:
         probabilities = logits.float().sigmoid()
@@ -143,14 +143,18 @@ def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Te
 
     `shares` are those of the rows and the columns that show the image; the rest is padding.
     """
-    points = _pixel_centers(shares, size)  # [*size, 2]
+    height, width = size
+    height_share, width_share = shares
+    y = _pixel_centers(height_share, height)
+    x = _pixel_centers(width_share, width)
     masks = torch.zeros(len(logits), *size, dtype=torch.bool)
-    is_inside = logits > 0
     # Between logits that are not above 0, none is: the rest of the image needs no interpolation.
-    for mask, logit_map, inside in zip(masks, logits, is_inside, strict=True):
-        rows = _reach(inside.any(1), shares[0], size[0])
-        columns = _reach(inside.any(0), shares[1], size[1])
-        grid = points[rows, columns]
+    for mask, logit_map in zip(masks, logits, strict=True):
+        is_inside = logit_map > 0
+        rows = _reach(is_inside.any(1), height_share, height)
+        columns = _reach(is_inside.any(0), width_share, width)
+        grid_y, grid_x = torch.meshgrid(y[rows], x[columns], indexing="ij")
+        grid = torch.stack([grid_x, grid_y], -1)  # [rows, columns, 2]
         if grid.numel():
             values = F.grid_sample(
                 logit_map[None, None], grid[None], padding_mode="border", align_corners=False
@@ -159,15 +163,11 @@ def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Te
     return masks
 
 
-def _pixel_centers(shares: tuple[float, float], size: Size) -> Tensor:
-    """Where the pixels of an image lie in maps of which it fills these `shares`, `[*size, 2]`:
-    (x, y), from -1 to 1 across the maps."""
-    axes = []
-    for share, length in zip(shares, size, strict=True):
-        centers = (torch.arange(length) + 0.5) / length  # in the image
-        axes.append(2 * share * centers - 1)
-    y, x = torch.meshgrid(*axes, indexing="ij")
-    return torch.stack([x, y], -1)
+def _pixel_centers(share: float, length: int) -> Tensor:
+    """Where the `length` rows or columns of an image lie in maps of which it fills this share,
+    `[length]`: from -1 to 1 across the maps."""
+    centers = (torch.arange(length) + 0.5) / length  # in the image
+    return 2 * share * centers - 1
 
 
 def _reach(is_inside: Tensor, share: float, length: int) -> slice:

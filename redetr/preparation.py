@@ -21,10 +21,11 @@ from redetr.data.loader import Samples, spare_workers
 from redetr.data.sampler import SizeOf
 from redetr.data.transforms import Transform, augmentation, final_size
 from redetr.data.unreadable import LIST_FILE, LeaveOut, read_list, what_was_left_out
-from redetr.distributed import Dist, check_norms, restart_notes
+from redetr.distributed import Dist, check_norms
 from redetr.earlier import with_earlier_network
 from redetr.ema import ModelEma
 from redetr.errors import InputError
+from redetr.launch import restart_notes
 from redetr.losses import SetCriterion
 from redetr.micro_batches import choose_accumulation
 from redetr.models import build, options_of
@@ -66,7 +67,7 @@ def prepare(
     is_new_run = not (config.resume and has_checkpoint(Path(config.output)))
     model, notes = _model(config, data, is_new_run, is_training)
     settings = config.resolved(model, data.hints, len(data), is_resumed=not is_new_run)
-    notes += check_norms(model, dist, max(settings.accumulate, 1))
+    notes += check_norms(model, dist, max(settings.accumulate, 1), settings.compile)
     trials = TrialChoices(dist.world_size)
     if not is_new_run:
         file = Path(config.output) / "config.json"
@@ -74,11 +75,12 @@ def prepare(
         notes += kept_notes
     dtype = weights_dtype(PRECISIONS.get(settings.precision, torch.float32))
     model = model.to(dist.device, dtype).to(memory_format=torch.channels_last)
-    images = max(1, settings.batch_size // (dist.world_size * max(settings.accumulate, 1)))
+    num_micro_batches = dist.world_size * max(settings.accumulate, 1)
+    micro_batch = max(1, settings.batch_size // num_micro_batches)
     dist.meet()  # reading data and weights takes some ranks longer than others
-    trials, thread_notes = _with_threads(trials, settings, model, dist, is_new_run, images)
+    trials, thread_notes = _with_threads(trials, settings, model, dist, is_new_run, micro_batch)
     notes += thread_notes
-    settings, precision_notes = _with_precision(settings, model, dist, images)
+    settings, precision_notes = _with_precision(settings, model, dist, micro_batch)
     notes += precision_notes
     if settings.recompute:
         recompute_blocks(model)
@@ -89,15 +91,31 @@ def prepare(
         settings = replace(settings, accumulate=parts)
         trials = replace(trials, accumulate=parts)
         notes.append(note)
+    return _new_state(settings, model, data, notes, trials), criterion
+
+
+def _new_state(
+    settings: Settings,
+    model: DetectionModel,
+    data: DetectionDataset,
+    notes: list[str],
+    trials: TrialChoices,
+) -> State:
     optimizer = build_optimizer(
         model, settings.lr, settings.lr_backbone, settings.weight_decay, settings.optimizer
     )
     names, ids, _ = _classes_of(data)
-    ema = ModelEma(model, settings.ema_decay)
-    state = State(
-        settings, model, ema, optimizer, names, ids, len(data), notes=notes, trials=trials
+    return State(
+        config=settings,
+        model=model,
+        ema=ModelEma(model, settings.ema_decay),
+        optimizer=optimizer,
+        class_names=names,
+        category_ids=ids,
+        num_images=len(data),
+        notes=notes,
+        trials=trials,
     )
-    return state, criterion
 
 
 def _classes_of(

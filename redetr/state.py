@@ -22,15 +22,16 @@ from redetr.data.inventory import (
 )
 from redetr.data.open import absolute_source
 from redetr.data.unreadable import LIST_FILE
-from redetr.distributed import Dist, read_launch
+from redetr.distributed import Dist
 from redetr.earlier import with_present_names
 from redetr.ema import ModelEma
 from redetr.errors import InputError
 from redetr.files import remove_unfinished, write_json
 from redetr.judging import by_importance, in_words, is_better, judge_of
+from redetr.launch import read_launch
 from redetr.micro_batches import why_micro_batches_matter
 from redetr.models.freezing import trains_only_masks
-from redetr.optim import learning_rate_factor
+from redetr.optim import lr_factor
 from redetr.recipes import RECIPES
 from redetr.structures import DetectionModel
 from redetr.trial_choices import KEY as TRIALS
@@ -97,13 +98,13 @@ class State:
     train_time_s: float = 0.0  # without evaluation
     # AP is None before the first evaluation, and where it is undefined
     best: dict[str, Any] = field(default_factory=lambda: {"AP": None, "step": 0})
-    since_best: int = 0  # evaluations
-    evaluated: int = 0  # the step of the last one
+    evaluations_since_best: int = 0
+    last_evaluated_step: int = 0
     repeats_evaluation: bool = False  # of the step at which the run was resumed
     threshold: float | None = None  # the smallest score to show, by the last evaluation
     trials: TrialChoices = field(default_factory=lambda: TrialChoices(world_size=1))
 
-    def about(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """Everything needed to use the weights without the run, from any directory."""
         return {
             "config": self.config.to_dict(),
@@ -118,17 +119,19 @@ class State:
         }
 
     def to_dict(self) -> dict[str, Any]:
+        """The content of a checkpoint: tensors and plain values, which `torch.load` reads with
+        `weights_only=True`."""
         return {
             "model": self.model.state_dict(),
             "ema": self.ema.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "epoch": self.step * self.config.batch_size // self.num_images,
             "train_time_s": self.train_time_s,
-            "since_best": self.since_best,
-            "evaluated": self.evaluated,
+            "since_best": self.evaluations_since_best,
+            "evaluated": self.last_evaluated_step,
             "num_images": self.num_images,
             "world_size": self.trials.world_size,
-            **self.about(),
+            **self.metadata(),
         }
 
     def record(
@@ -146,46 +149,47 @@ class State:
         `pq` and `mask_ap` are None where they were not measured. `by_importance` says which number
         decides.
         """
-        if self.step > self.evaluated:
-            self.since_best += 1
-        self.evaluated = self.step
+        if self.step > self.last_evaluated_step:
+            self.evaluations_since_best += 1
+        self.last_evaluated_step = self.step
         self.threshold = threshold
         numbers = {"AP": ap, "mask_AP": mask_ap, "PQ": pq}
         names = by_importance(numbers, boxes_are_fixed=trains_only_masks(self.model))
         better = is_better(numbers, self.best, names)
         if better:
-            self.since_best = 0
+            self.evaluations_since_best = 0
             self.best = {"AP": ap, "step": self.step}
             if len(names) > 1:
                 self.best |= {name: numbers[name] for name in names}
                 self.best["by"] = names[0]
         return better
 
-    def ending(self) -> str:
+    def end_reason(self) -> str:
         """Why the run has ended; empty while it has not."""
         steps, patience = self.config.steps, self.config.patience
         if self.step == steps:
             return f"ended at step {steps} of {steps}"
-        waited = self.evaluated - self.best["step"]
-        if not patience or self.since_best < _FEWEST_EVALUATIONS or waited < patience * steps:
+        waited = self.last_evaluated_step - self.best["step"]
+        is_patient = not patience or waited < patience * steps
+        if is_patient or self.evaluations_since_best < _FEWEST_EVALUATIONS:
             return ""
         if not self._rate_has_fallen():
             return ""
         judge = in_words(judge_of(self.best))
         return (
             f"ended early at step {self.step} of {steps}: no better {judge} in {waited} steps and "
-            f"{self.since_best} evaluations (--patience {patience:g})"
+            f"{self.evaluations_since_best} evaluations (--patience {patience:g})"
         )
 
     def _rate_has_fallen(self) -> bool:
         """Whether the learning rate has fallen far enough for an early end: AP rises most after it
         does. A constant rate never falls, so it counts as fallen after warm-up."""
         config = self.config
-        if self.evaluated < config.warmup_steps:
+        if self.last_evaluated_step < config.warmup_steps:
             return False
         if config.schedule == "constant":
             return True
-        return learning_rate_factor(config, self.evaluated) < _FALLEN_RATE
+        return lr_factor(config, self.last_evaluated_step) < _FALLEN_RATE
 
     def save(self, folder: Path) -> None:
         """Writes `last.pt`; the previous checkpoint is kept as `previous.pt`."""
@@ -209,9 +213,9 @@ class State:
         if self.best["AP"] == _NO_AP:
             self.best["AP"] = None
         self.train_time_s = saved["train_time_s"]
-        self.since_best = saved.get("since_best", 0)  # older checkpoints have none
+        self.evaluations_since_best = saved.get("since_best", 0)  # older checkpoints have none
         self.model.weights_from = saved.get("weights_from", UNRECORDED)
-        self.evaluated = saved.get("evaluated", 0)
+        self.last_evaluated_step = saved.get("evaluated", 0)
         self.threshold = saved.get("threshold")
         self.repeats_evaluation = self._was_evaluated(before)
 
@@ -222,7 +226,7 @@ class State:
         is cut off in metrics.jsonl. --eval-every may be another one now.
         """
         was_due = before.eval_every > 0 and self.step % before.eval_every == 0
-        return was_due or self.evaluated == self.step
+        return was_due or self.last_evaluated_step == self.step
 
     def _require_same_data(self, path: Path, saved: dict[str, Any]) -> None:
         num_images = saved["num_images"]

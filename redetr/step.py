@@ -13,7 +13,7 @@ from redetr.distributed import Dist, accumulating
 from redetr.losses import SetCriterion
 from redetr.optim import clip_gradients
 from redetr.precision import autocast
-from redetr.structures import Batch, Outputs
+from redetr.structures import Batch, Outputs, to_device
 
 
 @dataclass
@@ -50,8 +50,8 @@ def announce(
 def receive(
     window: StepWindow, criterion: SetCriterion, dist: Dist, dtype: torch.dtype = torch.float32
 ) -> tuple[list[Batch], list[Tensor], bool]:
-    """This rank's batches, the divisors `[4]` of each one's loss sums, and whether any rank wants
-    to stop.
+    """This rank's batches, the denominators `[4]` of the loss sums of each, and whether any rank
+    wants to stop.
 
     Counts and canvas are functions of the global batch, so the gradient does not depend on how the
     batch is split. Waits for the messages of all ranks; if one is gone, raises as `process_group`
@@ -64,12 +64,12 @@ def receive(
     height, width = canvases.amax(0).int().tolist()
     is_stopping = bool(stops.any())
     batches = []
-    divisors = []
+    denominators = []
     for micro_batch, counts in zip(window.samples, window.counts, strict=True):
         batches.append(to_batch(micro_batch, dist.device, (height, width), dtype))
         accumulated = len(window.counts)
-        divisors.append(criterion.denominators(counts, total, dist.world_size, accumulated))
-    return batches, divisors, is_stopping
+        denominators.append(criterion.denominators(counts, total, dist.world_size, accumulated))
+    return batches, denominators, is_stopping
 
 
 def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) -> Outputs:
@@ -82,7 +82,7 @@ def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) ->
         return model(batch.images, batch.padding)
     labels, boxes = noisy_queries(batch.targets, groups, criterion.num_classes)
     device = batch.images.device
-    noisy = NoisyQueries(labels.to(device, non_blocking=True), boxes.to(device, non_blocking=True))
+    noisy = NoisyQueries(to_device(labels, device), to_device(boxes, device))
     return model(batch.images, batch.padding, noisy)
 
 
@@ -105,11 +105,11 @@ def train_step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
-    for batch, divisors in zip(batches, denominators, strict=True):
+    for batch, of_batch in zip(batches, denominators, strict=True):
         with accumulating(model, last=batch is batches[-1]):
             with autocast(batch.images.device, dtype):
                 outputs = training_outputs(model, criterion, batch)
-            losses = criterion(outputs, batch.targets, divisors)
+            losses = criterion(outputs, batch.targets, of_batch)
             losses["loss"].backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach()

@@ -17,9 +17,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from redetr.choices import ClassLoss, ImageSize
 
 Size = tuple[int, int]  # height, width in px
+ScoreFunction = Literal["softmax", "sigmoid"]  # how logits become scores
 # Boxes as a model sees them. A type that `Tensor` does not pass for: otherwise a type checker would
 # take a `StoredTarget` for a `Target`, which has the same keys.
 RelativeBoxes = NewType("RelativeBoxes", Tensor)  # cxcywh, fractions of the unpadded image
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Values on `device`. Those of the host are pinned first, so that their copy to a GPU queues
+    behind its work: from memory that is not pinned, the host would wait for that."""
+    if device.type == "cuda" and values.device.type == "cpu":
+        values = values.pin_memory()
+    return values.to(device, non_blocking=True)
 
 
 class StoredTarget(TypedDict):
@@ -86,38 +95,35 @@ class Outputs(TypedDict):
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The costs and loss weights that belong to a variant of the model.
+    """The matching costs and loss weights of a model variant; the defaults are the original
+    DETR's."""
 
-    The defaults are the original DETR's. `scores="softmax"`: cross-entropy with a "no object" class
-    of weight `eos_coef`. `scores="sigmoid"`: binary cross-entropy towards the IoU of the matched
-    box, as `class_loss` says (see `losses.py`). `proposals`: whether the outputs hold those of the
-    encoder (`enc_outputs`), which are matched and evaluated like a layer of the decoder.
-    `denoising`: how many groups of noisy queries the model is trained with, see `denoising.py`.
-    `loss_fgl`, `loss_ddf` and `loss_ddn` are the weights of the losses of edges, see `edges.py`:
-    fine-grained localisation (FGL), and distillation (DDF) of queries with an object and of those
-    with none; `reg_scale` is that of the model. `loss_mask` and `loss_dice` are the weights of the
-    losses of masks, which are judged on the whole canvas or on crops around objects as
-    `mask_region` says: see `mask_losses.py`.
-    """
-
-    scores: Literal["softmax", "sigmoid"] = "softmax"
+    # "softmax": cross-entropy with a "no object" class; "sigmoid": binary cross-entropy towards the
+    # IoU of the matched box
+    scores: ScoreFunction = "softmax"
+    # costs of matching
     cost_class: float = 1.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
+    # weights of the losses, by their names in `SetCriterion`
     loss_ce: float = 1.0
     loss_bbox: float = 5.0
     loss_giou: float = 2.0
-    eos_coef: float = 0.1
+    eos_coef: float = 0.1  # softmax: weight of "no object"
+    # whether outputs hold the encoder's proposals (`enc_outputs`), which are matched and judged
+    # like a layer of the decoder
     proposals: bool = False
-    denoising: int = 0
-    class_loss: ClassLoss = "mal"
-    loss_fgl: float = 0.0
-    loss_ddf: float = 0.0
-    loss_ddn: float = 0.0
-    reg_scale: float = 4.0
+    denoising: int = 0  # groups of noisy queries in training, see `denoising.py`
+    class_loss: ClassLoss = "mal"  # sigmoid: see `losses.py`
+    # edges of D-FINE, see `edges.py`
+    loss_fgl: float = 0.0  # fine-grained localisation
+    loss_ddf: float = 0.0  # distillation of queries with an object
+    loss_ddn: float = 0.0  # and of those with none
+    reg_scale: float = 4.0  # that of the model
+    # masks, see `mask_losses.py`
     loss_mask: float = 0.0
     loss_dice: float = 0.0
-    mask_region: Literal["canvas", "crops"] = "crops"
+    mask_region: Literal["canvas", "crops"] = "crops"  # the whole canvas, or crops around objects
 
     @property
     def has_masks(self) -> bool:
@@ -157,8 +163,8 @@ class DetectionModel(nn.Module):
     # whether `forward` takes `all_masks`: False leaves masks to `masks_of`, which the loss and
     # prediction ask for those of the queries that need one
     masks_on_demand: bool = False
-    # whether the mask of an object is decided as the original panoptic DETR does, see `panoptic.py`
-    original_masks: bool = False
+    # whether it is a panoptic DETR: masks are decided as in the original, see `panoptic.py`
+    is_panoptic: bool = False
     # of each class, whether it counts single objects or is stuff such as sky; empty: all are things
     is_thing: tuple[bool, ...] = ()
 
@@ -172,7 +178,7 @@ class DetectionModel(nn.Module):
         return self
 
     @property
-    def most_detections(self) -> int:
+    def max_detections(self) -> int:
         """The most detections of an image that are kept: COCO's 100, or the number of queries if
         that is larger."""
         return max(100, self.num_queries)

@@ -24,7 +24,7 @@ from redetr.data.faults import Fault
 from redetr.data.loader import Sample, load_batches, pools_ahead, watching_workers
 from redetr.data.open import open_on_ranks
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import drawn_from
+from redetr.data.transforms import derived_seed
 from redetr.distributed import Dist, process_group, replicate
 from redetr.doctor.check import essential_faults
 from redetr.errors import StoppedError
@@ -42,7 +42,7 @@ from redetr.lock import FolderLock
 from redetr.losses import SetCriterion
 from redetr.micro_batches import memory_errors
 from redetr.monitor import Callback, Monitor, SilentMonitor, StepLog, in_percent, open_monitor
-from redetr.optim import learning_rate_factor, set_lr
+from redetr.optim import lr_factor, set_lr
 from redetr.precision import PRECISIONS, exact_products, weights_dtype
 from redetr.preparation import (
     custom_augmentation,
@@ -251,11 +251,11 @@ class _Run:
         state, config = self.state, self.state.config
         model = self._replica()
         self._say_if_ended()
-        if not state.ending():
+        if not state.end_reason():
             settle_buckets(model, self.criterion, config, self.dist)
         self.signals.steps_begun = True
         result: dict[str, Any] = {}
-        if state.step and (state.ending() or state.repeats_evaluation):
+        if state.step and (state.end_reason() or state.repeats_evaluation):
             result = self._evaluate()
         for step_input in self._step_inputs():
             stopped = self._step(model, step_input)
@@ -293,7 +293,7 @@ class _Run:
 
     def _say_if_ended(self) -> None:
         """Says what to do if a resumed run has nothing left to train."""
-        reason = self.state.ending()
+        reason = self.state.end_reason()
         if not reason:
             return
         if self.state.step == self.state.config.steps:
@@ -308,21 +308,21 @@ class _Run:
         """The remaining steps, until the run ends. Each window is announced a step ahead, so that
         the ranks' messages about it travel while the previous one is computed."""
         state = self.state
-        windows = self._windows()
+        micro_batches = self._micro_batches()
         ahead: StepWindow | None = None
-        while not state.ending():
+        while not state.end_reason():
             started = time.perf_counter()
-            window = self._announce(next(windows)) if ahead is None else ahead
+            window = self._announce(next(micro_batches)) if ahead is None else ahead
             is_last = state.step + 1 == state.config.steps
-            ahead = None if is_last else self._announce(next(windows))
+            ahead = None if is_last else self._announce(next(micro_batches))
             waited = time.perf_counter() - started
             yield _StepInput(window, started, waited)
 
     def _announce(self, samples: list[list[Sample]]) -> StepWindow:
         return announce(samples, self.criterion, self.dist, self.signals.received)
 
-    def _windows(self) -> Iterator[list[list[Sample]]]:
-        """This rank's micro-batches of each optimizer step still to do."""
+    def _micro_batches(self) -> Iterator[list[list[Sample]]]:
+        """The samples of this rank's micro-batches, for each optimizer step still to do."""
         state, config, data, dist = self.state, self.state.config, self.data, self.dist
         cache = image_cache(config, dist, data)
         samples = train_samples(config, state.model, data, self.custom, cache)
@@ -353,9 +353,9 @@ class _Run:
         )
         if stopped:
             return True
-        set_lr(state.optimizer, learning_rate_factor(config, state.step))
+        set_lr(state.optimizer, lr_factor(config, state.step))
         # Dropout is a function of the step and the rank.
-        torch.manual_seed(drawn_from(config.seed, state.step, self.dist.rank))
+        torch.manual_seed(derived_seed(config.seed, state.step, self.dist.rank))
         losses, norm = train_step(
             model,
             self.criterion,
@@ -413,7 +413,7 @@ class _Run:
         is frozen.
         """
         config = self.state.config
-        factor = learning_rate_factor(config, self.state.step - 1)
+        factor = lr_factor(config, self.state.step - 1)
         rates = {"lr": config.lr * factor}
         if config.lr_backbone != config.lr:
             rates["lr_backbone"] = config.lr_backbone * factor
@@ -455,7 +455,7 @@ class _Run:
             save = self.dist.main_only(save_checkpoint)
             save(self.folder / "best.pt", state.to_dict())
             export = self.dist.main_only(save_weights)
-            export(self.folder / "best.safetensors", averaged.state_dict(), state.about())
+            export(self.folder / "best.safetensors", averaged.state_dict(), state.metadata())
         if self.after_evaluation:
             self.dist.main_only(self._show)(self.after_evaluation)
         return line
@@ -472,7 +472,7 @@ class _Run:
         numbers = ", ".join(f"{in_words(name)} {in_percent(best[name])}" for name in names)
         rule = f", with the highest {in_words(names[0])}" if len(names) > 1 else ""
         self.monitor.say(
-            f"{self.state.ending()}; best.pt is from step {best['step']}{rule}: {numbers}"
+            f"{self.state.end_reason()}; best.pt is from step {best['step']}{rule}: {numbers}"
         )
         self._save()
         return result | {"best": best}

@@ -45,8 +45,11 @@ def trial_pass(
             outputs = model(images)
         if gradient:
             total = outputs["pred_logits"].float().mean() + outputs["pred_boxes"].float().mean()
+            if "pred_masks" in outputs:  # all that is trained where the detector is frozen
+                total = total + outputs["pred_masks"].float().mean()
             trained = [p for p in model.parameters() if p.requires_grad]
-            torch.autograd.grad(total, trained, allow_unused=True)
+            if total.requires_grad:  # not if only heads are trained whose outputs are not here
+                torch.autograd.grad(total, trained, allow_unused=True)
 
     was_training = model.training
     model.eval()  # no dropout, no statistics

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from redetr.data import DetectionDataset
-from redetr.data.dataset import sampled_indices
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import AnnotatedDataset
-from redetr.masks import box_rle, encode
+from redetr.data.own_data import sampled_indices
+from redetr.masks import areas, box_rle, encode
 from redetr.structures import StoredTarget
 from redetr.wording import counted
 
@@ -77,7 +77,8 @@ class TruthObjects:
     def from_dataset(cls, dataset: DetectionDataset) -> "TruthObjects":
         """The objects of a data set, with masks if its targets hold them; reads no image."""
         if holds_masks(dataset) or not isinstance(dataset, AnnotatedDataset):
-            targets = (dataset.target(i) for i in range(len(dataset)))
+            # Masks that are stored compressed stay so.
+            targets = (dataset.compact_target(i) for i in range(len(dataset)))
             return cls.from_targets(targets, dataset.class_names)
         source = dataset.annotations
         return cls(
@@ -148,9 +149,12 @@ class _TruthMasks:
         is_known = torch.zeros(num_objects, dtype=torch.bool)
         counts = [b""] * num_objects
         if "masks" in target:
-            self._any_masks = True
-            is_known = target["masks"].any(2).any(1)
             counts = encode(target["masks"])
+        elif "mask_counts" in target:
+            counts = list(target["mask_counts"])
+        if "masks" in target or "mask_counts" in target:
+            self._any_masks = True
+            is_known = torch.from_numpy(areas(counts, target["orig_size"]) > 0)
         for row in torch.nonzero(~is_known & is_crowd).flatten().tolist():
             counts[row] = box_rle(target["boxes"][row].tolist(), target["orig_size"])
         self.counts += counts

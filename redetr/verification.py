@@ -10,14 +10,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redetr.bounds import require_all_in_bounds
 from redetr.choices import Compression
 from redetr.config import TrainConfig
 from redetr.data import DetectionDataset, Hints, open_dataset
 from redetr.data.loader import Sample, canvas_of, to_batch
-from redetr.data.sampler import global_batch, slice_of
+from redetr.data.sampler import TrainSampler, slice_of
 from redetr.distributed import Dist, process_group, replicate
 from redetr.errors import InputError
 from redetr.in_python import require_config
@@ -90,14 +90,14 @@ class Noise(DetectionDataset):
         return self._size
 
     def target(self, index: int) -> StoredTarget:
-        random = np.random.default_rng(index)
+        rng = np.random.default_rng(index)
         objects = _OBJECTS[index % len(_OBJECTS)]
-        height, width = random.integers(60, 160, 2).tolist()
-        corners = random.uniform(0, [width, height], (objects, 2, 2))
+        height, width = rng.integers(60, 160, 2).tolist()
+        corners = rng.uniform(0, [width, height], (objects, 2, 2))
         top_left = corners.min(1)
         bottom_right = corners.max(1) + 1
         boxes = np.concatenate([top_left, bottom_right], 1).clip(0, [width, height] * 2)
-        labels = random.integers(0, 3, objects)
+        labels = rng.integers(0, 3, objects)
         target = StoredTarget(
             boxes=torch.from_numpy(boxes).float(),
             labels=torch.from_numpy(labels),
@@ -111,14 +111,14 @@ class Noise(DetectionDataset):
             masks = np.zeros((objects, height, width), bool)
             for mask, (left, top, right, bottom) in zip(masks, boxes.astype(int), strict=True):
                 part = mask[top:bottom, left:right]
-                part[:] = random.random(part.shape) < _INKED
+                part[:] = rng.random(part.shape) < _INKED
             target["masks"] = torch.from_numpy(masks)
         return target
 
     def image(self, index: int) -> Tensor:
         height, width = self.target(index)["orig_size"]
-        random = np.random.default_rng(index)
-        pixels = random.integers(0, 256, (self.channels, height, width), np.uint8)
+        rng = np.random.default_rng(index)
+        pixels = rng.integers(0, 256, (self.channels, height, width), np.uint8)
         return torch.from_numpy(pixels)
 
 
@@ -180,8 +180,15 @@ def first_batch(data: DetectionDataset, state: State) -> list[Sample]:
     if isinstance(data, Noise):
         keys = [(0, i) for i in range(config.batch_size)]
     else:
-        size_of = grouping(config, state.model, samples)
-        keys = global_batch(0, config.batch_size, len(data), config.seed, size_of)
+        sampler = TrainSampler(
+            len(data),
+            config.batch_size,
+            config.seed,
+            first_step=0,
+            last_step=1,
+            size_of=grouping(config, state.model, samples),
+        )
+        (keys,) = sampler
     return [samples[key] for key in keys]
 
 
@@ -209,9 +216,7 @@ def compare(
         dtype = PRECISIONS[name]
         with exact_products():
             split = split_gradient(model, criterion, samples, dist, accumulate, dtype, compression)
-            # If rounding matters, with the same parts, because kernels depend on the size of a
-            # batch.
-            num_parts = 1 if dtype == torch.float64 else accumulate * dist.world_size
+            num_parts = _parts_of_whole(model, dtype, accumulate, dist.world_size)
             whole = whole_gradient(model, criterion, samples, dist.device, dtype, num_parts)
         errors_here = [_relative_error(split, whole, names) for names in parts.values()]
         errors_everywhere = dist.gather_rows(errors_here)()  # [world_size, parts]
@@ -221,6 +226,22 @@ def compare(
     for part, names in parts.items():
         sizes[part] = sum(split[name].numel() for name in names)
     return Verification(dist.world_size, accumulate, len(samples), dist.device.type, sizes, errors)
+
+
+def _parts_of_whole(
+    model: DetectionModel, dtype: torch.dtype, accumulate: int, world_size: int
+) -> int:
+    """The number of parts in which one process computes the gradient of the whole batch.
+
+    If rounding matters, as many as in the split, because kernels depend on the size of a batch.
+    But synchronised BatchNorm has one mean over the parts of all ranks.
+    """
+    if dtype == torch.float64:
+        return 1
+    modules = model.modules()
+    if any(isinstance(module, nn.SyncBatchNorm) and module.training for module in modules):
+        return accumulate
+    return accumulate * world_size
 
 
 def split_gradient(

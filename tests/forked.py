@@ -8,6 +8,7 @@ of how the command line itself starts.
 import atexit
 import ctypes
 import gc
+import itertools
 import json
 import multiprocessing
 import os
@@ -284,6 +285,25 @@ def launcher_environment() -> dict[str, str]:
     return {"FORK_SERVER": f"{folder}/socket", "PYTHON_EXEC": str(python)}
 
 
+_NEXT_PORT = itertools.count()
+
+
+def free_ports(count: int) -> list[int]:
+    """Different ports of this machine on which nothing listens.
+
+    None of them is among those that the system gives to sockets that ask for any: another process
+    could have it before it is used. Each process of the tests has numbers of its own.
+    """
+    first = 10_000 + 100 * os.getpid() % 20_000
+    ports: list[int] = []
+    while len(ports) < count:
+        port = first + next(_NEXT_PORT) % 100
+        with socket.socket() as listener, suppress(OSError):
+            listener.bind(("127.0.0.1", port))
+            ports.append(port)
+    return ports
+
+
 def start_ranks(
     world_size: int,
     arguments: list[Any],
@@ -293,9 +313,7 @@ def start_ranks(
 ) -> list[Fork]:
     """The processes that torchrun would start on one host; `cwds` gives the folder of each, and
     each calls `prepare` first."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     ranks = []
     for rank in range(world_size):
         launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size}

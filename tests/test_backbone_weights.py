@@ -3,7 +3,6 @@ timm."""
 
 import hashlib
 import http.server
-import sys
 import threading
 from functools import partial
 from pathlib import Path
@@ -19,8 +18,6 @@ from redetr.errors import InputError
 from redetr.models import backbone
 from redetr.models.backbone import Backbone
 from redetr.weights.starting import starting_point
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "benchmarks"))
 
 
 def published(name: str, folder: Path) -> tuple[Path, dict[str, torch.Tensor]]:

@@ -14,6 +14,7 @@ from original_files import original_tensors, saved
 from test_rtdetr_model import SMALL, small, start_config
 from torch import Tensor
 from torch._dynamo.testing import CompileCounter
+from torch.utils._pytree import tree_map_only
 
 import redetr
 from redetr.cli import main
@@ -30,7 +31,7 @@ from redetr.denoising import (
 )
 from redetr.distributed import Dist
 from redetr.evaluation import _LossSums
-from redetr.losses import NUM_DIVISORS, SetCriterion
+from redetr.losses import NUM_DENOMINATORS, SetCriterion
 from redetr.step import training_outputs
 from redetr.weights.reading import read_weights
 from redetr.weights.starting import start_from
@@ -148,18 +149,41 @@ def answers(batch: int, queries: int, dtype: torch.dtype = torch.float32) -> Any
     return {"pred_logits": logits, "pred_boxes": boxes.requires_grad_()}
 
 
-def test_losses_of_a_data_set_with_noisy_queries():
-    """Sums of batches, divided at the end, are the losses of one batch."""
-    objects = {"labels": torch.tensor([1]), "boxes": torch.tensor([[0.5, 0.5, 0.2, 0.1]])}
-    outputs = {**answers(1, 2), "denoising": answers(1, 2)}
-    criterion = SetCriterion(redetr.LossConfig(scores="sigmoid", denoising=1), NUM_CLASSES, 2)
-    counts = criterion.counts([objects])
-    assert len(criterion.denominators(counts, counts)) == NUM_DIVISORS
+def random_answers(images: int, queries: int, columns: int, generator: torch.Generator) -> Any:
+    return {
+        "pred_logits": torch.randn(images, queries, columns, generator=generator),
+        "pred_boxes": 0.2 + 0.4 * torch.rand(images, queries, 4, generator=generator),
+    }
+
+
+@pytest.mark.parametrize(("scores", "groups"), [("softmax", 0), ("sigmoid", 0), ("sigmoid", 1)])
+def test_losses_of_a_data_set_are_those_of_one_batch(scores, groups):
+    """Sums of unequal batches, divided at the end by the counts of all."""
+    generator = torch.Generator().manual_seed(0)
+    columns = NUM_CLASSES + (scores == "softmax")
+    targets = []
+    for count in (3, 1, 2):
+        labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
+        boxes = 0.2 + 0.4 * torch.rand(count, 4, generator=generator)
+        targets.append({"labels": labels, "boxes": boxes})
+    outputs = random_answers(3, 4, columns, generator)
+    if groups:  # two queries for each of at most 3 objects
+        outputs["denoising"] = random_answers(3, 6, columns, generator)
+    config = redetr.LossConfig(scores=scores, denoising=groups)
+    criterion = SetCriterion(config, NUM_CLASSES, 4)
+    counts = criterion.counts(targets)
+    assert len(criterion.denominators(counts, counts)) == NUM_DENOMINATORS
+
     sums = _LossSums(criterion)
-    sums.add(outputs, [objects])
-    ordinary = criterion(outputs, [objects])
-    for name, value in sums.losses(Dist(0, 1, torch.device("cpu"))).items():
-        assert value == pytest.approx(ordinary[name].item(), rel=1e-5)
+    for part in (slice(0, 2), slice(2, 3)):
+        of_part = tree_map_only(torch.Tensor, lambda tensor, part=part: tensor[part], outputs)
+        sums.add(of_part, targets[part])
+    losses = sums.losses(Dist(0, 1, torch.device("cpu")))
+
+    whole = criterion(outputs, targets)
+    assert losses.keys() == whole.keys()
+    for name, value in losses.items():
+        assert value == pytest.approx(whole[name].item(), rel=1e-5), name
 
 
 @pytest.mark.parametrize("groups", [1, 3])

@@ -10,8 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+import redetr
 from redetr import download
-from redetr.download import fetch
+from redetr.data.formats.hub import hub_splits
+from redetr.download import fetch, require_usable_proxies
 from redetr.errors import InputError
 
 CONTENT = np.random.default_rng(0).bytes(1_000_000)
@@ -27,6 +29,7 @@ class Server(http.server.ThreadingHTTPServer):
         self.cut: int | None = None  # bytes after which every answer breaks off
         self.resumes, self.stalls, self.tells_length, self.status = True, False, True, 200
         self.drips = ""  # what comes byte by byte and has no end
+        self.released = threading.Event()  # on which answers that stall wait
 
     def url(self, name: str = NAME) -> str:
         return f"http://127.0.0.1:{self.server_port}/{name}"
@@ -47,7 +50,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.end_headers()
         self.flush_headers()
         if server.stalls:
-            time.sleep(0.5)
+            server.released.wait(60)
         elif server.drips:
             with contextlib.suppress(OSError):  # the client has given up
                 while True:
@@ -68,6 +71,7 @@ def server():
             target=running.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
         ).start()
         yield running
+        running.released.set()
         running.shutdown()
         running.shutdown()
 
@@ -180,6 +184,25 @@ def test_the_password_of_a_proxy_is_not_shown(path, monkeypatch, proxy):
     assert said.startswith("cannot get http://data.invalid/net.pt (a part of its URL, or of that ")
     assert said.endswith(f"put it at {path}")
     assert "secret" not in said
+
+
+@pytest.mark.parametrize(
+    "proxy", ["http:/me:secret@host", "http://me:pass@host:secret", "me:secret@host:99999"]
+)
+@pytest.mark.parametrize("ask", [lambda: redetr.load("me/secret-cups"), lambda: hub_splits("hf:a")])
+def test_a_malformed_proxy_is_said_before_the_hub_is_asked(ask, proxy, monkeypatch):
+    monkeypatch.setenv("https_proxy", proxy)
+    with pytest.raises(InputError) as caught:
+        ask()
+    said = str(caught.value)
+    assert said.startswith("the proxy of the environment cannot be used")
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize("proxy", ["", "http://host:8080", "host:8080", "http://me:a%40b@host"])
+def test_a_proxy_that_can_be_used(proxy, monkeypatch):
+    monkeypatch.setenv("https_proxy", proxy)
+    require_usable_proxies()
 
 
 @pytest.mark.parametrize("part", ["headers", "body"])

@@ -18,7 +18,7 @@ from redetr.edges import (
 from redetr.losses import (
     SetCriterion,
     decoder_predictions,
-    distillation_divisors,
+    distillation_denominators,
     noisy_denominators,
 )
 from redetr.structures import LossConfig
@@ -122,10 +122,10 @@ def test_the_last_layer_is_not_taught_by_the_first():
 
 def test_divisors_of_distillation_by_hand():
     """Means over 4 and 36 edges, weighted by 2 and 6: (A / 4 * 2 + B / 36 * 6) / 8."""
-    of_matched, of_others = distillation_divisors(double(1), double(9))
+    of_matched, of_others = distillation_denominators(double(1), double(9))
     torch.testing.assert_close(1 / of_matched, double(2 / 4 / 8))
     torch.testing.assert_close(1 / of_others, double(6 / 36 / 8))
-    without, everything = distillation_divisors(double(0), double(9))
+    without, everything = distillation_denominators(double(0), double(9))
     assert (without.item(), everything.item()) == (1, 36)  # a mean over all edges
 
 
@@ -134,7 +134,7 @@ def test_divisors_of_noisy_queries_by_hand():
     boxes, classes, of_matched, of_others = noisy_denominators(double(3, 5, 7, 9))
     assert (boxes, classes) == (3, 5)
     assert of_matched == of_others == 2 * 4 * 3
-    same, _ = distillation_divisors(double(3), double(3))
+    same, _ = distillation_denominators(double(3), double(3))
     assert same == of_matched
 
 

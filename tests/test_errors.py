@@ -122,6 +122,14 @@ def allocate_on_a_gpu() -> None:
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 
+def create_a_cublas_handle() -> None:
+    raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
+
+
+def launch_on_a_full_gpu() -> None:
+    raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronous")
+
+
 def multiply_other_sizes() -> None:
     torch.zeros(2, 3) @ torch.zeros(2, 3)
 
@@ -132,6 +140,8 @@ def multiply_other_sizes() -> None:
         (allocate_in_numpy, "out of host memory"),
         (allocate_in_torch, "out of host memory"),
         (allocate_on_a_gpu, "out of GPU memory"),
+        (create_a_cublas_handle, "out of GPU memory"),
+        (launch_on_a_full_gpu, "out of GPU memory"),
         (multiply_other_sizes, None),
     ],
 )

@@ -136,13 +136,13 @@ def test_the_best_evaluation(tmp_path):
     state = object.__new__(State)
     state.model = build("redetr_n", 2)
     state.best = {"AP": None, "step": 0}
-    state.evaluated = state.since_best = state.step = 0
+    state.last_evaluated_step = state.evaluations_since_best = state.step = 0
     expected = [(None, True), (None, True), (0.0, True), (None, False), (0.2, True), (0.1, False)]
     for ap, is_best in expected:
         state.step += 1
         assert state.record(ap) is is_best
     assert state.best == {"AP": 0.2, "step": 5}
-    assert state.since_best == 1
+    assert state.evaluations_since_best == 1
 
 
 def test_a_split_of_crowds_is_an_error(shared_coco, tmp_path):

@@ -58,10 +58,10 @@ def test_where_boxes_cannot_change_mask_ap_decides(frozen):
 def test_patience_follows_the_number_that_decides():
     state = state_with("detector")
     recorded(state, (0.364, 0.4), (0.364, 0.5), (0.364, 0.6))
-    assert state.ending() == ""
+    assert state.end_reason() == ""
     recorded(state, (0.364, 0.59), (0.364, 0.58))
     ended = "ended early at step 25 of 100: no better mask AP in 10 steps and 2 evaluations"
-    assert state.ending().startswith(ended)
+    assert state.end_reason().startswith(ended)
 
 
 @pytest.mark.parametrize("frozen", [[], ["backbone", "decoder"]])
@@ -77,15 +77,20 @@ def test_where_nothing_that_is_measured_can_change_the_last_evaluation_is_the_be
     state = state_with("detector")
     assert recorded(state, *[(0.364, None)] * 8) == [True] * 8
     assert state.best == {"AP": 0.364, "step": 40}
-    assert state.ending() == ""
+    assert state.end_reason() == ""
 
 
 def test_a_run_of_an_earlier_version_whose_masks_are_not_measured():
     """It counted evaluations without a better AP."""
     state = state_with("detector")
-    state.best, state.step, state.evaluated, state.since_best = {"AP": 0.3, "step": 5}, 40, 40, 7
+    state.best, state.step, state.last_evaluated_step, state.evaluations_since_best = (
+        {"AP": 0.3, "step": 5},
+        40,
+        40,
+        7,
+    )
     assert recorded(state, (0.3, None)) == [True]
-    assert state.ending() == ""
+    assert state.end_reason() == ""
 
 
 def test_undefined_numbers_are_not_compared():
@@ -108,7 +113,7 @@ def test_the_best_of_an_earlier_version():
     assert judge_of({"AP": 0.3, "step": 5}) == "AP"
     assert judge_of({"AP": 0.3, "PQ": 0.4, "step": 5}) == "PQ"
     state = state_with("detector")
-    state.best, state.step, state.evaluated = {"AP": 0.364, "step": 5}, 5, 5
+    state.best, state.step, state.last_evaluated_step = {"AP": 0.364, "step": 5}, 5, 5
     assert recorded(state, (0.364, 0.1)) == [True]
 
 

@@ -115,11 +115,15 @@ def test_a_holder_on_another_host_that_renews_its_file(tmp_path, monkeypatch, jo
 
 def test_a_restarted_job_waits_for_its_dead_host(tmp_path, monkeypatch):
     """Whose file is no longer renewed."""
-    monkeypatch.setattr(lock, "_PAUSE_S", 0.01)
-    monkeypatch.setattr(lock, "_SILENCE_S", 0.3)
-    record(tmp_path, ELSEWHERE, age_s=0)
+    monkeypatch.setenv("SLURM_JOB_ID", "17")
+    beat_ns = record(tmp_path, ELSEWHERE, age_s=0).stat().st_mtime_ns
+    seconds_since = iter([1, 20, 50])  # the last is longer than its silence may be
+    pauses: list[float] = []
+    monkeypatch.setattr(lock, "_now_on", lambda folder: beat_ns + next(seconds_since) * 10**9)
+    monkeypatch.setattr(lock.time, "sleep", pauses.append)
     with FolderLock(tmp_path, ALONE):
         pass
+    assert len(pauses) == 2
 
 
 def test_the_file_is_renewed(tmp_path, monkeypatch):

@@ -79,6 +79,12 @@ def test_targets_that_cannot_be_meant_are_refused(config, labels, boxes, said):
         criterion_of(config)(outputs, [target([0]), odd])
 
 
+def test_outputs_without_the_proposals_that_are_judged_are_refused():
+    criterion = criterion_of(LossConfig(scores="sigmoid", proposals=True))
+    with pytest.raises(ValueError, match="set aux_loss of the model to True"):
+        criterion(random_outputs(1, 4, 3), [target([1])])
+
+
 def test_labels_of_any_whole_numbers_and_boxes_of_whole_numbers():
     outputs = random_outputs(1, 4, 4)
     labels, boxes = torch.tensor([1, 2]), torch.tensor([[0, 1, 1, 1], [1, 0, 1, 1]])

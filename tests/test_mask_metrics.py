@@ -3,14 +3,13 @@
 import contextlib
 import io
 import math
-import socket
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask
 import pytest
 import torch
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
@@ -237,9 +236,8 @@ def _rank(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_give_the_digits_of_one_process(world_size, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(listener.getsockname()[1]))
+    (port,) = free_ports(1)
+    (tmp_path / "port").write_text(str(port))
     spawn_ranks(_rank, (world_size, tmp_path), world_size)
     targets, detections = random_set(4)
     expected = coco_metrics(GroundTruth.from_targets(targets, NAMES), detections).to_dict()

@@ -126,14 +126,40 @@ class HostReads(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         aten = torch.ops.aten
-        if func.overloadpacket in (
+        operation = func.overloadpacket
+        waits = operation in (
             aten._local_scalar_dense,
             aten.nonzero,
             aten.masked_select,
             aten.is_nonzero,
-        ):
+            aten.equal,
+            aten._unique2,
+            aten.unique_dim,
+            aten.bincount,
+        )
+        if operation in (aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_):
+            indices = [index for index in args[1] if index is not None]
+            waits = any(index.dtype in (torch.bool, torch.uint8) for index in indices)
+        if waits:
             self.names.append(str(func))
         return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x[x > 1],
+        lambda x: x.sum().item(),
+        lambda x: bool(x.any()),
+        lambda x: torch.equal(x, x),
+        lambda x: x.unique(),
+        lambda x: x.nonzero(),
+    ],
+)
+def test_host_reads_are_noticed(read):
+    with HostReads() as reads:
+        read(torch.arange(4.0))
+    assert reads.names
 
 
 @pytest.mark.parametrize("scores", ["softmax", "sigmoid"])

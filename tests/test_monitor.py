@@ -8,7 +8,6 @@ import select
 import struct
 import sys
 import termios
-import time
 from functools import partial
 from io import StringIO
 from types import SimpleNamespace
@@ -207,15 +206,20 @@ class SlowDevice:
     """The ranks of a run whose device has not ended its last step when its numbers are read."""
 
     world_size = 1
-    seconds = 0.2
+
+    def __init__(self):
+        self.now_s = 0.0
 
     def mean_(self, tensor: torch.Tensor) -> torch.Tensor:
-        time.sleep(self.seconds)
+        self.now_s += 0.2
         return tensor
 
 
-def test_the_rest_of_the_last_step_on_the_device_is_time_of_the_steps():
+def test_the_rest_of_the_last_step_on_the_device_is_time_of_the_steps(monkeypatch):
     """Which reading the numbers waits for."""
+    device = SlowDevice()
+    clock = SimpleNamespace(perf_counter=lambda: device.now_s)
+    monkeypatch.setattr("redetr.monitor.time", clock)
     images = torch.zeros(2, 3, 4, 4)
     batch = Batch(images, images[:, 0] > 0, sizes=[(4, 4)] * 2, targets=[{"image_id": 0}] * 2)
     log = StepLog(batch_size=2, world_size=1)
@@ -223,16 +227,15 @@ def test_the_rest_of_the_last_step_on_the_device_is_time_of_the_steps():
     lines = []
     run = SimpleNamespace(
         step_log=log,
-        dist=SlowDevice(),
+        dist=device,
         state=SimpleNamespace(train_time_s=5.0),
         monitor=SimpleNamespace(train_line=lines.append),
         _rates=dict,
     )
     _Run._write_log(run)
     (line,) = lines
-    least_s = 0.1 + SlowDevice.seconds
-    assert 0 < line["images_per_s"] <= 2 / least_s
-    assert line["data_wait"] <= 0.34
-    assert line["time_s"] >= 5.0 + SlowDevice.seconds
+    assert line["images_per_s"] == 6.67  # 2 in 0.3 s
+    assert line["data_wait"] == pytest.approx(0.1 / 0.3, abs=1e-3)
+    assert line["time_s"] == 5.2
     assert run.state.train_time_s == pytest.approx(line["time_s"], abs=1e-3)
     assert log.took == 0

@@ -1,6 +1,9 @@
 """Samples of several images: boxes stay on their objects, and the other images depend on (seed,
 epoch, id) alone."""
 
+from dataclasses import replace
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,8 @@ from torch import Tensor
 
 from redetr.data.dataset import DetectionDataset
 from redetr.data.loader import Samples
-from redetr.data.mosaic import mixed, mosaic
-from redetr.data.transforms import Transform, augmentation, draws_of
+from redetr.data.mosaic import combined, mixed, mosaic
+from redetr.data.transforms import Transform, augmentation, derived_rng
 from redetr.data.views import Fit, Stretch, Whole
 from redetr.errors import InputError
 
@@ -74,7 +77,7 @@ def colour_box(image: Tensor, number: int) -> list[int]:
 
 @given(seed=st.integers(0, 10_000), height=st.integers(64, 160), width=st.integers(64, 160))
 def test_objects_of_a_mosaic_are_under_their_boxes(seed, height, width):
-    image, target = mosaic(draws_of(seed), PLAIN, (height, width), [stored(i) for i in range(4)])
+    image, target = mosaic(derived_rng(seed), PLAIN, (height, width), [stored(i) for i in range(4)])
     assert image.shape == (3, height, width)
     assert target["size"] == (height, width)
     assert target["image_id"] == 0
@@ -90,7 +93,7 @@ def test_objects_of_a_mosaic_are_under_their_boxes(seed, height, width):
 def test_all_four_images_are_seen_anywhere():
     corners = {number: set() for number in range(4)}
     for seed in range(40):
-        _, target = mosaic(draws_of(seed), PLAIN, (128, 128), [stored(i) for i in range(4)])
+        _, target = mosaic(derived_rng(seed), PLAIN, (128, 128), [stored(i) for i in range(4)])
         for label, (x, y, _, _) in zip(
             target["labels"].tolist(), target["boxes"].tolist(), strict=True
         ):
@@ -101,7 +104,7 @@ def test_all_four_images_are_seen_anywhere():
 def test_crowds_of_a_mosaic_are_dropped():
     for seed in range(10):
         _, target = mosaic(
-            draws_of(seed), PLAIN, (128, 128), [stored(i, crowd=i > 0) for i in range(4)]
+            derived_rng(seed), PLAIN, (128, 128), [stored(i, crowd=i > 0) for i in range(4)]
         )
         assert set(target["labels"].tolist()) <= {0}
         assert target["iscrowd"].shape == target["labels"].shape
@@ -109,7 +112,8 @@ def test_crowds_of_a_mosaic_are_dropped():
 
 def test_mixing_by_hand():
     first, second = (
-        PLAIN.show(draws_of(0), PLAIN.view(draws_of(0), stored(i)[1]), *stored(i)) for i in (0, 1)
+        PLAIN.show(derived_rng(0), PLAIN.view(derived_rng(0), stored(i)[1]), *stored(i))
+        for i in (0, 1)
     )
     image, target = mixed(0.4, first, second)
     assert image.dtype == torch.uint8
@@ -138,6 +142,17 @@ def test_samples_of_several_images_are_a_function_of_seed_epoch_and_id(augment, 
     assert max(counts) >= 3
     # About 7 in 10 samples combine several images, some of which add no object.
     assert sum(count > 1 for count in counts) > 25
+
+
+@pytest.mark.parametrize("size", [(1, 40), (40, 1), (1, 1)])
+def test_an_image_of_one_row_is_in_no_mosaic(size):
+    """It has no four parts."""
+    first = stored(0)
+    view = replace(PLAIN.view(derived_rng(0), first[1]), size=size)
+    for seed in range(20):
+        others = iter([stored(1), stored(2), stored(3)])
+        image, _ = combined(derived_rng(seed), PLAIN, view, first, partial(next, others))
+        assert image.shape[-2:] == size
 
 
 def test_later_epochs_show_one_image_each_as_without_mosaics():

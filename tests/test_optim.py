@@ -1,6 +1,7 @@
 """Groups, schedule, clipping and averaging: by hand."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -76,8 +77,15 @@ def test_learned_positions_do_not_decay():
     assert {"backbone.1.row_embed.weight", "backbone.1.col_embed.weight"} <= spared
 
 
+def rates(steps: int, schedule: str, warmup_steps: int = 0, drop_at: float = 0.5):
+    """The settings of a run that decide its learning rates."""
+    return SimpleNamespace(
+        steps=steps, schedule=schedule, warmup_steps=warmup_steps, drop_at=drop_at
+    )
+
+
 def test_cosine_schedule_by_hand():
-    factors = [lr_factor(step, 12, "cosine", warmup_steps=4, drop_at=0.5) for step in range(12)]
+    factors = [lr_factor(rates(12, "cosine", warmup_steps=4), step) for step in range(12)]
     assert factors[:4] == [0.25, 0.5, 0.75, 1.0]
     half_wave = [0.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8)]
     assert factors[4:] == pytest.approx(half_wave)
@@ -87,12 +95,12 @@ def test_cosine_schedule_by_hand():
 
 
 def test_step_schedule_by_hand():
-    factors = [lr_factor(step, 9, "step", warmup_steps=0, drop_at=2 / 3) for step in range(9)]
+    factors = [lr_factor(rates(9, "step", drop_at=2 / 3), step) for step in range(9)]
     assert factors == [1.0] * 6 + [0.1] * 3
 
 
 def test_constant_schedule_with_warm_up():
-    factors = [lr_factor(step, 6, "constant", 2, 0.5) for step in range(6)]
+    factors = [lr_factor(rates(6, "constant", warmup_steps=2), step) for step in range(6)]
     assert factors == [0.5, 1, 1, 1, 1, 1]
 
 
@@ -100,7 +108,7 @@ def test_constant_schedule_with_warm_up():
 def test_schedules_of_very_short_runs(steps):
     for schedule in ("cosine", "step", "constant"):
         for step in range(steps):
-            assert 0 < lr_factor(step, steps, schedule, 1, 0.67) <= 1
+            assert 0 < lr_factor(rates(steps, schedule, warmup_steps=1), step) <= 1
 
 
 def test_the_schedule_multiplies_the_rate_of_each_group():

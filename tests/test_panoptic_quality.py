@@ -1,13 +1,12 @@
 """Panoptic quality: equal to panopticapi's rule, which is written down here plainly."""
 
 import json
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 from hotcoco.panoptic import pq_compute
 from PIL import Image
 
@@ -277,9 +276,8 @@ def _rank(rank: int, world_size: int, folder: Path) -> None:
 
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_ranks_give_the_digits_of_one_process(world_size, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(listener.getsockname()[1]))
+    (port,) = free_ports(1)
+    (tmp_path / "port").write_text(str(port))
     spawn_ranks(_rank, (world_size, tmp_path), world_size)
     alone = Dist(0, 1, torch.device("cpu"))
     objects, segments = as_arrays(random_images(9, count=5))

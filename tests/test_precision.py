@@ -17,6 +17,7 @@ from redetr.precision import PrecisionChoice, exact_products, pick_precision
 
 pytestmark = pytest.mark.usefixtures("few_digits")
 
+IMAGE = str(Path(__file__).parent.parent / "examples/digits.png")
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SMALL = ("hidden_dim=32", "dim_feedforward=32", "num_queries=5", "backbone=[8, 16, 16]")
 QUICK = TrainConfig(
@@ -149,7 +150,7 @@ def test_evaluate_measures_the_ap_of_the_run(run_in_bf16, bf16_gain, capsys):
 
 def test_a_flag_overrides_the_precision_of_the_run(run_in_bf16, bf16_gain, tmp_path, capsys):
     bf16_gain(0.5)
-    predict = ["predict", str(run_in_bf16), "examples/digits.png", "--device=cpu", "--threshold=0"]
+    predict = ["predict", str(run_in_bf16), IMAGE, "--device=cpu", "--threshold=0"]
     main([*predict, "--output", str(tmp_path / "auto")])
     assert "precision: bf16, as in its training run" in capsys.readouterr().err
     main([*predict, "--output", str(tmp_path / "fp32"), "--precision=fp32"])
@@ -168,7 +169,7 @@ def test_python_answers_as_the_command_line_does(run_in_bf16, bf16_gain):
 
 
 def test_explain_says_that_it_computes_in_fp32(run_in_bf16, tmp_path, capsys):
-    main(["explain", str(run_in_bf16), "examples/digits.png", "--output", str(tmp_path / "pages")])
+    main(["explain", str(run_in_bf16), IMAGE, "--output", str(tmp_path / "pages")])
     assert "precision: fp32, as explanations are; its training run computed in bf16" in (
         capsys.readouterr().err
     )
@@ -262,14 +263,20 @@ def test_overlapping_threads_restore_the_rounding():
 
 
 def test_fp32_is_exact_where_all_of_pytorch_rounds():
+    convolutions = torch.backends.cudnn.conv
+    matrices = torch.backends.cuda.matmul
+    before = convolutions.fp32_precision, matrices.fp32_precision
     torch.backends.fp32_precision = "tf32"
     try:
         with exact_products():
-            assert torch.backends.cudnn.conv.fp32_precision == "ieee"
-            assert torch.backends.cuda.matmul.fp32_precision == "ieee"
-        assert torch.backends.cudnn.conv.fp32_precision == "tf32"
+            assert convolutions.fp32_precision == "ieee"
+            assert matrices.fp32_precision == "ieee"
+        assert convolutions.fp32_precision == "tf32"
     finally:
         torch.backends.fp32_precision = "none"
+        # The settings that were inherited are now their own, and would disagree with the older API.
+        convolutions.fp32_precision, matrices.fp32_precision = before
+    assert torch.get_float32_matmul_precision() == "highest"
 
 
 def test_training_evaluation_and_prediction_multiply_exactly(tmp_path, monkeypatch):

@@ -613,6 +613,7 @@ class Server(http.server.BaseHTTPRequestHandler):
     """/image is one; others are wrong in one way each."""
 
     content = b""
+    released = threading.Event()  # on which /slow waits
 
     def do_GET(self):
         if self.path == "/away":
@@ -624,7 +625,7 @@ class Server(http.server.BaseHTTPRequestHandler):
         if self.path == "/page":
             return self.answer(200, b"<html>", **{"Content-Type": "text/html"})
         if self.path == "/slow":
-            time.sleep(0.6)
+            self.released.wait(60)
         if self.path == "/drip":
             self.send_response(200)
             self.flush_headers()
@@ -654,6 +655,7 @@ def address(folder):
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
+        Server.released.set()
         server.shutdown()
 
 
@@ -1240,9 +1242,8 @@ def test_further_frames_are_reported_at_the_end(checkpoint, tmp_path, capsys, mo
 def test_what_is_measured_is_what_is_predicted(detector, folder):
     """Also where boxes reach beyond the image, as many of a model with random weights do."""
     dataset = open_dataset(folder.parent, "val")
-    measured, _ = detect_share(
-        detector.model, dataset, image_size=detector.image_size, batch_size=1
-    )
+    size = detector.image_size
+    measured = detect_share(detector.model, dataset, image_size=size, batch_size=1).detections
     boxes_at_the_edge = 0
     for index in range(len(dataset)):
         predicted = detector.predict(dataset.path(index), threshold=0)

@@ -22,6 +22,12 @@ def size_of(key: tuple[int, int]) -> tuple[int, int]:
     return height, width
 
 
+def batches(steps, batch_size, num_images, seed, size_of) -> list[list[tuple[int, int]]]:
+    """The global batches of the first steps."""
+    sampler = TrainSampler(num_images, batch_size, seed, 0, steps, size_of=size_of)
+    return list(sampler)
+
+
 size_ofs = st.sampled_from([None, size_of])
 
 
@@ -29,8 +35,7 @@ size_ofs = st.sampled_from([None, size_of])
 def test_every_image_comes_once_an_epoch(num_images, batch_size, seed, size_of):
     steps_of_three_epochs = -(-3 * num_images // batch_size)  # rounded up
     order = []
-    for step in range(steps_of_three_epochs):
-        batch = global_batch(step, batch_size, num_images, seed, size_of)
+    for batch in batches(steps_of_three_epochs, batch_size, num_images, seed, size_of):
         assert len(batch) == batch_size
         order += batch
     epochs = [epoch for epoch, _ in order]
@@ -84,6 +89,7 @@ def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate, 
         )
         ranks.append(list(sampler))
 
+    expected = batches(5, 12, 17, 0, size_of)
     size = 12 // (world_size * accumulate)
     for i, step in enumerate(range(2, 5)):
         keys = []
@@ -92,7 +98,7 @@ def test_ranks_and_micro_batches_share_the_global_batch(world_size, accumulate, 
                 micro_batch = micro_batches[i * accumulate + micro]
                 assert len(micro_batch) == size
                 keys += micro_batch
-        assert keys == global_batch(step, 12, 17, 0, size_of)
+        assert keys == expected[step]
 
 
 @pytest.mark.parametrize("size_of", [None, size_of])
@@ -120,15 +126,15 @@ def padded_share(batches: list[list[tuple[int, int]]]) -> float:
 def test_images_of_similar_size_come_together(batch_size):
     steps = 3000 // batch_size
     plain = [global_batch(step, batch_size, 1000, 0) for step in range(steps)]
-    grouped = [global_batch(step, batch_size, 1000, 0, size_of) for step in range(steps)]
+    grouped = batches(steps, batch_size, 1000, 0, size_of)
     assert padded_share(grouped) < padded_share(plain) / 2
 
 
 def test_batches_of_all_sizes_come_in_any_order():
     """Neither small ones first, nor in each run of batches the same way."""
     areas = []
-    for step in range(128):
-        batch_sizes = [size_of(key) for key in global_batch(step, 4, 10_000, 0, size_of)]
+    for batch in batches(128, 4, 10_000, 0, size_of):
+        batch_sizes = [size_of(key) for key in batch]
         areas.append(sum(height * width for height, width in batch_sizes))
     for start in range(0, 128, 32):  # quarters of the steps, two in each run of 64 batches
         share = sum(areas[start : start + 32]) / sum(areas)

@@ -21,8 +21,8 @@ from redetr.data.transforms import (
     Jitter,
     Transform,
     augmentation,
-    drawn_from,
-    draws_of,
+    derived_rng,
+    derived_seed,
     final_size,
     normalize,
     resizer,
@@ -52,7 +52,7 @@ def scene(boxes: list[tuple[int, ...]], height: int = 60, width: int = 90) -> tu
 
 def look(transform: Transform, image: Tensor, target: dict, seed: int = 0) -> tuple[Tensor, dict]:
     """What the transform shows, with draws from `seed`."""
-    draws = draws_of(seed)
+    draws = derived_rng(seed)
     return transform.show(draws, transform.view(draws, target), image, target)
 
 
@@ -261,7 +261,7 @@ def test_crowds_are_dropped():
 
 def views(draw, height: int, width: int, boxes: list[tuple[int, ...]], count: int) -> list[View]:
     return [
-        draw(draws_of(seed), height, width, np.array(boxes, float).reshape(-1, 4))
+        draw(derived_rng(seed), height, width, np.array(boxes, float).reshape(-1, 4))
         for seed in range(count)
     ]
 
@@ -391,7 +391,7 @@ class FixedDraws(random.Random):
 
 def test_no_jitter_leaves_the_image_alone():
     image = torch.randint(0, 256, (3, 8, 9), dtype=torch.uint8)
-    assert torch.equal(Jitter(0, 0, 0, 0)(draws_of(1), image), image)
+    assert torch.equal(Jitter(0, 0, 0, 0)(derived_rng(1), image), image)
 
 
 class Photographs(DetectionDataset):
@@ -495,11 +495,11 @@ def test_the_size_of_a_sample_is_known_beforehand(augment, resize):
 
 def test_seeds_are_distinct_and_stay_the_same():
     keys = [(a, b, c) for a in range(10) for b in range(10) for c in range(10)]
-    seeds = {drawn_from(*key) for key in keys}
+    seeds = {derived_seed(*key) for key in keys}
     assert len(seeds) == 1000
     assert all(0 <= seed < 2**63 for seed in seeds)
-    assert drawn_from(1, 2, 3) != drawn_from(3, 2, 1)
-    assert drawn_from(0, 0, -5) == drawn_from(0, 0, 5)  # ids below zero are allowed
+    assert derived_seed(1, 2, 3) != derived_seed(3, 2, 1)
+    assert derived_seed(0, 0, -5) == derived_seed(0, 0, 5)  # ids below zero are allowed
 
 
 def test_pixels_with_gradients_after_a_prediction():

@@ -7,6 +7,7 @@ import torch
 
 import redetr
 from redetr import trial
+from redetr.models.freezing import freeze
 from redetr.trial import times_faster, trial_pass
 
 
@@ -34,13 +35,14 @@ def test_the_gain_is_the_median_of_what_each_round_says(monkeypatch):
 def test_a_trial_of_slow_rounds_ends(monkeypatch):
     clock = SimpleNamespace(now=0.0, rounds=0)
     monkeypatch.setattr(trial, "time", SimpleNamespace(perf_counter=lambda: clock.now))
+    monkeypatch.setattr(trial, "_MOST_S", 5.0)
 
     def slow():
         clock.now += 2
         clock.rounds += 1
 
     times_faster(slow, slow)
-    assert clock.rounds == 4  # to warm up, and one round
+    assert clock.rounds == 2 + 2 * 2  # to warm up, and rounds that begin after 0 and 4 s
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,27 @@ def test_the_images_of_a_trial(image_size, batch_size, shape, model, monkeypatch
     with trial_pass(model, image_size, gradient=False, batch_size=batch_size) as run:
         run()
     assert shapes == [shape]
+
+
+@pytest.mark.parametrize(
+    ("name", "frozen"), [("redetr_n", "detector"), ("detr_r50_panoptic", "detr")]
+)
+def test_a_trial_of_a_model_whose_boxes_are_frozen(name, frozen):
+    """Its gradient is that of the masks."""
+    options = {"hidden_dim": 64, "nheads": 8, "dim_feedforward": 32, "num_queries": 5}
+    if name == "redetr_n":
+        options |= {"masks": True, "backbone": [8, 16, 16]}
+    else:
+        options |= {"backbone": [8, 16, 16], "enc_layers": 1, "dec_layers": 1}
+    model = redetr.build(name, 2, **options).train()
+    freeze(model, (frozen,))
+    passed_back = []
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_hook(lambda gradient: passed_back.append(gradient.shape))
+    with trial_pass(model, 64, gradient=True) as run:
+        run()
+    assert passed_back
 
 
 @pytest.mark.parametrize("gradient", [False, True])

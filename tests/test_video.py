@@ -47,7 +47,7 @@ class Blind:
     class_names = ("ball",)
 
     def __init__(self, masks: bool = False, channels: int = 3):
-        about = {"has_masks": masks, "original_masks": False, "weights_from": "nowhere"}
+        about = {"has_masks": masks, "is_panoptic": False, "weights_from": "nowhere"}
         self.model = SimpleNamespace(channels=channels, **about)
 
     def optimize(self, **_):

@@ -147,7 +147,7 @@ class Page:
     def _segments(self, image: Tensor, name: str | None) -> dict[str, Any] | None:
         """The segments that a panoptic model finds in an image, in the form of detections, with
         their outlines. None for other models."""
-        if not self.detector.model.original_masks:
+        if not self.detector.model.is_panoptic:
             return None
         (segments,) = self.detector.predict_panoptic([image], masks=False)
         ids = _nearest(segments.ids, _outlined_size(image))

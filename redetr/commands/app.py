@@ -40,7 +40,7 @@ class App:
     """Data for "Matching and loss", which shows its train split: digits, crowns, a folder, hf:NAME
     or the URL of archives; default: the training data."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run; for weights from elsewhere, bf16 where it is faster.
     Explanations are computed in fp32."""

@@ -19,7 +19,7 @@ class Convert:
     source: DataPath
     """A folder in any format that redetr reads, hf:NAME or crowns; it is not changed."""
     destination: NewFolder
-    """The folder to write; it must not exist yet."""
+    """The folder to write; it must be new or empty."""
     to: Literal["coco", "yolo", "voc"] = "coco"
     """The format to write."""
     tile: int | None = None

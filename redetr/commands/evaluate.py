@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from redetr.data import DetectionDataset
     from redetr.detector.detector import Detector
     from redetr.distributed import Dist
+    from redetr.evaluation import RankDetections
     from redetr.panoptic_quality import PanopticResult
     from redetr.report.comparison import Difference
     from redetr.structures import DatasetDetections
@@ -59,7 +60,7 @@ class Evaluate:
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run; for weights from elsewhere, bf16 where it is faster."""
     threads: int | None = None
@@ -81,7 +82,7 @@ class Evaluate:
             from redetr.data.unreadable import what_was_left_out
             from redetr.detector.detector import load
             from redetr.distributed import process_group
-            from redetr.evaluation import with_quality
+            from redetr.evaluation import quality_of, with_quality
             from redetr.pages.templates import require_redetr_page
             from redetr.weights.reading import locate
 
@@ -109,38 +110,21 @@ class Evaluate:
             about = []
             for path, detector in zip(paths, detectors, strict=True):
                 about.append(self._about(str(path), detector, dataset, source))
-            shares = []
-            segments: list[list[DatasetDetections]] = []
+            by_detector = []
             for detector in detectors:
-                detector_segments: list[DatasetDetections] = []
-                shares.append(self._detect(detector, dataset, dist, detector_segments))
-                segments.append(detector_segments)
+                by_detector.append(self._detect(detector, dataset, dist))
             if self.report or self.compare:  # these look at all detections together
-                detections = [to_main(share, dist) for share in shares]
-                qualities = self._qualities(detectors, dataset, segments, dist)
+                detections = []
+                qualities = []
+                for local in by_detector:
+                    detections.append(to_main(local.detections, dist))
+                    by_image = bool(self.compare)
+                    quality = quality_of(dataset, local.segments, dist, by_image=by_image)
+                    qualities.append(quality)
                 dist.main_only(self._show)(dataset, about, detections, qualities, has_masks)
                 return
-            result = with_quality(detectors[0].model, dataset, shares[0], segments[0], dist)
+            result = with_quality(detectors[0].model, dataset, by_detector[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
-
-    def _qualities(
-        self,
-        detectors: "list[Detector]",
-        dataset: "DetectionDataset",
-        segments: "list[list[DatasetDetections]]",
-        dist: "Dist",
-    ) -> "list[PanopticResult | None]":
-        """The panoptic quality of the segments that each detector gives on this rank."""
-        from redetr.evaluation import quality_of
-
-        by_image = bool(self.compare)
-        qualities = []
-        for detector, detector_segments in zip(detectors, segments, strict=True):
-            quality = quality_of(
-                detector.model, dataset, detector_segments, dist, by_image=by_image
-            )
-            qualities.append(quality)
-        return qualities
 
     def _is_held_out_otherwise(
         self, path: Path, detector: "Detector", dataset: "DetectionDataset"
@@ -180,12 +164,8 @@ class Evaluate:
         return [self.checkpoint, self.compare] if self.compare else [self.checkpoint]
 
     def _detect(
-        self,
-        detector: "Detector",
-        dataset: "DetectionDataset",
-        dist: "Dist",
-        segments: list["DatasetDetections"],
-    ) -> "DatasetDetections":
+        self, detector: "Detector", dataset: "DetectionDataset", dist: "Dist"
+    ) -> "RankDetections":
         from redetr.data.loader import spare_workers, watching_workers
         from redetr.evaluation import detect_classes
 
@@ -196,7 +176,7 @@ class Evaluate:
         progress_bar = Progress(console=ERRORS, disable=self.json or dist.rank > 0)
         with watching_workers(), progress_bar as progress:
             task = progress.add_task("evaluating", total=len(dataset))
-            detections, _ = detect_classes(
+            return detect_classes(
                 detector.model,
                 dataset,
                 dist,
@@ -205,10 +185,8 @@ class Evaluate:
                 dtype=detector.dtype,
                 num_workers=num_workers,
                 classes=detector.classes,
-                segments=segments,
                 on_batch=lambda images: progress.advance(task, images * dist.world_size),
             )
-            return detections
 
     def _show_result(self, result: dict[str, Any]) -> None:
         if self.json:

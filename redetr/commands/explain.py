@@ -50,7 +50,7 @@ class Explain:
     """Lowest score shown at first; default: the score with the best F1 in the evaluation with which
     the checkpoint was saved, or 0.5 if there is none."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     threads: int | None = None
     """Compute threads; default: OMP_NUM_THREADS, else one per core."""
     json: bool = False

@@ -121,7 +121,7 @@ class Predict:
     batch_size: int = 4
     """Images per batch."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto = that of the training run; for weights from elsewhere, bf16 where it is faster."""
     threads: int | None = None
@@ -215,7 +215,7 @@ class Predict:
             if unknown:
                 known = ", ".join(detector.class_names)
                 raise InputError(f"{flag} {unknown[0]}: the model knows {known}")
-        if self.panoptic and not detector.model.original_masks:
+        if self.panoptic and not detector.model.is_panoptic:
             remedy = "leave out --panoptic, or give a panoptic model such as detr_r50_panoptic"
             raise InputError("this model has no panoptic segmentation", remedy=remedy)
         if "masks" in self.save and not detector.model.has_masks:

@@ -49,7 +49,7 @@ class Push:
     picture: bool = True
     """--no-picture: Leave out the picture, which shows images of the val split to everyone."""
     device: str = "auto"
-    """auto, cpu or cuda."""
+    """auto, cpu, cuda, or one GPU of several, such as cuda:1."""
     threads: int | None = None
     """Compute threads; default: OMP_NUM_THREADS, else one per core."""
 

@@ -16,7 +16,7 @@ from redetr.config import (
     RunOptions,
     ScheduleOptions,
     TrainConfig,
-    suitable_decay,
+    default_ema_decay,
 )
 from redetr.errors import InputError, UsageError
 from redetr.recipes import RECIPES, get_recipe
@@ -178,7 +178,7 @@ def _open_again(run: TrainConfig, given: set[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if given & _LENGTH:
         values["eval_every"] = 0
-        if run.steps and run.ema_decay == suitable_decay(run.steps):
+        if run.steps and run.ema_decay == default_ema_decay(run.steps):
             values["ema_decay"] = None
     if given & {*_LENGTH, "--eval-every"} and run.save_every == run.eval_every:
         values["save_every"] = 0

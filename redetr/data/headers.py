@@ -27,8 +27,8 @@ from redetr.data.images import (
     require_whole,
 )
 from redetr.data.pixels import one_colour
-from redetr.distributed import rank_cores
 from redetr.errors import InputError, first_line
+from redetr.launch import rank_cores
 
 _PER_TASK = 64  # images in a task of a thread
 _CONTRAST = 4.0  # of 255; thumbnails with less cannot distinguish copies

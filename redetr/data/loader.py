@@ -26,10 +26,17 @@ from redetr.data.dataset import DetectionDataset
 from redetr.data.images import decode
 from redetr.data.mosaic import combined
 from redetr.data.sampler import Key, TrainSampler
-from redetr.data.transforms import Sample, StoredSample, Transform, drawn_from, draws_of, normalize
+from redetr.data.transforms import (
+    Sample,
+    StoredSample,
+    Transform,
+    derived_rng,
+    derived_seed,
+    normalize,
+)
 from redetr.data.views import Random
-from redetr.distributed import rank_cores
 from redetr.errors import InputError, LostError, RedetrError, first_line
+from redetr.launch import rank_cores
 from redetr.structures import Batch, Size, collate
 
 ANSWER_S = 120.0  # how long a batch may take to arrive, by default
@@ -83,24 +90,24 @@ class Samples(Dataset[Sample]):
         A function of (seed, epoch, index), not of the image's id, which differs between the formats
         of a data set.
         """
-        seed = drawn_from(self.seed, *key)
+        seed = derived_seed(self.seed, *key)
         image, target = self._shown(key, Random(seed))
         if self.custom:
             image, target = self.custom(seed, (image, target))
         target["seed"] = seed
         return image, target
 
-    def _shown(self, key: Key, random: Random) -> Sample:
+    def _shown(self, key: Key, rng: Random) -> Sample:
         epoch, index = key
         image, target = self._stored(index)
-        view = self.transform.view(random, target)
+        view = self.transform.view(rng, target)
         if epoch >= self.mosaic_epochs:
-            return self.transform.show(random, view, image, target)
+            return self.transform.show(rng, view, image, target)
 
         def another() -> StoredSample:
-            return self._stored(random.randrange(len(self)))
+            return self._stored(rng.randrange(len(self)))
 
-        return combined(random, self.transform, view, (image, target), another)
+        return combined(rng, self.transform, view, (image, target), another)
 
     def __getitems__(self, keys: list[Key]) -> list[Sample] | InputError:
         """The samples of a batch, or the error of one of them.
@@ -117,17 +124,15 @@ class Samples(Dataset[Sample]):
         """Height and width of the sample, without decoding an image. Takes about 20 us, or 50 if
         the view depends on the boxes."""
         epoch, index = key
-        random = draws_of(self.seed, epoch, index)
+        rng = derived_rng(self.seed, epoch, index)
         draw = self.transform.draw
         if draw.sees_boxes:
-            return self.transform.view(random, self.dataset.objects(index)).size
-        return draw(random, *self.dataset.stored_size(index), _NO_BOXES).size
+            return self.transform.view(rng, self.dataset.objects(index)).size
+        return draw(rng, *self.dataset.stored_size(index), _NO_BOXES).size
 
     def _stored(self, index: int) -> StoredSample:
-        """An image and its target as stored; the image may be decoded smaller.
-
-        See `Transform.least_decoded`.
-        """
+        """An image and its target as stored; the image may be decoded smaller, see
+        `Transform.least_decoded`."""
         image = self.cache.get(index) if self.cache else None
         if image is not None:
             return image, self.dataset.compact_target(index)

@@ -19,7 +19,7 @@ _WEIGHT = (0.45, 0.55)  # of the first of two mixed images
 
 
 def combined(
-    random: Random,
+    rng: Random,
     transform: Transform,
     view: View,
     first: StoredSample,
@@ -29,20 +29,22 @@ def combined(
 
     `other` draws further images.
     """
-    draw = random.random()
-    if draw < _MOSAICS:
-        return mosaic(random, transform, view.size, [first, other(), other(), other()])
-    sample = transform.show(random, view, *first)
-    if draw >= _MOSAICS + _MIXED:
+    draw = rng.random()
+    can_be_divided = min(view.size) > 1
+    if draw < _MOSAICS and can_be_divided:
+        return mosaic(rng, transform, view.size, [first, other(), other(), other()])
+    sample = transform.show(rng, view, *first)
+    is_mixed = _MOSAICS <= draw < _MOSAICS + _MIXED
+    if not is_mixed:
         return sample
     image, target = other()
-    another_view = replace(transform.view(random, target), size=view.size)
-    weight = random.uniform(*_WEIGHT)
-    another = transform.show(random, another_view, image, target)
+    another_view = replace(transform.view(rng, target), size=view.size)
+    weight = rng.uniform(*_WEIGHT)
+    another = transform.show(rng, another_view, image, target)
     return mixed(weight, sample, another)
 
 
-def mosaic(random: Random, transform: Transform, size: Size, sources: list[StoredSample]) -> Sample:
+def mosaic(rng: Random, transform: Transform, size: Size, sources: list[StoredSample]) -> Sample:
     """A mosaic of four images with this size. Each image fills its part, and may be cropped.
 
     The result has the id of the first source.
@@ -52,13 +54,13 @@ def mosaic(random: Random, transform: Transform, size: Size, sources: list[Store
     channels = len(sources[0][0])
     canvas = torch.empty(height, width, channels, dtype=torch.uint8).permute(2, 0, 1)
     targets = []
-    order = random.sample(range(4), 4)
-    for source, (rows, columns) in zip(order, _quarters(random, size), strict=True):
+    order = rng.sample(range(4), 4)
+    for source, (rows, columns) in zip(order, _quarters(rng, size), strict=True):
         image, stored = sources[source]
         part_height = rows.stop - rows.start
         part_width = columns.stop - columns.start
-        view = _part(random, stored["orig_size"], (part_height, part_width))
-        pixels, target = transform.show(random, view, image, stored)
+        view = _part(rng, stored["orig_size"], (part_height, part_width))
+        pixels, target = transform.show(rng, view, image, stored)
         canvas[:, rows, columns] = pixels
         scale = torch.tensor([part_width / width, part_height / height]).repeat(2)
         shift = torch.tensor([columns.start / width, rows.start / height, 0, 0])
@@ -78,28 +80,28 @@ def _in_canvas(masks: Tensor, size: Size, rows: slice, columns: slice) -> Tensor
     return whole
 
 
-def _quarters(random: Random, size: Size) -> Iterator[tuple[slice, slice]]:
+def _quarters(rng: Random, size: Size) -> Iterator[tuple[slice, slice]]:
     """The rows and columns of four parts that meet in a random point."""
     height, width = size
-    down = max(1, round(height * random.uniform(*_SPLIT)))
-    across = max(1, round(width * random.uniform(*_SPLIT)))
+    down = max(1, round(height * rng.uniform(*_SPLIT)))
+    across = max(1, round(width * rng.uniform(*_SPLIT)))
     for rows in (slice(0, down), slice(down, height)):
         for columns in (slice(0, across), slice(across, width)):
             yield rows, columns
 
 
-def _part(random: Random, stored: Size, size: Size) -> View:
+def _part(rng: Random, stored: Size, size: Size) -> View:
     """A random window of the shape of `size`, mirrored or not."""
     stored_height, stored_width = stored
     shown_height, shown_width = size
     largest_scale = min(stored_height / shown_height, stored_width / shown_width)
-    scale = largest_scale * random.uniform(*_WINDOW)
+    scale = largest_scale * rng.uniform(*_WINDOW)
     height = max(1, int(shown_height * scale))
     width = max(1, int(shown_width * scale))
-    left = random.randint(0, stored_width - width)
-    top = random.randint(0, stored_height - height)
+    left = rng.randint(0, stored_width - width)
+    top = rng.randint(0, stored_height - height)
     region = (left, top, left + width, top + height)
-    is_mirrored = random.random() < 0.5
+    is_mirrored = rng.random() < 0.5
     return View(region, size, is_mirrored)
 
 

@@ -15,9 +15,10 @@ from redetr.data.formats.layouts import splits_of
 from redetr.data.remote import is_address, mirror
 from redetr.data.store import stamp_of
 from redetr.data.unreadable import LeaveOut
-from redetr.distributed import Dist, read_launch
+from redetr.distributed import Dist
 from redetr.errors import InputError
 from redetr.files import require_no_url, user_path
+from redetr.launch import read_launch
 
 _EMBEDDED = ("digits", "crowns")
 _CROWNS = Path(__file__).parent / "formats" / "crowns"

@@ -29,7 +29,7 @@ from filelock import FileLock
 
 from redetr.data.relative_paths import path_inside
 from redetr.data.tar_index import read_index, require_index, store_index, stored_index
-from redetr.download import reason_of
+from redetr.download import reason_of, unusable_proxy
 from redetr.errors import InputError, without_password
 from redetr.files import cache_folder, first_bytes, hashed_name, scheme_of, write_whole
 
@@ -190,9 +190,7 @@ def _proxy_pool(proxy: str) -> Any:
             headers = urllib3.make_headers(proxy_basic_auth=f"{user}:{password}")
         return urllib3.ProxyManager(address, proxy_headers=headers)
     except (ValueError, urllib3.exceptions.HTTPError):  # which quotes the password
-        text = "the proxy of the environment cannot be used: its URL is malformed, or not of http"
-        remedy = "set https_proxy and http_proxy to http://HOST:PORT, or to nothing"
-        raise InputError(text, remedy=remedy) from None
+        raise unusable_proxy() from None
 
 
 def _pool_for(address: str) -> Any:

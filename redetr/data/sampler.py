@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from redetr.data.transforms import drawn_from, draws_of
+from redetr.data.transforms import derived_rng, derived_seed
 from redetr.data.views import Size
 
 Key = tuple[int, int]  # (epoch, index of the image in the data set)
@@ -29,24 +29,13 @@ Pools = Iterable[list[list[Key]]]  # each of 64 batches
 @lru_cache(maxsize=2)  # a batch, or a pool of them, may extend into the next epoch
 def _permutation(num_images: int, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of the images in an epoch, int64 `[num_images]`."""
-    generator = torch.Generator().manual_seed(drawn_from(seed, epoch))
+    generator = torch.Generator().manual_seed(derived_seed(seed, epoch))
     return torch.randperm(num_images, generator=generator).numpy()
 
 
-def global_batch(
-    step: int, batch_size: int, num_images: int, seed: int, size_of: SizeOf | None = None
-) -> list[Key]:
-    """Returns the (epoch, index) pairs of optimizer step `step`, counted from 0.
-
-    With `size_of`, which returns the (height, width) of a sample, images are reordered within
-    epochs and groups of 64 batches, so that the images of a batch have nearly the same size. With
-    the original's multi-scale augmentation of COCO, it brings the padding of a batch of 16 from 54%
-    down to 9%. Each image still occurs once per epoch. The cost: the sizes in a batch are no longer
-    drawn independently.
-    """
-    if size_of:
-        pool, index_in_pool = divmod(step, _POOL)
-        return _pool_once(pool, batch_size, num_images, seed, size_of)[index_in_pool]
+def global_batch(step: int, batch_size: int, num_images: int, seed: int) -> list[Key]:
+    """Returns the (epoch, index) pairs of optimizer step `step`, counted from 0, in random order
+    within each epoch."""
     keys: list[Key] = []
     for position in range(step * batch_size, (step + 1) * batch_size):
         epoch, index_in_epoch = divmod(position, num_images)
@@ -58,7 +47,14 @@ def global_batch(
 def grouped_pool(
     number: int, batch_size: int, num_images: int, seed: int, size_of: SizeOf
 ) -> list[list[Key]]:
-    """Returns the batches of pool `number`, grouped by size."""
+    """Returns the 64 batches of pool `number`, grouped by the sizes (height, width) that `size_of`
+    returns.
+
+    The images of `global_batch` are reordered within epochs and pools, so that those of a batch
+    have nearly the same size. With the original's multi-scale augmentation of COCO, it brings the
+    padding of a batch of 16 from 54% down to 9%. Each image still occurs once per epoch. The cost:
+    the sizes in a batch are no longer drawn independently.
+    """
     # The images of the pool by epoch, within which they are reordered, and how many of them each
     # batch has in the original order.
     keys_of_epoch: dict[int, list[Key]] = {}
@@ -73,14 +69,11 @@ def grouped_pool(
     grouped: list[list[Key]] = [[] for _ in range(_POOL)]
     for epoch, keys in keys_of_epoch.items():
         shares = list(shares_of_epoch[epoch].items())
-        draws_of(seed, number, epoch).shuffle(shares)  # so that sizes are in random order
+        derived_rng(seed, number, epoch).shuffle(shares)  # so that sizes are in random order
         images = [(size_of(key), key) for key in keys]
         for batch, similar in _dealt(shares, images):
             grouped[batch] += similar
     return grouped
-
-
-_pool_once = lru_cache(maxsize=2)(grouped_pool)
 
 
 def _dealt(
@@ -128,7 +121,7 @@ class TrainSampler(Sampler[list[Key]]):
     The steps are those in [first_step, last_step). Micro-batch m of rank r is slice
     `m * world_size + r` of the global batch. Slices may differ by an image: losses are sums over
     global counts, so equal sizes are not needed. With `size_of`, which returns the size of a
-    sample, images of similar size are grouped, see `global_batch`. The `pools` with the numbers of
+    sample, images of similar size are grouped, see `grouped_pool`. The `pools` with the numbers of
     `pool_numbers` may be computed ahead, elsewhere.
     """
 

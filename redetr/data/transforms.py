@@ -78,16 +78,16 @@ def _statistics(device: torch.device, channels: int) -> tuple[Tensor, Tensor]:
         return mean.to(device), std.to(device)
 
 
-def drawn_from(*key: int) -> int:
+def derived_seed(*key: int) -> int:
     """A seed that is a function of the whole numbers in `key`, such as (seed, epoch, image)."""
     sequence = np.random.SeedSequence([abs(number) for number in key])
     state = sequence.generate_state(1, np.uint64)[0]
     return int(state >> np.uint64(1))
 
 
-def draws_of(*key: int) -> Random:
+def derived_rng(*key: int) -> Random:
     """A generator that is a function of the whole numbers in `key`."""
-    return random.Random(drawn_from(*key))
+    return random.Random(derived_seed(*key))
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Jitter:
     saturation: float
     hue: float = 0.0
 
-    def __call__(self, random: Random, image: Tensor) -> Tensor:
+    def __call__(self, rng: Random, image: Tensor) -> Tensor:
         """The uint8 image `[3, H, W]` with changed colours. In an image with other channels, only
         brightness and contrast change, equally for all channels.
 
@@ -115,30 +115,30 @@ class Jitter:
             # The last bits of a sum of floats depend on the number of threads, which is another in
             # loader processes; a sum of integers is exact.
             total = int(sampled.sum(dtype=torch.int64))
-            return self._without_colour(random, image, total / sampled.numel())
+            return self._without_colour(rng, image, total / sampled.numel())
         mean = sampled.float().mean((1, 2)).double().numpy()
-        matrix = self.matrix(random, mean).ravel().tolist()
+        matrix = self.matrix(rng, mean).ravel().tolist()
         pixels = Image.fromarray(image.permute(1, 2, 0).numpy())
         changed = pixels.convert("RGB", tuple(matrix))
         return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
 
-    def _without_colour(self, random: Random, image: Tensor, mean: float) -> Tensor:
-        brightness = _factor(random, self.brightness)
-        contrast = _factor(random, self.contrast)
+    def _without_colour(self, rng: Random, image: Tensor, mean: float) -> Tensor:
+        brightness = _factor(rng, self.brightness)
+        contrast = _factor(rng, self.contrast)
         scale = brightness * contrast
         shift = brightness * (1 - contrast) * mean  # contrast is about the mean brightness
         changed = image.float() * scale + shift
         return changed.round_().clamp_(0, 255).to(torch.uint8)
 
-    def matrix(self, random: Random, mean: np.ndarray) -> np.ndarray:
+    def matrix(self, rng: Random, mean: np.ndarray) -> np.ndarray:
         """The map from (red, green, blue, 1) to the new colours, `[3, 4]`.
 
         `mean` is the mean colour of the image.
         """
-        brightness = _factor(random, self.brightness)
-        contrast = _factor(random, self.contrast)
-        saturation = _factor(random, self.saturation)
-        turn = _hue_turn(random.uniform(-self.hue, self.hue))
+        brightness = _factor(rng, self.brightness)
+        contrast = _factor(rng, self.contrast)
+        saturation = _factor(rng, self.saturation)
+        turn = _hue_turn(rng.uniform(-self.hue, self.hue))
         saturated = saturation * np.eye(3) + (1 - saturation) * BRIGHTNESS
         colours = turn @ saturated * brightness * contrast
         mean_brightness = BRIGHTNESS @ mean
@@ -146,8 +146,8 @@ class Jitter:
         return np.column_stack([colours, np.full(3, grey)])
 
 
-def _factor(random: Random, deviation: float) -> float:
-    return random.uniform(max(0.0, 1 - deviation), 1 + deviation)
+def _factor(rng: Random, deviation: float) -> float:
+    return rng.uniform(max(0.0, 1 - deviation), 1 + deviation)
 
 
 def _hue_turn(share: float) -> np.ndarray:
@@ -167,7 +167,7 @@ def _hue_turn(share: float) -> np.ndarray:
 class Transform:
     """Transforms stored samples to those that the model sees.
 
-    `draw` maps (random, height, width, boxes `[T, 4]`), all in stored px, to a `View`.
+    `draw` maps (rng, height, width, boxes `[T, 4]`), all in stored px, to a `View`.
     `min_visible` is the share of a box that must be visible for it to be kept. `least_decoded` maps
     the stored size to the smallest size at which the image may be decoded; None: always at full
     size.
@@ -184,18 +184,18 @@ class Transform:
         whole = View((0, 0, width, height), self.draw.final(height, width))
         return whole.pixels(image, (height, width))
 
-    def view(self, random: Random, target: StoredTarget) -> View:
+    def view(self, rng: Random, target: StoredTarget) -> View:
         """The view of an image with this target."""
         height, width = target["orig_size"]
         is_object = ~target["iscrowd"].numpy()
         boxes = target["boxes"].numpy()[is_object]
-        return self.draw(random, height, width, boxes)
+        return self.draw(rng, height, width, boxes)
 
-    def show(self, random: Random, view: View, image: Tensor, target: StoredTarget) -> Sample:
+    def show(self, rng: Random, view: View, image: Tensor, target: StoredTarget) -> Sample:
         """The sample for this view of a stored image."""
         pixels = view.pixels(image, target["orig_size"])
         if self.jitter:
-            pixels = self.jitter(random, pixels)
+            pixels = self.jitter(rng, pixels)
         return pixels, seen(view, target, self.min_visible)
 
 

@@ -263,7 +263,7 @@ class Whole:
     final: Scaling
     sees_boxes = False  # whether the view depends on the boxes
 
-    def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+    def __call__(self, rng: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns the view of an image of `height` x `width` stored px."""
         return View((0, 0, width, height), self.final(height, width))
 
@@ -285,19 +285,19 @@ class MultiScale:
     crop: tuple[int, int]  # the least and largest side of the crop
     sees_boxes = False
 
-    def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+    def __call__(self, rng: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px."""
-        mirrored = random.random() < 0.5
+        mirrored = rng.random() < 0.5
         final = self.final
         if isinstance(final, Fit):
-            final = replace(final, shorter=random.choice(self.scales))
-        if random.random() < 0.5:
+            final = replace(final, shorter=rng.choice(self.scales))
+        if rng.random() < 0.5:
             return View((0, 0, width, height), final(height, width), mirrored)
 
-        resize = Fit(random.choice(self.crop_from))
+        resize = Fit(rng.choice(self.crop_from))
         resized_height, resized_width = resize(height, width)
-        top, bottom = self._crop_side(random, resized_height)
-        left, right = self._crop_side(random, resized_width)
+        top, bottom = self._crop_side(rng, resized_height)
+        left, right = self._crop_side(rng, resized_width)
         # Back to stored px.
         scale_x = width / resized_width
         scale_y = height / resized_height
@@ -306,11 +306,11 @@ class MultiScale:
         # Sizes follow from the crop's shape in the resized frame, as in the original.
         return View(region, final(bottom - top, right - left), mirrored)
 
-    def _crop_side(self, random: Random, side: int) -> tuple[int, int]:
+    def _crop_side(self, rng: Random, side: int) -> tuple[int, int]:
         """Draws the start and end of the crop on a `side` of the resized image, in px."""
         least, largest = self.crop
-        length = random.randint(min(least, side), min(largest, side))
-        start = random.randint(0, side - length)
+        length = rng.randint(min(least, side), min(largest, side))
+        start = rng.randint(0, side - length)
         return start, start + length
 
 
@@ -332,31 +332,31 @@ class Zoomed:
         """Whether the view depends on the boxes."""
         return self.into > 0
 
-    def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+    def __call__(self, rng: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
         region = (0, 0, width, height)
-        if random.random() < self.out:
-            ratio = random.uniform(1.0, self.largest)
+        if rng.random() < self.out:
+            ratio = rng.uniform(1.0, self.largest)
             canvas_height = int(height * ratio)
             canvas_width = int(width * ratio)
-            left = -random.randint(0, canvas_width - width)
-            top = -random.randint(0, canvas_height - height)
+            left = -rng.randint(0, canvas_width - width)
+            top = -rng.randint(0, canvas_height - height)
             region = (left, top, left + canvas_width, top + canvas_height)
-        if random.random() < self.into:
-            region = _region_with_objects(random, region, boxes)
-        mirrored = random.random() < 0.5
+        if rng.random() < self.into:
+            region = _region_with_objects(rng, region, boxes)
+        mirrored = rng.random() < 0.5
         left, top, right, bottom = region
         return View(region, self.final(bottom - top, right - left), mirrored)
 
 
-def _region_with_objects(random: Random, whole: Region, boxes: np.ndarray) -> Region:
+def _region_with_objects(rng: Random, whole: Region, boxes: np.ndarray) -> Region:
     """Draws a part of the region `whole` that overlaps one of `boxes` `[T, 4]` (stored px).
 
     As in SSD: its IoU with a box is at least a drawn one, its sides are 0.3 to 1 of the whole, its
     aspect ratio is 0.5 to 2, and the box has its centre inside. Returns `whole` if the drawn IoU is
     1 (one draw in seven), if there is no box, or if 40 regions miss.
     """
-    least_iou = random.choice(_LEAST_IOUS)
+    least_iou = rng.choice(_LEAST_IOUS)
     if least_iou == 1.0 or len(boxes) == 0:
         return whole
     whole_left, whole_top, whole_right, whole_bottom = whole
@@ -365,12 +365,12 @@ def _region_with_objects(random: Random, whole: Region, boxes: np.ndarray) -> Re
     least_ratio, largest_ratio = _ASPECT_RATIOS
     centers = (boxes[:, :2] + boxes[:, 2:]) / 2  # [T, 2]
     for _ in range(_REGIONS_TRIED):
-        height = max(1, int(whole_height * random.uniform(_LEAST_SIDE, 1)))
-        width = max(1, int(whole_width * random.uniform(_LEAST_SIDE, 1)))
+        height = max(1, int(whole_height * rng.uniform(_LEAST_SIDE, 1)))
+        width = max(1, int(whole_width * rng.uniform(_LEAST_SIDE, 1)))
         if not least_ratio <= width / height <= largest_ratio:
             continue
-        left = whole_left + random.randint(0, whole_width - width)
-        top = whole_top + random.randint(0, whole_height - height)
+        left = whole_left + rng.randint(0, whole_width - width)
+        top = whole_top + rng.randint(0, whole_height - height)
         region = (left, top, left + width, top + height)
         inside = (centers > region[:2]) & (centers < region[2:])
         within = inside.all(1)  # [T]
@@ -407,31 +407,31 @@ class NativeCrop:
     object_share: float = 0.7
     sees_boxes = True
 
-    def __call__(self, random: Random, height: int, width: int, boxes: np.ndarray) -> View:
+    def __call__(self, rng: Random, height: int, width: int, boxes: np.ndarray) -> View:
         """Returns a view of an image of `height` x `width` stored px with `boxes` `[T, 4]`."""
         least_zoom, largest_zoom = self.zoom
-        scale = 1 / random.uniform(least_zoom, largest_zoom)
+        scale = 1 / rng.uniform(least_zoom, largest_zoom)
         final_height, final_width = self.final.size
         scale = min(scale, height / final_height, width / final_width)
         # At least one pixel: a wide shape in a narrow image would round to no height.
         seen_height = min(max(1, round(final_height * scale)), height)
         seen_width = min(max(1, round(final_width * scale)), width)
-        left = random.randint(0, width - seen_width)
-        top = random.randint(0, height - seen_height)
-        if len(boxes) > 0 and random.random() < self.object_share:
-            x1, y1, x2, y2 = boxes[random.randrange(len(boxes))].tolist()
-            left = _start_around(random, (x1 + x2) / 2, seen_width, width)
-            top = _start_around(random, (y1 + y2) / 2, seen_height, height)
-        mirrored = random.random() < 0.5
-        quarter_turns = random.randrange(4)
+        left = rng.randint(0, width - seen_width)
+        top = rng.randint(0, height - seen_height)
+        if len(boxes) > 0 and rng.random() < self.object_share:
+            x1, y1, x2, y2 = boxes[rng.randrange(len(boxes))].tolist()
+            left = _start_around(rng, (x1 + x2) / 2, seen_width, width)
+            top = _start_around(rng, (y1 + y2) / 2, seen_height, height)
+        mirrored = rng.random() < 0.5
+        quarter_turns = rng.randrange(4)
         if final_height != final_width:
             quarter_turns -= quarter_turns % 2
         region = (left, top, left + seen_width, top + seen_height)
         return View(region, self.final.size, mirrored, quarter_turns)
 
 
-def _start_around(random: Random, point: float, side: int, length: int) -> int:
+def _start_around(rng: Random, point: float, side: int, length: int) -> int:
     """Draws the start, in [0, length - side], of a range of `side` px that contains `point`."""
     latest = min(int(point), length - side)
     earliest = max(0, int(point) + 1 - side)
-    return random.randint(min(earliest, latest), latest)
+    return rng.randint(min(earliest, latest), latest)

@@ -17,8 +17,8 @@ from redetr.errors import DivergedError, InputError
 from redetr.masks import CroppedMasks, MaskCrop, crops_of, encode
 from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
-from redetr.postprocess import Kind, decode, decode_masks
-from redetr.structures import Batch, Outputs, Size
+from redetr.postprocess import decode, decode_masks
+from redetr.structures import Batch, Outputs, ScoreFunction, Size
 
 if TYPE_CHECKING:
     import supervision
@@ -306,41 +306,41 @@ class Detections:
 def detections_of(
     outputs: Outputs,
     orig_sizes: Sequence[Size],
-    kind: Kind,
+    score_function: ScoreFunction,
     class_names: Sequence[str],
     category_ids: Sequence[int],
     top_k: int,
     threshold: float = 0.0,
     batch: Batch | None = None,
-    original_masks: bool = False,
+    is_panoptic: bool = False,
     crop_masks: bool = False,
 ) -> list[Detections]:
     """The `Detections` of each image with a score of `threshold` or more.
 
-    `orig_sizes` are (height, width); `kind` and `top_k` are described in `decode`. Boxes are xyxy
-    in pixels of the original image, clipped to it. If the outputs have masks and `batch` is the
-    batch that they belong to, detections have masks, as `CroppedMasks` with `crop_masks`;
-    `original_masks` is described in `decode_masks`. Synchronises: boxes, scores and labels are
-    copied to the host at once. Raises DivergedError for a score or box that is not finite.
+    `orig_sizes` are (height, width); `score_function` and `top_k` are described in `decode`. Boxes
+    are xyxy in pixels of the original image, clipped to it. If the outputs have masks and `batch`
+    is the batch that they belong to, detections have masks, as `CroppedMasks` with `crop_masks`;
+    with `is_panoptic`, they are decided as in the original panoptic DETR. Synchronises once.
+    Raises DivergedError for a score or box that is not finite.
     """
     has_masks = "pred_masks" in outputs or "masks_of" in outputs
     sizes = torch.tensor(orig_sizes, device=outputs["pred_logits"].device).reshape(-1, 2)
-    scores, labels, boxes, queries = decode(outputs, sizes, kind, top_k)
+    scores, labels, boxes, queries = decode(outputs, sizes, score_function, top_k)
     # One tensor, so one copy to the host. fp32 represents every label below 2^24 exactly.
     columns = [boxes, scores[..., None], labels[..., None].float()]
     rows_of_images = torch.cat(columns, dim=-1).cpu()
     if not rows_of_images.isfinite().all():  # NaN is above no threshold, so it would find nothing
         raise DivergedError("a score or box is not finite: the model has diverged")
     detections = []
+    gather = _cropped if crop_masks else _dense
     for i, (all_rows, orig_size) in enumerate(zip(rows_of_images, orig_sizes, strict=True)):
         rows = all_rows[all_rows[:, 4] >= threshold]
         masks: Tensor | CroppedMasks | None = None
         if batch is not None and has_masks:
             best_queries = queries[i, : len(rows)]  # rows are sorted by score
             groups = decode_masks(
-                outputs, i, best_queries, batch.sizes[i], batch.canvas, orig_size, original_masks
+                outputs, i, best_queries, batch.sizes[i], batch.canvas, orig_size, is_panoptic
             )
-            gather = _cropped if crop_masks else _dense
             masks = gather(groups, len(best_queries), orig_size)
         in_image = Detections(
             scores=rows[:, 4],

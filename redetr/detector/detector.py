@@ -22,9 +22,10 @@ from redetr.detector.images import ImageLike, ImageList, as_image
 from redetr.detector.inference import for_inference
 from redetr.detector.segments import PanopticDetections, segments_of
 from redetr.detector.tiles import merge_tiles
-from redetr.distributed import Dist, pick_device
+from redetr.distributed import Dist
 from redetr.errors import InputError, NoMasksError
 from redetr.evaluation import evaluate, outputs_of
+from redetr.launch import pick_device
 from redetr.metrics import DEFAULT_THRESHOLD, CocoResult
 from redetr.models import build
 from redetr.models.panoptic import PanopticDETR
@@ -281,10 +282,10 @@ class Detector:
             self.model.loss_config.scores,
             self.class_names,
             self.category_ids,
-            top_k=self.model.most_detections,
+            top_k=self.model.max_detections,
             threshold=threshold,
             batch=batch if masks else None,
-            original_masks=self.model.original_masks,
+            is_panoptic=self.model.is_panoptic,
             crop_masks=crop_masks,
         )
 

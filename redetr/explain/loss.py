@@ -23,7 +23,7 @@ from redetr.detector.detector import Detector
 from redetr.errors import InputError
 from redetr.explain.attention import on_host, with_all_layers
 from redetr.labels import labels_in, model_labels_of, with_model_labels
-from redetr.losses import NUM_DIVISORS, SetCriterion, decoder_predictions
+from redetr.losses import NUM_DENOMINATORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
 from redetr.precision import weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
@@ -337,7 +337,7 @@ def _undivided(
         "boxes": RelativeBoxes(target["boxes"][objects]),
     }
     selected.pop("masks", None)
-    losses = alone(outputs, [selected], torch.ones(NUM_DIVISORS))
+    losses = alone(outputs, [selected], torch.ones(NUM_DENOMINATORS))
     terms = [losses[name] for name in _TERMS]
     return torch.stack(terms).cpu()
 

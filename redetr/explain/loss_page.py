@@ -9,7 +9,7 @@ import numpy as np
 from redetr.boxes import box_cxcywh_to_xyxy, iou_and_giou
 from redetr.explain.loss import LossExplanation, Share
 from redetr.explain.packing import packed, picture_data
-from redetr.losses import DIVISORS
+from redetr.losses import DENOMINATOR_OF
 from redetr.pages.templates import render, write_page
 
 # Titles of the terms of a layer's loss.
@@ -32,7 +32,7 @@ def loss_page(
     """The page as HTML. `image_link` is a link to the page from image to boxes, if there is one."""
     first = explanation.shares[0]
     queries = explanation.predicted.shape[1]
-    class_divisor = first.single_divisors[DIVISORS["loss_ce"]]
+    class_divisor = first.single_divisors[DENOMINATOR_OF["loss_ce"]]
     return render(
         "explain/loss.html",
         title=title,
@@ -242,7 +242,7 @@ def _terms(explanation: LossExplanation) -> _Table:
     if explanation.config.has_masks:
         titles |= _TERMS_OF_MASKS
     for name, title in titles.items():
-        divisor = DIVISORS[name]
+        divisor = DENOMINATOR_OF[name]
         values = [first.sums[name], first.single_divisors[divisor], first.single_losses[name]]
         if spread:
             values += [first.divisors[divisor], first.losses[name]]

@@ -354,7 +354,7 @@ class Trial:
         orig_sizes = [self._orig_sizes[index] for index in indices]
         model = self._detector.model
         decoded = decode(
-            outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.most_detections
+            outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.max_detections
         )
         compressed = None
         if "masks" in arrays:
@@ -364,7 +364,7 @@ class Trial:
             if self._config.mask:
                 sizes = [_shown(padding) for padding in inputs[1]]
             compressed = compressed_masks(
-                outputs, decoded.queries, sizes, canvas, orig_sizes, model.original_masks
+                outputs, decoded.queries, sizes, canvas, orig_sizes, model.is_panoptic
             )
         detections_by_image = []
         for row in range(len(indices)):

@@ -70,8 +70,8 @@ class Processed(nn.Module):
         heights = torch.full((num_images,), height, dtype=torch.float32)
         widths = torch.full((num_images,), width, dtype=torch.float32)
         orig_sizes = torch.stack([heights, widths], -1)
-        kind = self.model.loss_config.scores
-        decoded = decode(outputs, orig_sizes, kind, self.model.most_detections)
+        score_function = self.model.loss_config.scores
+        decoded = decode(outputs, orig_sizes, score_function, self.model.max_detections)
         if not self.model.has_masks:
             return decoded.scores, decoded.labels, decoded.boxes
         masks = outputs["pred_masks"]

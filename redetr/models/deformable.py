@@ -8,8 +8,8 @@ image.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Callable, Sequence
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,11 +17,17 @@ from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
 from redetr.models.linear import Linear
+from redetr.models.transformer import Activation, MultiheadAttention
 
 Sampling = Literal["bilinear", "discrete"]
-# What queries read: memory [B, S, D], the (h, w) of its levels, and the ratio [B, 2]; all as in
-# `DeformableAttention`.
-EncoderOutput = tuple[Tensor, list[tuple[int, int]], Tensor]
+
+
+class EncoderOutput(NamedTuple):
+    """What the queries read; see `DeformableAttention`."""
+
+    memory: Tensor  # [B, S, D]
+    shapes: list[tuple[int, int]]  # (h, w) of each level
+    ratio: Tensor  # [B, 2], the share (x, y) of the canvas that is image
 
 
 def star_offsets(nheads: int, points: Sequence[int]) -> Tensor:
@@ -175,6 +181,62 @@ class DeformableAttention(nn.Module):
         values = self.value_proj(memory).unflatten(-1, (self.nheads, -1))  # [B, S, heads, d]
         out = read_points(values, shapes, points, weights, self.per_level, self.sampling)
         return self.output_proj(out.to(query.dtype))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention of the queries, deformable attention to the image, feed-forward net.
+
+    Post-norm: a norm follows each of the three residuals. `cross_attention` makes the module that
+    reads the image, with the inputs of `DeformableAttention`. `gate` makes the module that replaces
+    the second residual and its norm: it takes a query and what the query has read.
+    """
+
+    def __init__(
+        self,
+        hidden_dim: int,
+        nheads: int,
+        dim_feedforward: int,
+        cross_attention: Callable[[], nn.Module],
+        gate: Callable[[], nn.Module] | None = None,
+        activation: Activation = torch.relu,
+    ):
+        super().__init__()
+        self.activation = activation
+        self.self_attn = MultiheadAttention(hidden_dim, nheads)
+        self.cross_attn = cross_attention()
+        self.linear1 = Linear(hidden_dim, dim_feedforward)
+        self.linear2 = Linear(dim_feedforward, hidden_dim)
+        self.norm1 = nn.LayerNorm(hidden_dim)
+        if gate is None:
+            self.norm2 = nn.LayerNorm(hidden_dim)
+        self.gateway = None if gate is None else gate()
+        self.norm3 = nn.LayerNorm(hidden_dim)
+
+    def forward(
+        self,
+        x: Tensor,
+        query_pos: Tensor,
+        boxes: Tensor,
+        memory: Tensor,
+        shapes: list[tuple[int, int]],
+        ratio: Tensor,
+        ignored: Tensor | None = None,
+    ) -> Tensor:
+        """Returns the next queries, `[B, Q, D]`.
+
+        `x` and its position encoding `query_pos` are `[B, Q, D]`; `boxes` `[B, Q, 4]` are where the
+        queries look. `memory`, `shapes` and `ratio` are those of `EncoderOutput`. `ignored`
+        `[B, Q, Q]` is True where a query does not see another one.
+        """
+        query = x + query_pos
+        x = self.norm1(x + self.self_attn(query, query, x, ignored))
+        read = self.cross_attn(x + query_pos, boxes, memory, shapes, ratio)
+        if self.gateway is None:
+            x = self.norm2(x + read)
+        else:
+            x = self.gateway(x, read)
+        hidden = self.activation(self.linear1(x))
+        return self.norm3(x + self.linear2(hidden))
 
 
 def valid_ratio(images: Tensor, mask: Tensor | None) -> Tensor:

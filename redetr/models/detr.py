@@ -146,28 +146,28 @@ def detr(
     """
     body = build_backbone(backbone, weights, norm, strides, dilation)
     transformer = Transformer(
-        hidden_dim,
-        nheads,
-        enc_layers,
-        dec_layers,
-        dim_feedforward,
-        dropout,
-        pre_norm,
-        activation,
-        dec_nheads,
-        dec_dim_feedforward,
-        norm_between,
+        hidden_dim=hidden_dim,
+        nheads=nheads,
+        enc_layers=enc_layers,
+        dec_layers=dec_layers,
+        dim_feedforward=dim_feedforward,
+        dropout=dropout,
+        pre_norm=pre_norm,
+        activation=activation,
+        dec_nheads=dec_nheads,
+        dec_dim_feedforward=dec_dim_feedforward,
+        norm_between=norm_between,
     )
     return DETR(
         num_classes,
         body,
         transformer,
-        num_queries,
-        hidden_dim,
-        position,
-        aux_loss,
-        max_size,
-        eos_coef,
+        num_queries=num_queries,
+        hidden_dim=hidden_dim,
+        position=position,
+        aux_loss=aux_loss,
+        max_size=max_size,
+        eos_coef=eos_coef,
     )
 
 

@@ -24,10 +24,9 @@ import torch
 from torch import Tensor, nn
 
 from redetr.boxes import at_least_float32
-from redetr.edges import UP, bin_values, move_edges
+from redetr.edges import UPPER_BOUND, bin_values, move_edges
 from redetr.models.backbone import Norm
-from redetr.models.deformable import DeformableAttention, Sampling
-from redetr.models.fast import DecoderLayer
+from redetr.models.deformable import DecoderLayer, DeformableAttention, EncoderOutput, Sampling
 from redetr.models.hgnetv2 import SIZES, HGNetV2
 from redetr.models.hybrid import HybridEncoder, elan_pyramid
 from redetr.models.mask_head import MaskHead
@@ -40,7 +39,7 @@ from redetr.models.rtdetr import (
     require_points,
 )
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
-from redetr.models.two_stage import EncoderOutput, TwoStageDecoder, init_heads, inverse_sigmoid
+from redetr.models.two_stage import TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import Outputs
 
 _MOST_LEVELS = 4  # of the backbone
@@ -90,11 +89,23 @@ class _Quality(nn.Module):
         return self.reg_conf(statistics.flatten(2).to(first.weight.dtype))
 
 
+def _projections(num_channels: list[int], hidden_dim: int, norm: Norm) -> nn.ModuleList:
+    """Returns what makes each level `hidden_dim` channels wide: nothing where it is."""
+    projections = nn.ModuleList()
+    for channels in num_channels:
+        projection: nn.Module = nn.Identity()
+        if channels != hidden_dim:
+            projection = ConvNorm(channels, hidden_dim, 1, norm=norm)
+        projections.append(projection)
+    return projections
+
+
 class Decoder(TwoStageDecoder):
     """Corrects the boxes of the queries by four distributions, which each layer refines."""
 
     def __init__(
         self,
+        *,
         num_classes: int,
         num_channels: list[int],
         hidden_dim: int,
@@ -111,16 +122,11 @@ class Decoder(TwoStageDecoder):
         reg_scale: float,
         activation: Activation,
     ):
-        input_proj = nn.ModuleList()
-        for channels in num_channels:
-            projection: nn.Module = nn.Identity()
-            if channels != hidden_dim:
-                projection = ConvNorm(channels, hidden_dim, 1, norm=norm)
-            input_proj.append(projection)
+        input_proj = _projections(num_channels, hidden_dim, norm)
         super().__init__(num_classes, input_proj, hidden_dim, num_queries, denoising, activation)
         self.last_in_eval = range(dec_layers)[eval_idx]
         self.bins = bins
-        self.up = nn.Parameter(torch.tensor([UP]), requires_grad=False)
+        self.up = nn.Parameter(torch.tensor([UPPER_BOUND]), requires_grad=False)
         self.reg_scale = nn.Parameter(torch.tensor([float(reg_scale)]), requires_grad=False)
         attention = partial(
             DeformableAttention, hidden_dim, nheads, points, sampling, projects=False
@@ -278,21 +284,21 @@ def dfine(
         body.num_channels[-num_levels:], enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
     )
     decoder = Decoder(
-        num_classes,
-        [enc_hidden_dim] * num_levels,
-        hidden_dim,
-        nheads,
-        dec_layers,
-        dim_feedforward,
-        by_level,
-        sampling,
-        num_queries,
-        eval_idx,
-        norm,
-        denoising,
-        bins,
-        reg_scale,
-        ACTIVATIONS[activation],
+        num_classes=num_classes,
+        num_channels=[enc_hidden_dim] * num_levels,
+        hidden_dim=hidden_dim,
+        nheads=nheads,
+        dec_layers=dec_layers,
+        dim_feedforward=dim_feedforward,
+        points=by_level,
+        sampling=sampling,
+        num_queries=num_queries,
+        eval_idx=eval_idx,
+        norm=norm,
+        denoising=denoising,
+        bins=bins,
+        reg_scale=reg_scale,
+        activation=ACTIVATIONS[activation],
     )
     mask_head = None
     if masks:

@@ -15,7 +15,6 @@ h, w the size of one level. Boxes are cxcywh, fractions of the unpadded image.
 """
 
 import math
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -27,6 +26,7 @@ from redetr.boxes import at_least_float32
 from redetr.models.backbone import Norm, padding_at, require_padding_mask
 from redetr.models.backbones import AnyBackbone, build_backbone
 from redetr.models.deformable import (
+    DecoderLayer,
     DeformableAttention,
     EncoderOutput,
     best_positions,
@@ -38,7 +38,7 @@ from redetr.models.group_norm import GroupNorm
 from redetr.models.linear import Linear
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.position import PositionEmbeddingSine, sine_features
-from redetr.models.transformer import MLP, Activation, MultiheadAttention, TransformerEncoderLayer
+from redetr.models.transformer import MLP, TransformerEncoderLayer
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
@@ -56,59 +56,6 @@ def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
     x = x.clamp(eps, 1 - eps)
     odds = x / (1 - x)
     return odds.log()
-
-
-class DecoderLayer(nn.Module):
-    """Self-attention of the queries, deformable attention to the image, feed-forward net.
-
-    Post-norm: a norm follows each of the three residuals. `cross_attention` makes the module that
-    reads the image, with the inputs of `DeformableAttention`. `gate` makes the module that replaces
-    the second residual and its norm: it takes a query and what the query has read.
-    """
-
-    def __init__(
-        self,
-        hidden_dim: int,
-        nheads: int,
-        dim_feedforward: int,
-        cross_attention: Callable[[], nn.Module],
-        gate: Callable[[], nn.Module] | None = None,
-        activation: Activation = torch.relu,
-    ):
-        super().__init__()
-        self.activation = activation
-        self.self_attn = MultiheadAttention(hidden_dim, nheads)
-        self.cross_attn = cross_attention()
-        self.linear1 = Linear(hidden_dim, dim_feedforward)
-        self.linear2 = Linear(dim_feedforward, hidden_dim)
-        self.norm1 = nn.LayerNorm(hidden_dim)
-        if gate is None:
-            self.norm2 = nn.LayerNorm(hidden_dim)
-        self.gateway = None if gate is None else gate()
-        self.norm3 = nn.LayerNorm(hidden_dim)
-
-    def forward(
-        self,
-        x: Tensor,
-        query_pos: Tensor,
-        boxes: Tensor,
-        memory: Tensor,
-        shapes: list[tuple[int, int]],
-        ratio: Tensor,
-        ignored: Tensor | None = None,
-    ) -> Tensor:
-        """Returns the next queries `[B, Q, D]` for `x`, their position encoding `query_pos` and
-        their `boxes`. `ignored` `[B, Q, Q]` is True where a query does not see another one; the
-        other arguments are those of `DeformableAttention`."""
-        query = x + query_pos
-        x = self.norm1(x + self.self_attn(query, query, x, ignored))
-        read = self.cross_attn(x + query_pos, boxes, memory, shapes, ratio)
-        if self.gateway is None:
-            x = self.norm2(x + read)
-        else:
-            x = self.gateway(x, read)
-        hidden = self.activation(self.linear1(x))
-        return self.norm3(x + self.linear2(hidden))
 
 
 class Neck(nn.Module):
@@ -225,7 +172,8 @@ class FastDETR(DetectionModel):
         ratio = valid_ratio(images, mask)  # [B, 2]
         outputs = self._detect(levels, ratio, images.shape[-2:], mask is not None)
         if self.mask_head is not None:
-            self.mask_head(outputs, levels, features[0], images, ratio, self.aux_loss)
+            height, width = images.shape[-2:]
+            self.mask_head(outputs, levels, features[0], (height, width), ratio, self.aux_loss)
         del outputs["states"]
         return outputs
 
@@ -247,7 +195,7 @@ class FastDETR(DetectionModel):
             enc_logits = torch.where(inside, enc_logits, _PADDING_SCORE)
         best = best_positions(enc_logits, self.num_queries)  # [B, Q]
         content = take(memory, best)  # [B, Q, D]
-        encoded = (memory, shapes, ratio)
+        encoded = EncoderOutput(memory, shapes, ratio)
 
         if not self.aux_loss:
             # Only the chosen positions need a box.

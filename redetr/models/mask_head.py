@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from redetr.boxes import at_least_float32, box_cxcywh_to_xyxy
 from redetr.models.group_norm import GroupNorm
 from redetr.models.transformer import MLP
-from redetr.structures import LossConfig, Outputs
+from redetr.structures import LossConfig, Outputs, Size
 
 _MOST_GROUPS = 32  # of GroupNorm
 _BACKGROUND = -5.0  # the largest logit outside a box: a score of 0.007
@@ -75,22 +75,22 @@ class MaskHead(nn.Module):
         outputs: Outputs,
         levels: list[Tensor],
         fine: Tensor | None,
-        images: Tensor,
+        canvas: Size,
         ratio: Tensor,
-        parts: bool,
+        with_embeddings: bool,
     ) -> None:
         """Adds masks to `outputs`, which hold the `states` of the queries, `[B, Q, D]`.
 
-        In evaluation these are `pred_masks`; in training, or if `parts` are wanted, the embeddings
-        that they are products of. Only the size of the padded `images` `[B, 3, H, W]` counts;
-        `ratio` `[B, 2]` is the share (x, y) of it that is image.
+        `levels` are `[B, num_channels[i], h_i, w_i]`, finest first, `fine` the features at stride 4
+        or None. `canvas` is the (height, width) of the padded images, `ratio` `[B, 2]` the share
+        (x, y) of it that is image. In evaluation, `pred_masks` are added; in training, or
+        `with_embeddings`, the embeddings that masks are products of: `mask_embed`, `pixel_embed`.
         """
+        outputs["canvas"] = canvas
         pixel_embed = self.pixels(levels, fine)
         mask_embed = self.queries(outputs["states"])
         mask_embed = mask_embed * mask_embed.shape[-1] ** -0.5  # [B, Q, E]
-        height, width = images.shape[-2:]
-        outputs["canvas"] = (height, width)
-        if self.training or parts:
+        if self.training or with_embeddings:
             outputs["mask_embed"] = mask_embed
             outputs["pixel_embed"] = pixel_embed
         if not self.training:

@@ -158,7 +158,7 @@ class PanopticDETR(DetectionModel):
     image_size = DETR.image_size
     has_masks = True
     masks_on_demand = True
-    original_masks = True
+    is_panoptic = True
 
     def __init__(self, detr: DETR, nheads: int):
         super().__init__()

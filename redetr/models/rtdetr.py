@@ -29,13 +29,18 @@ from redetr.choices import ClassLoss
 from redetr.data.transforms import MEAN, STD
 from redetr.denoising import NoisyQueries
 from redetr.models.backbone import Norm, require_padding_mask
-from redetr.models.deformable import DeformableAttention, Sampling, valid_ratio
-from redetr.models.fast import DecoderLayer
+from redetr.models.deformable import (
+    DecoderLayer,
+    DeformableAttention,
+    EncoderOutput,
+    Sampling,
+    valid_ratio,
+)
 from redetr.models.hybrid import HybridEncoder, csp_pyramid
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.resnet_vd import DEPTHS, ConvNorm, PResNet
 from redetr.models.transformer import ACTIVATIONS, MLP, Activation
-from redetr.models.two_stage import EncoderOutput, TwoStageDecoder, init_heads, inverse_sigmoid
+from redetr.models.two_stage import TwoStageDecoder, init_heads, inverse_sigmoid
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 NUM_LEVELS = 3  # strides 8, 16, 32
@@ -48,6 +53,7 @@ class Decoder(TwoStageDecoder):
 
     def __init__(
         self,
+        *,
         num_classes: int,
         num_channels: list[int],
         hidden_dim: int,
@@ -181,7 +187,8 @@ class RTDETR(DetectionModel):
         outputs = self.decoder(levels, ratio, self.aux_loss, noisy)
         if self.mask_head is not None:
             all_levels = [*features[:-num_levels], *levels]
-            self.mask_head(outputs, all_levels, None, images, ratio, self.aux_loss)
+            height, width = images.shape[-2:]
+            self.mask_head(outputs, all_levels, None, (height, width), ratio, self.aux_loss)
         del outputs["states"]
         return outputs
 
@@ -279,20 +286,20 @@ def rtdetr(
         body.num_channels, enc_hidden_dim, nheads, enc_dim_feedforward, pyramid, norm
     )
     decoder = Decoder(
-        num_classes,
-        [enc_hidden_dim] * NUM_LEVELS,
-        hidden_dim,
-        nheads,
-        dec_layers,
-        dim_feedforward,
-        points_of_level(points),
-        sampling,
-        num_queries,
-        eval_idx,
-        norm,
-        denoising,
-        ACTIVATIONS[activation],
-        query_pos_layers,
+        num_classes=num_classes,
+        num_channels=[enc_hidden_dim] * NUM_LEVELS,
+        hidden_dim=hidden_dim,
+        nheads=nheads,
+        dec_layers=dec_layers,
+        dim_feedforward=dim_feedforward,
+        points=points_of_level(points),
+        sampling=sampling,
+        num_queries=num_queries,
+        eval_idx=eval_idx,
+        norm=norm,
+        denoising=denoising,
+        activation=ACTIVATIONS[activation],
+        query_pos_layers=query_pos_layers,
     )
     levels = [enc_hidden_dim] * NUM_LEVELS
     mask_head = MaskHead(levels, hidden_dim, hidden_dim) if masks else None

@@ -170,6 +170,7 @@ class TransformerEncoderLayer(nn.Module):
         self.activation = activation
 
     def _attend(self, x: Tensor, pos: Tensor, padding: Tensor | None) -> Tensor:
+        """Returns the self-attention of `x` `[B, S, D]`, after dropout."""
         query = x + pos
         attended = self.self_attn(query, query, x, padding)
         return self.dropout(attended)
@@ -255,24 +256,14 @@ class TransformerDecoderLayer(nn.Module):
 
 
 class TransformerEncoder(nn.Module):
-    """A stack of encoder layers; with `pre_norm`, a norm follows the last one."""
+    """A stack of encoder layers, and a norm after the last one."""
 
     recompute = False
 
-    def __init__(
-        self,
-        num_layers: int,
-        hidden_dim: int,
-        nheads: int,
-        dim_feedforward: int,
-        dropout: float,
-        pre_norm: bool,
-        activation: Activation = torch.relu,
-    ):
+    def __init__(self, layers: list[TransformerEncoderLayer], norm: nn.Module):
         super().__init__()
-        arguments = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
-        self.layers = nn.ModuleList(TransformerEncoderLayer(*arguments) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
 
     def forward(self, x: Tensor, pos: Tensor, padding: Tensor | None = None) -> Tensor:
         """Returns the encoded features `[B, S, D]`; arguments as those of a layer."""
@@ -291,20 +282,11 @@ class TransformerDecoder(nn.Module):
     """
 
     def __init__(
-        self,
-        num_layers: int,
-        hidden_dim: int,
-        nheads: int,
-        dim_feedforward: int,
-        dropout: float,
-        pre_norm: bool,
-        activation: Activation = torch.relu,
-        norm_between: bool = False,
+        self, layers: list[TransformerDecoderLayer], norm: nn.Module, norm_between: bool = False
     ):
         super().__init__()
-        arguments = (hidden_dim, nheads, dim_feedforward, dropout, pre_norm, activation)
-        self.layers = nn.ModuleList(TransformerDecoderLayer(*arguments) for _ in range(num_layers))
-        self.norm = nn.LayerNorm(hidden_dim)
+        self.layers = nn.ModuleList(layers)
+        self.norm = norm
         self.norm_between = norm_between
 
     def forward(
@@ -356,19 +338,21 @@ class Transformer(nn.Module):
         if dec_dim_feedforward is None:
             dec_dim_feedforward = dim_feedforward
         function = ACTIVATIONS[activation]
-        self.encoder = TransformerEncoder(
-            enc_layers, hidden_dim, nheads, dim_feedforward, dropout, pre_norm, function
-        )
-        self.decoder = TransformerDecoder(
-            dec_layers,
-            hidden_dim,
-            dec_nheads,
-            dec_dim_feedforward,
-            dropout,
-            pre_norm,
-            function,
-            norm_between,
-        )
+        encoder_layers = []
+        for _ in range(enc_layers):
+            encoder_layer = TransformerEncoderLayer(
+                hidden_dim, nheads, dim_feedforward, dropout, pre_norm, function
+            )
+            encoder_layers.append(encoder_layer)
+        encoder_norm = nn.LayerNorm(hidden_dim) if pre_norm else nn.Identity()
+        self.encoder = TransformerEncoder(encoder_layers, encoder_norm)
+        decoder_layers = []
+        for _ in range(dec_layers):
+            decoder_layer = TransformerDecoderLayer(
+                hidden_dim, dec_nheads, dec_dim_feedforward, dropout, pre_norm, function
+            )
+            decoder_layers.append(decoder_layer)
+        self.decoder = TransformerDecoder(decoder_layers, nn.LayerNorm(hidden_dim), norm_between)
         for parameter in self.parameters():
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)

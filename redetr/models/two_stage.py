@@ -88,7 +88,7 @@ class TwoStageDecoder(nn.Module):
         # The decoder's losses do not train the selection, which has its own losses.
         boxes = proposals["pred_boxes"].detach()
         content = content.detach()
-        encoded = (memory, shapes, ratio)
+        encoded = EncoderOutput(memory, shapes, ratio)
         outputs: Outputs
         if noisy is None:
             layers = self._decode(content, boxes, encoded, every_layer)

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from redetr.config import TrainConfig, usual_steps
+from redetr.config import TrainConfig, default_steps
 from redetr.errors import InputError
 from redetr.pages.curves import Metrics
 
@@ -53,4 +53,4 @@ def _usual_length(folder: Path) -> int | None:
         return None
     if config.is_faithful:
         return None
-    return usual_steps(num_images, config.batch_size)
+    return default_steps(num_images, config.batch_size)

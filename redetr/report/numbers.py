@@ -75,7 +75,7 @@ def make_report(
 ) -> Report:
     """The report on one or two checkpoints.
 
-    Each checkpoint is given by its path and the result of `detect_classes` on `dataset`.
+    Each checkpoint is given by its path and its detections on `dataset`, those of all ranks.
     `differences` come from `ap_differences`; those of masks have names such as "mask AP".
     `qualities` are panoptic qualities, if they were measured, and `why_no_masks` says why the masks
     of each were not; empty if they were, or if it has none.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from redetr.edges import UP
+from redetr.edges import UPPER_BOUND
 from redetr.errors import InputError
 from redetr.models.hgnetv2 import SIZES
 from redetr.weights import rtdetr
@@ -130,8 +130,8 @@ def describe(
         if tensors[needed].dim() != dimensions:
             raise InputError(f"these weights are not a D-FINE: {needed} is of another shape")
     up = float(tensors["decoder.up"][0])
-    if up != UP:  # the losses take it for granted
-        raise InputError(f"decoder.up is {up} in these weights: only {UP} can be loaded")
+    if up != UPPER_BOUND:  # the losses take it for granted
+        raise InputError(f"decoder.up is {up} in these weights: only {UPPER_BOUND} can be loaded")
     num_levels = rtdetr.count(tensors, r"encoder\.input_proj\.(\d)\.")
     if points is None:
         points = (6, 6) if num_levels == 2 else (3, 6, 3)

@@ -35,10 +35,11 @@ from redetr.data.images import (
     read_image,
     read_upright,
 )
-from redetr.data.transforms import MEAN, STD, Jitter, draws_of, statistics
+from redetr.data.transforms import MEAN, STD, Jitter, derived_rng, statistics
 from redetr.detector.sources import find_sources, frames, further_pages
 from redetr.errors import InputError
 from redetr.models.channels import adapted, first_convolution
+from redetr.threads import restored_threads
 from redetr.weights.reading import read_weights
 from redetr.weights.starting import start_from
 
@@ -281,7 +282,7 @@ def test_every_family_takes_five_channels_and_learns_from_them(name, options):
 def test_colours_of_other_channels_change_alike():
     jitter = Jitter(brightness=0.3, contrast=0.0, saturation=0.3, hue=0.1)
     image = torch.full((5, 8, 8), 100, dtype=torch.uint8)
-    changed = jitter(draws_of(1), image)
+    changed = jitter(derived_rng(1), image)
     assert changed.shape == image.shape
     assert len(changed.unique()) == 1
     assert changed[0, 0, 0] != 100
@@ -294,12 +295,11 @@ def test_contrast_is_about_the_exact_mean_on_any_number_of_threads(threads, monk
     half = torch.randint(145, 256, (5, 400, 1333), dtype=torch.uint8, generator=random)
     image = torch.cat([half, (400 - half.int()).byte()], 1)  # whose mean is 200
     image[0, 1, 1] = 200
-    draws = draws_of(1)
+    draws = derived_rng(1)
     monkeypatch.setattr(draws, "uniform", lambda low, high: high)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    changed = Jitter(brightness=0.0, contrast=5e4, saturation=0.0)(draws, image)
-    torch.set_num_threads(before)
+    with restored_threads():
+        torch.set_num_threads(threads)
+        changed = Jitter(brightness=0.0, contrast=5e4, saturation=0.0)(draws, image)
     assert changed[0, 1, 1] == 200
 
 

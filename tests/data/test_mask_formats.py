@@ -23,6 +23,7 @@ from redetr.data.mask_columns import MaskBuilder, MaskProblem
 from redetr.data.mask_faults import _crossing
 from redetr.errors import InputError
 from redetr.masks import boxes_of_masks, decode
+from redetr.truth import TruthObjects
 
 WIDTH, HEIGHT = 60, 40
 TRIANGLE = [5.5, 4.0, 30.25, 9.5, 12.0, 33.0]
@@ -419,6 +420,17 @@ def test_masks_of_yolo_are_its_outlines(tmp_path):
     masks = open_dataset(root, "train", masks=True).target(0)["masks"].numpy()
     for mask, polygon in zip(masks, polygons, strict=True):
         np.testing.assert_array_equal(mask, pixels_of([polygon]))
+
+
+def test_stored_masks_are_measured_without_decoding_them(tmp_path, monkeypatch):
+    root = write_yolo(tmp_path, [line_of(TRIANGLE), line_of(TWO_PARTS[1])])
+    dataset = open_dataset(root, "train", masks=True)
+    decoded = TruthObjects.from_targets([dataset.target(0)], dataset.class_names)
+    monkeypatch.setattr("redetr.data.formats.folder.decode", None)
+    objects = TruthObjects.from_dataset(dataset)
+    assert objects.masks is not None
+    pixels = decode(objects.masks, (HEIGHT, WIDTH))
+    assert torch.equal(pixels, decode(decoded.masks, (HEIGHT, WIDTH)))
 
 
 def test_oriented_boxes_are_no_masks(tmp_path):

@@ -12,7 +12,7 @@ from redetr.data.cache import ImageCache
 from redetr.data.loader import Samples, load_batches
 from redetr.data.mosaic import mixed, mosaic
 from redetr.data.sampler import TrainSampler
-from redetr.data.transforms import Transform, augmentation, draws_of, resizer, seen
+from redetr.data.transforms import Transform, augmentation, derived_rng, resizer, seen
 from redetr.data.views import Fit, Stretch, View, Whole
 from redetr.masks import boxes_of_masks, encode
 
@@ -130,7 +130,7 @@ def test_masks_stay_in_their_boxes_in_every_augmentation(augment):
     count = count_unknown = 0
     for seed in range(30):
         image, target = stored_scene(seed, crowd=seed % 2 == 0)
-        draws = draws_of(seed)
+        draws = derived_rng(seed)
         view = transform.view(draws, target)
         _, shown = transform.show(draws, view, image, target)
         assert_masks_fill_boxes(shown)
@@ -149,7 +149,7 @@ def test_masks_of_a_mosaic_stay_in_their_boxes():
     transform = Transform(Whole(Stretch(64)))
     for seed in range(10):
         sources = [stored_scene(4 * seed + number) for number in range(4)]
-        _, target = mosaic(draws_of(seed), transform, (70, 80), sources)
+        _, target = mosaic(derived_rng(seed), transform, (70, 80), sources)
         assert_masks_fill_boxes(target)
 
 
@@ -161,11 +161,11 @@ def test_images_without_masks_may_be_joined_with_others():
         sources = [stored_scene(4 * seed + number) for number in range(4)]
         for number in (seed % 4, (seed + 1) % 4):
             del sources[number][1]["masks"]
-        _, joined = mosaic(draws_of(seed), transform, (70, 80), sources)
+        _, joined = mosaic(derived_rng(seed), transform, (70, 80), sources)
         is_known = joined["masks"].flatten(1).any(1)
         assert len(is_known) == len(joined["labels"])
         assert is_known.any() and not is_known[joined["labels"] < 3].all()
-    masked = transform.show(draws_of(0), View((0, 0, 40, 40), (64, 64)), *stored_scene(0))
+    masked = transform.show(derived_rng(0), View((0, 0, 40, 40), (64, 64)), *stored_scene(0))
     image, target = masked
     plain = image, {key: value for key, value in target.items() if key != "masks"}
     for pair in ((masked, plain), (plain, masked)):
@@ -175,7 +175,9 @@ def test_images_without_masks_may_be_joined_with_others():
 
 def test_an_object_goes_with_its_mask():
     image, target = stored_scene(0)
-    _, shown = resizer(Stretch(50)).show(draws_of(0), View((0, 0, 1, 1), (50, 50)), image, target)
+    _, shown = resizer(Stretch(50)).show(
+        derived_rng(0), View((0, 0, 1, 1), (50, 50)), image, target
+    )
     assert shown["masks"].shape == (len(shown["labels"]), 50, 50)
 
 

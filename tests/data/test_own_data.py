@@ -15,7 +15,7 @@ from torch import Tensor
 
 import redetr
 from redetr.data import DetectionDataset, open_dataset
-from redetr.data.dataset import require_valid
+from redetr.data.own_data import require_valid
 from redetr.errors import NoMasksError
 
 

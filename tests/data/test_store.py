@@ -4,7 +4,6 @@ import json
 import multiprocessing
 import os
 import pickle
-import socket
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from forked import free_ports
 from replacing import replace_in_time
 from test_coco import DOCUMENT, write
 
@@ -270,9 +270,7 @@ def _rank(rank: int, root: Path, results: Path, port: int) -> None:
 
 
 def test_the_first_rank_of_a_host_reads_for_the_others(root, tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
+    (port,) = free_ports(1)
     multiprocessing.set_forkserver_preload(["redetr.training"])  # imported once
     mp.start_processes(_rank, (root, tmp_path, port), nprocs=2, start_method="forkserver")
     results = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from command_line import train_arguments
-from PIL import Image
+from PIL import Image, features
 from sound_data import WRITERS, scenes
 
 from redetr.cli import main
@@ -17,7 +17,6 @@ from redetr.data import open_dataset, store
 from redetr.data.faults import Fault
 from redetr.data.formats import listing
 from redetr.data.formats.layouts import read_annotations
-from redetr.data.formats.listing import contents_of
 from redetr.data.formats.writing import convert
 from redetr.data.unclaimed import unclaimed_beside
 from redetr.detector import sources
@@ -79,11 +78,11 @@ def summary(fault: Fault) -> tuple[str, str, int]:
 
 def test_images_of_every_format_that_is_read(data):
     root = data("yolo")
-    endings = ("jfif", "jpe", "mpo", "gif", "jp2", "avif", "JPG", "ppm", "pgm", "apng", "bmp")
+    endings = ["jfif", "jpe", "mpo", "gif", "jp2", "JPG", "ppm", "pgm", "apng", "bmp"]
+    if features.check("avif"):  # or by a plugin, from Pillow 11.3 on
+        endings.append("avif")
     kinds = {"jfif": "JPEG", "jpe": "JPEG", "mpo": "JPEG", "pgm": "PPM", "apng": "PNG"}
     for number, ending in enumerate(endings):
-        if ending == "avif" and not contents_of(root, (".avif",)).files:
-            pytest.importorskip("PIL._avif")
         path = root / f"images/train/odd{number}.{ending}"
         save(path, number % 10, format=kinds.get(ending))
         (root / f"labels/train/odd{number}.txt").write_text(LINE)

@@ -1,13 +1,12 @@
 """Classes shared out over ranks: the same digits as from one evaluation of everything."""
 
 import math
-import socket
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 
 from redetr import class_shares
 from redetr.class_shares import shared_metrics, to_main
@@ -108,9 +107,8 @@ def _rank(rank: int, folder: Path) -> None:
 
 
 def test_ranks_give_the_digits_of_one_process(tmp_path):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        (tmp_path / "port").write_text(str(listener.getsockname()[1]))
+    (port,) = free_ports(1)
+    (tmp_path / "port").write_text(str(port))
     spawn_ranks(_rank, (tmp_path,), 3)
     objects = truth(3)
     found = detections(objects, 3, 40)

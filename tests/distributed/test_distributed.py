@@ -3,30 +3,27 @@
 import gc
 import multiprocessing
 import os
-import socket
+import re
 import sys
+import threading
+import time
 import weakref
+from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as torch_dist
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 from torch import nn
 
 import redetr
-from redetr.distributed import (
-    Dist,
-    Launch,
-    check_norms,
-    process_group,
-    rank_cores,
-    read_launch,
-    replicate,
-    restart_notes,
-)
+from redetr import distributed
+from redetr.distributed import Dist, check_norms, process_group, replicate
 from redetr.ema import ModelEma
 from redetr.errors import LostRankError
+from redetr.launch import Launch, pick_device, rank_cores, read_launch, restart_notes
 from redetr.state import resume_command
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
@@ -48,6 +45,7 @@ GLOO = (
         RuntimeError(f"Gloo connectFullMesh failed with {GLOO}"),
         RuntimeError("Application timeout caused pair closure"),
         torch_dist.DistBackendError("NCCL communicator was aborted on rank 0"),
+        torch_dist.DistBackendError("store->get('0') got error: failed to recv, got 0 bytes"),
         torch_dist.DistNetworkError("failed to recv, got 0 bytes"),
     ],
     ids=str,
@@ -65,6 +63,20 @@ def test_a_lost_rank_is_reported_without_advice_for_developers():
     assert str(raised.value).endswith(
         "see that rank's output for the cause (Connection closed by peer)"
     )
+
+
+def test_an_error_of_nccl_that_is_not_about_another_rank_is_reported_with_its_cause():
+    message = (
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:94, unhandled system "
+        "error (run with NCCL_DEBUG=INFO for details), NCCL version 2.27.5\n"
+        "ncclSystemError: System call or external library call failed.\n"
+        "Last error:\nBootstrap : no socket interface found"
+    )
+    with pytest.raises(redetr.InputError) as raised, one_process():
+        raise torch_dist.DistBackendError(message)
+    said = str(raised.value)
+    assert said.startswith("NCCL failed: ")
+    assert "Last error: Bootstrap : no socket interface found; set NCCL_DEBUG=INFO" in said
 
 
 @pytest.mark.parametrize(
@@ -120,6 +132,161 @@ def test_synchronised_batch_norm_is_for_gpus_and_not_exact_over_accumulation():
     assert "not over accumulated" in check_norms(model, Dist(0, 8, CUDA), accumulate=2)[0]
     with pytest.raises(redetr.InputError, match="only on GPUs"):
         check_norms(model, Dist(0, 1, CPU), accumulate=1)
+
+
+def test_synchronised_batch_norm_is_not_compiled_for_several_ranks():
+    model = with_norm(nn.SyncBatchNorm(8))
+    assert check_norms(model, Dist(0, 1, CUDA), accumulate=1, is_compiled=True) == []
+    with pytest.raises(redetr.InputError, match="leave out --compile"):
+        check_norms(model, Dist(0, 2, CUDA), accumulate=1, is_compiled=True)
+
+
+class Gpus:
+    """As many GPUs as a process is told of."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int, current: int = 0):
+        self.chosen: list[int] = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "current_device", lambda: current)
+        monkeypatch.setattr(torch.cuda, "set_device", self.chosen.append)
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "launch", "expected"),
+    [
+        ("auto", 0, {}, "cpu"),
+        ("cpu", 2, {}, "cpu"),
+        ("auto", 2, {}, "cuda:1"),  # the current one
+        ("cuda", 2, {}, "cuda:1"),
+        ("cuda:0", 2, {}, "cuda:0"),
+        (torch.device("cuda:0"), 2, {}, "cuda:0"),
+        ("auto", 8, {"WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 2}, "cuda:2"),
+        ("cuda", 1, {"WORLD_SIZE": 8, "RANK": 5, "LOCAL_RANK": 2}, "cuda:0"),  # it sees no other
+    ],
+)
+def test_the_device_of_a_process(device, count, launch, expected, monkeypatch):
+    launched(monkeypatch, **launch)
+    gpus = Gpus(monkeypatch, count, current=1)
+    picked = pick_device(device)
+    assert str(picked) == expected
+    assert gpus.chosen == ([] if picked.type == "cpu" else [picked.index])
+
+
+@pytest.mark.parametrize(
+    ("device", "count", "launch", "said"),
+    [
+        ("cuda", 0, {}, "--device cuda: no CUDA device is visible; use --device cpu"),
+        ("cuda:1", 0, {}, "--device cuda:1: no CUDA device is visible"),
+        ("cuda:2", 2, {}, "--device cuda:2: there are 2 GPUs, numbered from 0"),
+        ("cuda:", 2, {}, "unknown device 'cuda:': choose auto, cpu, cuda or cuda:NUMBER"),
+        ("tpu:0", 2, {}, "unknown device 'tpu:0'"),
+        (0, 2, {}, "unknown device '0'"),
+        ("cuda:0", 2, {"WORLD_SIZE": 2, "RANK": 0}, "each process has a GPU of its own; use"),
+        (
+            "auto",
+            2,
+            {"WORLD_SIZE": 4, "RANK": 3, "LOCAL_RANK": 3},
+            "process 3 has no GPU of its own: start at most 2 processes per host",
+        ),
+    ],
+)
+def test_a_device_that_is_not_there_is_refused(device, count, launch, said, monkeypatch):
+    launched(monkeypatch, **launch)
+    gpus = Gpus(monkeypatch, count)
+    with pytest.raises(redetr.InputError, match=re.escape(said)):
+        pick_device(device)
+    assert gpus.chosen == []
+
+
+def test_ranks_that_share_a_gpu_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda device: SimpleNamespace(uuid="mine")
+    )
+    dist = Dist(1, 3, CUDA)
+    monkeypatch.setattr(Dist, "gather", lambda self, items: ["other", *items, "third"])
+    distributed._require_different_gpus(dist)
+    monkeypatch.setattr(Dist, "gather", lambda self, items: ["other", *items, *items])
+    with pytest.raises(redetr.InputError, match="ranks 1 and 2 share a GPU; start at most one"):
+        distributed._require_different_gpus(dist)
+
+
+def test_a_group_that_cannot_even_be_aborted_does_not_hold_up_the_error(monkeypatch):
+    never = threading.Event()
+    is_aborting = threading.Event()
+
+    def abort() -> None:
+        is_aborting.set()
+        never.wait(60)
+
+    monkeypatch.setattr(distributed, "_ABORT_S", 0.05)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch_dist.distributed_c10d, "_abort_process_group", abort)
+    distributed._abort_group(CUDA)
+    assert is_aborting.wait(60)
+    never.set()
+
+
+@pytest.mark.parametrize(
+    ("world_size", "fails", "expected"),
+    [(2, False, "close"), (2, True, "abort"), (1, True, "close")],
+)
+def test_after_an_error_nccl_does_not_wait_for_other_ranks(
+    world_size, fails, expected, monkeypatch
+):
+    ends = []
+    monkeypatch.setattr(distributed, "read_launch", lambda: Launch(0, world_size))
+    monkeypatch.setattr(distributed, "pick_device", lambda device: CUDA)
+    monkeypatch.setattr(torch_dist, "is_nccl_available", lambda: True)
+    monkeypatch.setattr(torch_dist, "is_initialized", lambda: bool(started))
+    monkeypatch.setattr(distributed, "_require_different_gpus", lambda dist: None)
+    monkeypatch.setattr(distributed, "SetUp", lambda *_: SimpleNamespace(end=ends.append))
+    monkeypatch.setattr(distributed, "_abort_group", lambda device: ends.append("abort"))
+    monkeypatch.setattr(distributed, "_close_group", lambda: ends.append("close"))
+    started: list[dict] = []
+    monkeypatch.setattr(
+        distributed, "_meet_other_ranks", lambda launch, options: started.append(options)
+    )
+    with suppress(redetr.InputError), process_group("cuda"):
+        if fails:
+            raise redetr.InputError("no such folder")
+    assert started[0]["backend"] == "cpu:gloo,cuda:nccl"
+    assert ends[-1] == expected
+    assert ("no such folder" in ends) == (fails and world_size > 1)
+
+
+def test_gpus_without_nccl_reduce_over_gloo(monkeypatch):
+    """As on Windows."""
+    monkeypatch.setattr(distributed, "pick_device", lambda device: CUDA)
+    monkeypatch.setattr(torch_dist, "is_nccl_available", lambda: False)
+    with process_group("cuda") as dist:
+        assert torch_dist.get_backend() == "gloo"
+        assert dist.device == CUDA
+
+
+def _twice(rank: int, port: int, folder: Path) -> None:
+    """Two process groups in one process, as in a script with two runs."""
+    torch.set_num_threads(1)
+    launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+    launch |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    launch |= {"TORCHELASTIC_USE_AGENT_STORE": "True"}  # torchrun holds the store
+    os.environ |= {name: str(value) for name, value in launch.items()}
+    sums = []
+    for number in range(2):
+        if rank == 0 and number == 1:
+            time.sleep(1)  # the other rank looks for it in the meantime
+        with process_group("cpu", timeout_s=30) as dist:
+            sums.append(dist.gather_rows([float(rank + number)])().sum().item())
+    (folder / f"{rank}.txt").write_text(str(sums))
+
+
+def test_two_runs_of_one_script(tmp_path):
+    (port,) = free_ports(1)
+    store = torch_dist.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False)
+    spawn_ranks(_twice, (port, tmp_path), 2)
+    del store
+    for rank in range(2):
+        assert (tmp_path / f"{rank}.txt").read_text() == "[1.0, 3.0]"
 
 
 def test_models_can_be_built_with_it_and_a_cpu_refuses_to_train_them(shared_coco, tmp_path):
@@ -179,9 +346,7 @@ def _compressing_rank(rank: int, port: int, folder: Path) -> None:
 
 def test_two_ranks_compress_without_cuda(tmp_path):
     """Which DDP refuses a hook of PyTorch's own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     spawn_ranks(_compressing_rank, (port, tmp_path), 2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert torch.equal(first, second)

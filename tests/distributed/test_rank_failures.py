@@ -4,7 +4,6 @@ import json
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 from command_line import SMALL
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 from torch import Tensor
 
 import redetr
@@ -69,9 +68,7 @@ def diverging_rank(rank: int, port: int, folder: Path, data: Path) -> None:
 
 
 def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     spawn_ranks(diverging_rank, (port, tmp_path, shared_coco), 2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     assert found[0]["said"] == found[1]["said"]
@@ -82,24 +79,30 @@ def test_a_loss_that_is_not_finite_on_one_rank_stops_all(shared_coco, tmp_path):
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 2
 
 
+_STEP_LIMIT_S = 10
+
+
 def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -> None:
-    """Rank 1 takes 6 s for what rank 0 remembers, or ends before; each writes what it is told."""
+    """Rank 1 takes longer than the limit between steps for what rank 0 remembers, or ends before;
+    each writes what it is told."""
     torch.set_num_threads(1)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     said = "ready"
     try:
-        with process_group("cpu", timeout_s=4, setup_timeout_s=limit_s) as dist:
+        with process_group("cpu", timeout_s=_STEP_LIMIT_S, setup_timeout_s=limit_s) as dist:
             dist.doing("reading the annotations")
             if rank == 1 and ending == "error":
                 raise redetr.InputError("no such folder", where="data")
             if rank == 1 and ending == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             if rank == 1 and not ending:
-                time.sleep(6)
+                time.sleep(_STEP_LIMIT_S + 2)
             dist.meet()
             if rank == 1 and ending == "late error":
                 raise OSError(28, "No space left on device")
+            if rank == 1 and ending == "late loss":
+                raise redetr.errors.LostError("a loader process died")
             if rank == 1 and ending == "late kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             said += str(dist.gather([rank]))
@@ -115,18 +118,21 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
     ("limit_s", "ending", "said"),
     [
         (60, "", r"ready\[0, 1\]"),
-        (1, "", r"1: rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
-        (60, "error", r"1: rank 0 waited \d s in the set-up for rank 1: ended \(data: no such fol"),
-        (60, "kill", r"1: rank 0 waited \d s in the set-up for rank 1: reading the annotations; "),
+        (
+            _STEP_LIMIT_S / 2,
+            "",
+            r"1: rank 0 waited \d+ s in the set-up for rank 1: reading the annotations; ",
+        ),
+        (60, "error", r"1: rank 0 waited \d+ s in the set-up for rank 1: ended \(data: no such "),
+        (60, "kill", r"1: rank 0 waited \d+ s in the set-up for rank 1: reading the annotations; "),
         (60, "late error", r"1: rank 0 ends because rank 1 ended \(.*No space left on device\)$"),
-        (60, "late kill", r"1: rank 0 lost another rank: it died, or did not respond within 4 s; "),
+        (60, "late loss", r"1: rank 0 ends because rank 1 ended \(a loader process died\)$"),
+        (60, "late kill", r"1: rank 0 lost another rank: it died, or did not respond within 10 s"),
     ],
 )
 def test_ranks_that_are_set_up_at_unequal_speed(tmp_path, limit_s, ending, said):
     """They wait longer than between steps, and know for whom."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    (port,) = free_ports(1)
     context = mp.get_context("fork")  # torch is imported already
     arguments = (port, tmp_path, limit_s, ending)
     ranks = [context.Process(target=slow_rank, args=(rank, *arguments)) for rank in range(2)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from forked import spawn_ranks
+from forked import free_ports, spawn_ranks
 from torch import Tensor
 
 import redetr
@@ -22,7 +22,7 @@ from redetr.distributed import Dist, process_group, replicate
 from redetr.models.freezing import freeze
 from redetr.settling import settle_buckets
 from redetr.step import announce, receive, train_step
-from tests.distributed.test_exactness import SMALL, build, flat, free_ports, global_samples
+from tests.distributed.test_exactness import SMALL, build, flat, global_samples
 
 pytestmark = pytest.mark.long
 
@@ -153,11 +153,14 @@ def test_random_numbers_buffers_and_gradients_stay_as_they_are(monkeypatch):
         return module.norm(images), *others
 
     model.register_forward_pre_hook(normalized)
+    passes: list[bool] = []
+    model.register_forward_hook(lambda *_: passes.append(model.training))
     with process_group("cpu") as alone:
         replica = replicate(model, alone)
         before = torch.get_rng_state()
         buffers = [buffer.clone() for buffer in model.buffers()]
         settle_buckets(replica, criterion, config, replace(alone, world_size=RANKS))
+    assert passes  # otherwise the rest would say nothing
     assert torch.equal(torch.get_rng_state(), before)
     assert all(map(torch.equal, model.buffers(), buffers))
     assert all(parameter.grad is None for parameter in model.parameters())

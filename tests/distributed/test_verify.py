@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from forked import run_ranks
+from torch import nn
 
 import redetr
 from redetr import verification
@@ -140,7 +141,7 @@ def test_the_first_batch_is_that_of_training(grouped, mosaic_until, shared_coco)
     with process_group("cpu") as dist:
         state, criterion = prepare(config, dist, data)
         run = _Run(state, criterion, dist, data, data, Path(), None, SilentMonitor(), None, "")
-        ((trained,),) = islice(run._windows(), 1)
+        ((trained,),) = islice(run._micro_batches(), 1)
         verified = first_batch(data, state)
     for (image, target), (expected, of_training) in zip(verified, trained, strict=True):
         assert target["image_id"] == of_training["image_id"]
@@ -161,6 +162,22 @@ def test_a_frozen_detector_may_be_random(recipe, freezing, options, capsys):
     result = json.loads(capsys.readouterr().out)
     assert result["failed"] == []
     assert not {"backbone", "detr"} & result["parameters"].keys()
+
+
+@pytest.mark.parametrize(
+    ("norm", "precision", "expected"),
+    [
+        (nn.GroupNorm(2, 8), "fp32", 6),
+        (nn.SyncBatchNorm(8), "fp32", 2),  # one mean over the three ranks
+        (nn.SyncBatchNorm(8).eval(), "fp32", 6),
+        (nn.GroupNorm(2, 8), "fp64", 1),
+        (nn.SyncBatchNorm(8), "fp64", 1),
+    ],
+)
+def test_the_parts_of_the_reference(norm, precision, expected):
+    dtype = verification.PRECISIONS[precision]
+    parts = verification._parts_of_whole(norm, dtype, accumulate=2, world_size=3)
+    assert parts == expected
 
 
 def test_the_set_up_has_its_own_time_limit(monkeypatch):

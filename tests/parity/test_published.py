@@ -3,12 +3,15 @@ prints for them. Needs the network: `pytest -m slow tests/parity/test_published.
 """
 
 import socket
+from collections.abc import Iterator
 from io import BytesIO
+from pathlib import Path
 from urllib.request import urlopen
 
 import numpy as np
 import pytest
 import torch
+from huggingface_hub import constants
 from PIL import Image
 
 import redetr
@@ -109,12 +112,17 @@ BOX_ERROR_PX = 4.0
 
 
 @pytest.fixture(scope="module")
-def network() -> None:
-    for host in ("huggingface.co", "images.cocodataset.org"):
+def network() -> Iterator[None]:
+    """The hub, which all other tests do without, and the user's own cache of it."""
+    for host, port in (("huggingface.co", 443), ("images.cocodataset.org", 80)):
         try:
-            socket.create_connection((host, 80), timeout=5).close()
+            socket.create_connection((host, port), timeout=5).close()
         except OSError as error:
             pytest.skip(f"needs the network: {host} does not answer ({error})")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", False)
+        patch.setattr(constants, "HF_HUB_CACHE", str(Path.home() / ".cache/huggingface/hub"))
+        yield
 
 
 @pytest.mark.parametrize("name", PUBLISHED)

@@ -30,8 +30,8 @@ from redetr.data.images import describe
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.transforms import MIN_VISIBLE
 from redetr.data.windows import Window, tile_windows
-from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.launch import rank_cores
 from redetr.masks import boxes_of_masks, decode, encode
 from redetr.wording import counted
 

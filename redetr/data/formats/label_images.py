@@ -26,8 +26,8 @@ from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image, problem_of
 from redetr.data.mask_columns import MaskBuilder
 from redetr.data.segment_images import encode_numbers, object_numbers
-from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.launch import rank_cores
 from redetr.wording import counted
 
 Bools = NDArray[np.bool_]

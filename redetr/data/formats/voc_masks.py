@@ -20,8 +20,8 @@ from redetr.data.faults import Fault, Rows
 from redetr.data.images import open_image
 from redetr.data.mask_columns import MaskBuilder, MaskProblem
 from redetr.data.segment_images import encode_numbers, object_numbers
-from redetr.distributed import rank_cores
 from redetr.errors import InputError
+from redetr.launch import rank_cores
 
 _FOLDER = "SegmentationObject"
 _VOID = 255  # edges of objects, and pixels without annotation
