@@ -1,4 +1,5 @@
-# `make demo` and `make test` set themselves up; nothing else is needed but Python >= 3.11, make and git.
+# `make demo` and `make test` set themselves up; nothing else is needed but Python >= 3.11 with venv (python3-venv in
+# Debian), make and git.
 PYTHON ?= python3
 
 # Which versions are installed: `tested`, those of constraints.txt; `newest`, of everything; `oldest`, the lower bounds
@@ -61,8 +62,8 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python tests/system_packages.py slow
 	$(PYTEST) -m 'long or slow'
 
-# With a GPU, in the Python that is there: a virtual environment would take another PyTorch. `make gpu
-# PYTHON=.venv/bin/python` for one's own.
+# With a GPU, in the Python that is there: a virtual environment would take another PyTorch. It needs pytest,
+# pytest-timeout and hypothesis. `make gpu PYTHON=.venv/bin/python` for the virtual environment.
 gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
 

@@ -48,7 +48,10 @@ class Holder:
         boot_id = Path("/proc/sys/kernel/random/boot_id")
         host = platform.node()
         kernel = boot_id.read_text().strip() if boot_id.exists() else host
-        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID")
+        run_id = os.environ.get("TORCHELASTIC_RUN_ID")
+        if run_id == "none":  # torchrun's default, the same for all runs
+            run_id = None
+        job = os.environ.get("SLURM_JOB_ID") or run_id
         since = datetime.now().isoformat(" ", "seconds")
         return cls(host, os.getpid(), kernel, job, since)
 

@@ -251,7 +251,9 @@ GB = 10**9
 def test_memory_that_groups_leave(tmp_path, mounts, own, groups, left):
     """A limit counts for all groups inside; memory that holds unused files is free."""
     (tmp_path / "proc/self").mkdir(parents=True)
-    (tmp_path / "proc/self/mountinfo").write_text("2 1 0:5 / /dev rw - tmpfs tmpfs rw\n" + mounts)
+    others = "2 1 0:5 / /dev rw - tmpfs tmpfs rw\n"
+    others += "3 1 0:9 / /Docker/host rw - 9p drvfs rw;path=C:\\Program Files\\Docker rw\n"
+    (tmp_path / "proc/self/mountinfo").write_text(others + mounts)
     (tmp_path / "proc/self/cgroup").write_text(f"7:pids:/elsewhere\n{own}\n")
     is_v1 = mounts != SYSTEMD_V2
     for path, (limit, used) in groups.items():

@@ -9,15 +9,22 @@
 #
 #   PROCESSES  processes per host (default: one per GPU)
 #   TORCHRUN   torchrun on the hosts (default: .venv/bin/torchrun)
-#   PORT       of the first host, where the hosts find each other (default: 29400)
+#   PORT       of the first host, where the hosts find each other (default: 29400); another for each run at a time
+#   OMP_NUM_THREADS   compute threads of each process, which torchrun sets to 1 (hosts without GPUs)
+#
+# Needs bash 4.1 or newer here.
 set -euo pipefail
-read -ra hosts <<<"${HOSTS:?names of the hosts, with spaces between}"
+: "${HOSTS:?names of the hosts, with spaces or line breaks between}"
+read -rd '' -a hosts <<<"$HOSTS" || true   # it "fails" at the end of the text
+((${#hosts[@]})) || { echo "HOSTS is empty" >&2; exit 2; }
+# The same for a run that is started again, and another for other runs.
+id=redetr-$(printf '%s\0' "$@" | cksum | cut -d ' ' -f 1)
 
 environment=(
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1   # restarted processes meet at a new store
     TORCH_ELASTIC_SHUTDOWN_TIMEOUT=150     # seconds for processes to save; the default is 30
 )
-for name in NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME; do
+for name in NCCL_SOCKET_IFNAME GLOO_SOCKET_IFNAME OMP_NUM_THREADS; do
     [[ -z ${!name:-} ]] || environment+=("$name=${!name}")
 done
 
@@ -36,14 +43,14 @@ code=$?
 kill $watch 2>/dev/null
 exit $code'
 
-# Quotes words so that every login shell reads them; some do not read the output of `printf %q`.
+# Quotes words so that login shells like sh, zsh and fish read them; some do not read the output of `printf %q`.
 quoted() {
     local word apostrophe="'\\''"
     for word in "$@"; do printf "'%s' " "${word//\'/$apostrophe}"; done
 }
 
 # The standard input of the connections stays open as long as this script holds the pipe open for writing.
-pipe=$(mktemp --dry-run)
+pipe=$(mktemp -u)
 mkfifo -m 600 "$pipe"
 exec {hold}<>"$pipe"
 exec {input}<"$pipe"
@@ -58,7 +65,7 @@ for host in "${hosts[@]}"; do
     is_first=$([[ $name == "$first" ]] && echo 1 || echo 0)
     command=(env "${environment[@]}" "${TORCHRUN:-.venv/bin/torchrun}"
         --nnodes "1:${#hosts[@]}" --nproc-per-node "${PROCESSES:-gpu}" --max-restarts 3 --local-addr "$name"
-        --rdzv-backend c10d --rdzv-id redetr --rdzv-endpoint "$first:${PORT:-29400}"
+        --rdzv-backend c10d --rdzv-id "$id" --rdzv-endpoint "$first:${PORT:-29400}"
         --rdzv-conf "is_host=$is_first" -m redetr "$@" --resume)
     {
         trap '' INT   # only this script handles Ctrl-C; the connections still carry the last output of the hosts

@@ -37,11 +37,13 @@ _ZSH = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n"
 class Completion:
     """Print a shell script that completes commands, recipes, flags and their choices on Tab.
 
-    bash: redetr completion bash > ~/.local/share/bash-completion/completions/redetr
+    bash: mkdir -p ~/.local/share/bash-completion/completions; redetr completion bash >
+    ~/.local/share/bash-completion/completions/redetr
 
     zsh: redetr completion zsh >> ~/.zshrc
 
-    fish: redetr completion fish > ~/.config/fish/completions/redetr.fish"""
+    fish: mkdir -p ~/.config/fish/completions; redetr completion fish >
+    ~/.config/fish/completions/redetr.fish"""
 
     shell: tyro.conf.Positional[Literal["bash", "zsh", "fish"]]
     """The shell to print it for."""
@@ -63,24 +65,26 @@ class _Argument:
     name: str
     flag: str  # "" for a positional argument
     choices: list[str]
+    takes_value: bool = True
+    may_be_path: bool = False  # as well as one of the choices
 
 
-def _words() -> dict[str, dict[str, list[str]]]:
-    """The flags of each command with their choices; the choices of a positional argument are under
-    the name of the command itself."""
+def _words() -> dict[str, dict[str, _Argument]]:
+    """The flags of each command; a positional argument with choices is under the name of the
+    command itself."""
     words = {}
     for command in sorted(COMMANDS):
         module = import_module(f"redetr.commands.{command}")
         arguments = list(_arguments(getattr(module, command.capitalize())))
-        choices = {}
+        by_word = {}
         for argument in arguments:
             word = argument.flag or command
             if argument.flag or argument.choices:
-                choices[word] = argument.choices
+                by_word[word] = argument
         takes_recipe = any(argument.name == "model_options" for argument in arguments)
-        if takes_recipe:
-            choices[command] = list(RECIPES)
-        words[command] = choices
+        if takes_recipe:  # or a run folder
+            by_word[command] = _Argument("recipe", "", list(RECIPES), may_be_path=True)
+        words[command] = by_word
     return words
 
 
@@ -106,7 +110,7 @@ def _arguments(settings: type) -> Iterator[_Argument]:
             flag = "--" + field.name.replace("_", "-")
             if field.default is True:  # the flag switches it off
                 flag = flag.replace("--", "--no-", 1)
-        yield _Argument(field.name, flag, choices)
+        yield _Argument(field.name, flag, choices, takes_value=bool not in parts)
 
 
 def _parts(kind: Any) -> list[Any]:
@@ -121,12 +125,12 @@ def _parts(kind: Any) -> list[Any]:
 def _bash() -> str:
     words = _words()
     flag_cases, choice_cases = [], []
-    for command, choices in words.items():
-        flags = " ".join(word for word in choices if word.startswith("-"))
+    for command, by_word in words.items():
+        flags = " ".join(word for word in by_word if word.startswith("-"))
         flag_cases.append(f'      {command}) words="{flags}" ;;')
-        for word, values in choices.items():
-            if values:
-                line = f"      '{command} {word}') words=\"{' '.join(values)}\" ;;"
+        for word, argument in by_word.items():
+            if argument.choices:
+                line = f"      '{command} {word}') words=\"{' '.join(argument.choices)}\" ;;"
                 choice_cases.append(line)
     return _BASH.format(
         commands=" ".join(words), flags="\n".join(flag_cases), choices="\n".join(choice_cases)
@@ -136,15 +140,17 @@ def _bash() -> str:
 def _fish() -> str:
     words = _words()
     lines = [f"complete -c redetr -n __fish_use_subcommand -f -a '{' '.join(words)}'"]
-    for command, choices in words.items():
-        for word, values in choices.items():
+    for command, by_word in words.items():
+        for word, argument in by_word.items():
             line = f"complete -c redetr -n '__fish_seen_subcommand_from {command}'"
-            if word.startswith("--"):
+            if argument.flag:
                 line += f" -l {word.removeprefix('--')}"
-                if values:
+                if argument.takes_value:  # otherwise, the next word would be positional
                     line += " -r"
-            if values:
-                line += f" -f -a '{' '.join(values)}'"
+            if argument.choices and not argument.may_be_path:
+                line += " -f"
+            if argument.choices:
+                line += f" -a '{' '.join(argument.choices)}'"
             lines.append(line)
     return "\n".join(lines) + "\n"
 

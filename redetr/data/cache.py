@@ -5,6 +5,7 @@ gone, so nothing is left behind or out of date. Linux only.
 """
 
 import os
+import platform
 import shutil
 import tempfile
 import weakref
@@ -25,7 +26,9 @@ _ROW = 32  # bytes per image: offset of its pixels (0 = not cached), height, wid
 
 def host() -> str:
     """Equal for processes that can open each other's files."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text() + os.readlink("/proc/self/ns/pid")
+    boot_id = Path("/proc/sys/kernel/random/boot_id")
+    kernel = boot_id.read_text() if boot_id.exists() else platform.node()
+    return kernel + os.readlink("/proc/self/ns/pid")
 
 
 def spare_bytes(folder: str | None = None) -> int:
@@ -123,7 +126,7 @@ class ImageCache:
 
     @contextmanager
     def _locked(self) -> Iterator[int]:
-        import fcntl  # there is none on Windows, where the rest of the library runs
+        import fcntl  # not on Windows; the cache is for Linux
 
         file = self._opened()
         fcntl.flock(file, fcntl.LOCK_EX)

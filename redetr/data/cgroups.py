@@ -40,7 +40,8 @@ def _groups(root: Path) -> Iterator[tuple[Path, _Files]]:
     for mount in (root / "proc/self/mountinfo").read_text().splitlines():
         options, _, kind = mount.partition(" - ")
         _, _, _, shown, mounted_at, *_ = options.split(" ")
-        file_system, _, controllers = kind.split(" ")
+        # The name in the middle may hold a space, as a drive of Windows in WSL.
+        file_system, _, controllers = kind.split(" ", maxsplit=2)
         is_v2 = file_system == "cgroup2"
         if not is_v2 and (file_system != "cgroup" or "memory" not in controllers.split(",")):
             continue
