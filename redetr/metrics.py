@@ -5,6 +5,7 @@ original image. Numbers are fractions in [0, 1], or nan where there is no ground
 """
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -299,10 +300,19 @@ def result_of_tables(
 
 
 def distinct_names(names: tuple[str, ...]) -> list[str]:
-    """The names of classes; those that occur twice get " (label)" appended."""
+    """The names of classes; those that occur twice get " (label)" appended, more than once if the
+    result is the name of another class."""
+    counts = Counter(names)
+    taken = {name for name, count in counts.items() if count == 1}
     distinct = []
     for label, name in enumerate(names):
-        distinct.append(name if names.count(name) == 1 else f"{name} ({label})")
+        own = name
+        if counts[name] > 1:
+            own += f" ({label})"
+            while own in taken:
+                own += f" ({label})"
+        taken.add(own)
+        distinct.append(own)
     return distinct
 
 

@@ -197,8 +197,9 @@ def test_upload_threshold_and_click(page, image, detector, tmp_path):
         assert content == {"image": image.name, **found}
         open_explanation(page)
         with Frame(page, "explained") as frame:
-            count = (scores >= threshold).sum()
-            shown = f"{count} of 9 queries have a score of {threshold:.2f} or more"
+            count = int((scores >= threshold).sum())
+            verb = "has" if count == 1 else "have"
+            shown = f"{count} of 9 queries {verb} a score of {threshold:.2f} or more"
             wait(page, lambda f=frame, s=shown: f.part("shown").text == s)
     page.save_screenshot(str(artefacts(tmp_path) / "app-explained.png"))
 

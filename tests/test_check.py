@@ -34,7 +34,7 @@ from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
 from redetr.doctor.samples import augmented_samples
-from redetr.doctor.sheet import _octaves, _whole_numbers, sample_sheet, write_report
+from redetr.doctor.sheet import _octaves, _table, _whole_numbers, sample_sheet, write_report
 from redetr.doctor.tables import print_report
 from redetr.errors import InputError
 
@@ -319,7 +319,7 @@ def test_embedded_data_is_sound(source, capsys):
 def test_figures(root):
     figures = check(str(root)).figures()
     assert figures["val"] == {
-        "images": 10, "empty": 0, "objects": 30, "ignored": 0, "at most": 3, "classes": 3, "sizes": "64x48"
+        "images": 10, "empty": 0, "objects": 30, "ignored": 0, "most per image": 3, "classes": 3, "sizes": "64x48"
     }  # fmt: skip
     assert check(str(root)).classes() == {
         name: {"train": 14, "val": 10} for name in CLASSES.values()
@@ -387,6 +387,33 @@ def test_command_line(root, capsys):
         with pytest.raises(SystemExit) as end:
             main(["check", str(root), *wrong])
         assert end.value.code == 1 and says in capsys.readouterr().err
+
+
+def test_an_unknown_recipe_is_no_fault_of_the_data(root, capsys):
+    assert main_ends(["check", str(root), "--recipe", "yolo", "--json"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "unknown recipe 'yolo'" in told.err
+
+
+def test_the_rarer_classes_of_many_are_counted(root):
+    for split in ("train", "val"):
+        file = root / "annotations" / f"instances_{split}.json"
+        document = json.loads(file.read_text())
+        more = [{"id": 100 + number, "name": f"class {number}"} for number in range(39)]
+        document["categories"] += more
+        file.write_text(json.dumps(document))
+    console = Console(width=1000, record=True, file=io.StringIO())
+    print_report(check(str(root)), console)
+    text = console.export_text()
+    assert "and 12 rarer classes" in text
+    (head,) = [line for line in text.splitlines() if "what is wrong, and what to do" in line]
+    assert head.split()[-1] == "count"
+
+
+def test_numbers_on_the_page_have_separators():
+    table = _table("split", {"train": {"images": 12000, "sizes": "64x48"}})
+    assert table["rows"] == [["train", "12,000", "64x48"]]
 
 
 def test_essential_faults_returns_warnings_and_raises_the_first_error(root):
@@ -767,8 +794,13 @@ def test_a_sample_that_cannot_be_decoded_is_a_fault_in_every_output(root, tmp_pa
     (thorough,) = check(str(root), thorough=True).faults
     assert thorough.to_json() == fault
 
+    assert main_ends(arguments) == 1
+    assert "--augment" not in capsys.readouterr().err
     assert main_ends([*arguments, "--augment"]) == 1
-    said = " ".join(capsys.readouterr().out.split())
+    told = capsys.readouterr()
+    reason = "because the data set has errors: fix them and run again"
+    assert f"--augment: nothing was drawn, {reason}" in told.err
+    said = " ".join(told.out.split())
     assert "image-unreadable" in said and report["verdict"] in said
     page = (tmp_path / "page" / "index.html").read_text()
     assert "image-unreadable" in page and report["verdict"] in page

@@ -41,3 +41,13 @@ def test_names_cannot_command_the_terminal(capsys):
     captured = capsys.readouterr()
     assert r"\x1b[31mred" in captured.out
     assert captured.err == "redetr: a\\x1b]0;title.png: no such file\nnext line\n"
+
+
+def test_a_warning_of_plain_images_agrees_with_their_number(capsys):
+    console.warn_of_plain(["a.png (black)"])
+    console.warn_of_plain(["a.png (black)", "b.png (white)"])
+    rest = "may be damaged, or a few extreme values may hide the rest"
+    assert capsys.readouterr().err.splitlines() == [
+        f"1 image is almost a single colour, a.png (black): it {rest}",
+        f"2 images are almost a single colour, such as a.png (black): they {rest}",
+    ]

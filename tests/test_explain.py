@@ -457,6 +457,17 @@ def test_the_command_judges_masks_where_the_data_has_them(tmp_path, capsys):
     assert "<th>dice</th>" in (pages / "loss.html").read_text()
 
 
+def test_the_loss_page_of_an_earlier_image_is_removed(checkpoint, shared_coco, tmp_path):
+    pages = tmp_path / "pages"
+    arguments = ["explain", str(checkpoint), f"--output={pages}", "--device=cpu"]
+    flags = [f"--data={shared_coco}", "--image-id=101", "--samples=0"]
+    parse_command([*arguments, *flags]).run()
+    assert (pages / "loss.html").exists()
+    image = min((shared_coco / "val").iterdir())
+    parse_command([*arguments, str(image)]).run()
+    assert {path.name for path in pages.iterdir()} == {"index.html"}
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -316,8 +316,12 @@ def test_numbers_as_json():
     ("image_id", "world_size", "message"),
     [
         (9, 1, "two images: no image has the id 9: give another --image-id, such as 1, 2"),
-        (1, 3, "--world-size 3: each GPU needs an image, and two images has 2"),
-        (1, 0, "--world-size 0"),
+        (
+            1,
+            3,
+            "3 GPUs need an image each, and two images has 2; choose fewer GPUs .--world-size.",
+        ),
+        (1, 0, "--world-size 0 must be at least 1"),
     ],
 )
 def test_what_cannot_be_shown(image_id, world_size, message):
@@ -350,3 +354,10 @@ def test_the_page_counts_all_that_d_fine_answers(shared_coco):
     weights = (1, 5, 2, 0.15, 1.5, 1.5)
     terms = [weight * float(text) for weight, text in zip(weights, refined[1:7], strict=True)]
     assert sum(terms) == pytest.approx(float(refined[7]), rel=1e-3)
+
+
+def test_the_page_names_the_flag_for_two_gpus():
+    """On the command line, there is nothing to choose by."""
+    page = " ".join(loss_page(worked_example(1), "loss", image_link="index.html").split())
+    assert "give <code>--world-size 2</code> (in the app: choose 2 GPUs)." in page
+    assert 'Previous: <a href="index.html">' in page

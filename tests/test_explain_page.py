@@ -128,6 +128,15 @@ def test_a_click_shows_what_that_query_did(form, tmp_path, browser):
     assert page.errors() == []
 
 
+def test_a_single_box_is_in_the_singular(tmp_path, browser):
+    explanation = apart(explain(small_detector("detr_r50"), picture()))
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.85)
+    page = Page(browser, tmp_path / "index.html")
+    assert page.part("shown").text == "1 of 7 queries has a score of 0.85 or more"
+    label = page.part("stage").get_attribute("aria-label")
+    assert label.startswith("The image with 1 box; query 0 is ")
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_the_table_of_layers(form, tmp_path, browser):
     explanation = apart(explain(small_detector(form), picture()))
@@ -204,7 +213,9 @@ def test_habits_of_picked_queries_are_levels(tmp_path, browser, shared_coco):
     page = Page(browser, tmp_path / "index.html")
     assert len(page.drawing("habits")) == 3
     share = f"{100 * (habits.level == 0).float().mean():.0f}%"
-    assert f"8 px (blue) {share}" in browser.find_element(By.TAG_NAME, "body").text
+    text = browser.find_element(By.TAG_NAME, "body").text
+    assert f"8 px (blue) {share}" in text
+    assert "share of the top tenth by score" in text
     assert page.errors() == []
 
 
@@ -322,6 +333,7 @@ def test_an_image_without_objects(form, tmp_path, browser, shared_coco):
     write_loss_page(tmp_path / "loss.html", found)
     page = Page(browser, tmp_path / "loss.html")
     assert len(page.rows("terms")) == 2  # the other queries, and the sum
+    assert page.part("total").text == "nothing to match"
     assert page.errors() == []
 
 

@@ -19,6 +19,7 @@ from redetr.metrics import (
     CocoResult,
     GroundTruth,
     coco_metrics,
+    distinct_names,
     tables_without_objects,
 )
 from redetr.models import build
@@ -298,6 +299,23 @@ def test_classes_that_share_a_name_stay_apart():
     result = coco_metrics(truth, detect([[0, 0, 50, 50]], [0.9], [2]))
     assert list(result.per_class) == ["tree (0)", "bush", "tree (2)"]
     assert result.per_class["tree (2)"] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("a", "a", "a (1)"),
+        ("a (1)", "a", "a"),
+        ("a", "a", "a (1)", "a (1)"),
+        ("a", "a", "a (1)", "a (1) (1)"),
+    ],
+    ids=str,
+)
+def test_names_become_distinct_whatever_they_are(names):
+    distinct = distinct_names(names)
+    assert len(set(distinct)) == len(names)
+    for name, own in zip(names, distinct, strict=True):
+        assert own == name if names.count(name) == 1 else own.startswith(f"{name} (")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])

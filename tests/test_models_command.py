@@ -44,6 +44,7 @@ def test_tables_fit_a_terminal(rows, capsys, monkeypatch):
     main(["models"])
     printed = capsys.readouterr().out
     assert "…" not in printed
+    assert "PQ: panoptic quality, from the same source;" in " ".join(printed.split())
     assert all(
         f"{name} " in printed
         and f" {row['gflops']} " in printed

@@ -89,3 +89,12 @@ def test_files_beside_a_page_are_replaced_with_it_only(tmp_path):
         require_redetr_page(tmp_path, "sheet.png")
     write_page(tmp_path / "index.html", contact_sheet([]))
     require_redetr_page(tmp_path, "sheet.png")
+
+
+def test_a_second_page_is_replaced_if_redetr_wrote_it(tmp_path):
+    for name in ("index.html", "loss.html"):
+        write_page(tmp_path / name, contact_sheet([]))
+    require_redetr_page(tmp_path, "loss.html")
+    (tmp_path / "loss.html").write_text("<title>precious</title>")
+    with pytest.raises(InputError, match=r"loss\.html: is a page that redetr did not write; give"):
+        require_redetr_page(tmp_path, "loss.html")

@@ -202,6 +202,17 @@ def test_check_counts_objects_and_those_with_masks(tmp_path, capsys):
     assert complete.classes_with_masks() == {}
 
 
+def test_check_counts_no_crowds_among_the_masks(tmp_path):
+    """As among the objects."""
+    data = write(tmp_path / "data", {})
+    file = data / "annotations" / "instances_train.json"
+    document = json.loads(file.read_text())
+    document["annotations"][0]["iscrowd"] = 1
+    file.write_text(json.dumps(document))
+    figures = check(str(data), masks=True).figures()["train"]
+    assert figures["objects"] == 7 and figures["masks"] == 7
+
+
 def test_an_object_without_a_mask_is_no_truth_of_masks(partly):
     """Left out, a mask that is predicted for it would count as wrong; with an empty mask, it would
     count as missed."""

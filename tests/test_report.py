@@ -19,6 +19,7 @@ from test_metrics import (
 
 from redetr.cli import main
 from redetr.data import DetectionDataset
+from redetr.errors import InputError
 from redetr.metrics import GroundTruth, coco_metrics
 from redetr.pages.templates import require_redetr_page
 from redetr.report import make_report, write_report
@@ -147,13 +148,25 @@ def test_detections_of_low_scores_are_drawn_where_the_threshold_is_lower(tmp_pat
     dataset, found = scene_of_each_kind()
     low = replace(found, scores=found.scores / 25)
     report = make_report(dataset, [("a.pt", low)])
-    assert report.numbers["checkpoints"][0]["threshold"] < 0.05
+    threshold = report.numbers["checkpoints"][0]["threshold"]
+    assert threshold < 0.05
     write_report(report, tmp_path)
     browser.get((tmp_path / "index.html").as_uri())
+    section = browser.find_element(By.ID, "images").text
+    assert f"with a score below {threshold} are neither drawn nor counted here" in section
     captions = look(browser)["captions"]
     for image, caption in zip(report.numbers["images"], captions[1::2], strict=True):
         (errors,) = image["errors"]
         assert caption == f"predictions ({errors['wrong']} wrong, {errors['missed']} missed)"
+
+
+def test_a_score_just_below_the_threshold_is_not_lifted_to_it(tmp_path, browser):
+    dataset, found = scene_of_each_kind()
+    near = replace(found, scores=np.array([0.9, 0.28999996, 0.8]))
+    write_report(make_report(dataset, [("a.pt", near)]), tmp_path)
+    browser.get((tmp_path / "index.html").as_uri())
+    slide(browser, 0.29)
+    assert look(browser)["captions"][3] == "predictions (1 wrong, 1 missed)"
 
 
 def test_two_checkpoints_show_where_they_differ():
@@ -221,6 +234,67 @@ def test_nothing_found_nothing_there(tmp_path, objects):
     page = (tmp_path / "report" / "index.html").read_text()
     says = "No detection is correct" if objects else "AP is undefined"
     assert says in page and "nan%" not in page and ">nan" not in page
+
+
+def test_what_is_alone_is_in_the_singular(tmp_path):
+    targets = [target(3, [[0, 0, 50, 50], [60, 0, 90, 30]], [0, 1], [False, True], (80, 100))]
+    found = flat([0], [0.9], [0], [[0.0, 0, 50, 50]])
+    write_report(make_report(Scenes(targets, ("cat", "dog")), [("a.pt", found)]), tmp_path)
+    page = " ".join((tmp_path / "index.html").read_text().split())
+    assert "1 image, 1 object, 2 classes." in page
+    assert "1 crowd does not count as an object, and detections in it are ignored." in page
+    assert "AP, precision, recall, F1 and IoU are in percent." in page
+
+
+def test_infinity_in_a_log_is_no_number_of_the_page(tmp_path):
+    """JSON does not have it."""
+    dataset, found = scene_of_each_kind()
+    lines = '{"step": 0, "loss": Infinity}\n{"step": 1, "loss": 2.5}\n'
+    (tmp_path / "metrics.jsonl").write_text(lines)
+    report = make_report(dataset, [(str(tmp_path), found)])
+    json.dumps(report.numbers, allow_nan=False)
+    steps = report.numbers["checkpoints"][0]["training"]["steps"]
+    assert steps == [{"step": 0, "loss": None}, {"step": 1, "loss": 2.5}]
+
+
+def test_the_numbers_of_the_script_are_those_that_it_reads(tmp_path):
+    """The matrix of many classes would be most of the page."""
+    dataset, found = scene_of_each_kind()
+    write_report(make_report(dataset, [("a.pt", found)]), tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    (embedded,) = re.findall(r'id="numbers">(.*?)</script>', page)
+    stored = json.loads((tmp_path / "report.json").read_text())
+    for run in stored["checkpoints"]:
+        assert run.pop("confusion")
+    assert json.loads(embedded) == stored
+
+
+def test_a_page_that_cannot_be_made_leaves_the_report_before(tmp_path, monkeypatch):
+    dataset, found = scene_of_each_kind()
+    write_report(make_report(dataset, [("a.pt", found)]), tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def fail(index):
+        raise InputError("no such image")
+
+    report = make_report(dataset, [("b.pt", found)])
+    monkeypatch.setattr(dataset, "image", fail)
+    with pytest.raises(InputError):
+        write_report(report, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_names_from_right_to_left_do_not_move_numbers(tmp_path):
+    names = cat, dog, horse = "חתול", "כלב", "סוס"
+    boxes = [[0.0, 0, 40, 40], [50, 0, 90, 40], [0, 50, 40, 90]]
+    dataset = Scenes([target(0, boxes, [0, 1, 2], size=(100, 100))], names)
+    found = flat([0, 0], [0.8, 0.9], [0, 2], boxes[:2])
+    write_report(make_report(dataset, [("a.pt", found)]), tmp_path)
+    page = " ".join((tmp_path / "index.html").read_text(encoding="utf-8").split())
+    assert f"<bdi>{dog}</bdi> (0.0)" in page
+    assert f"<bdi>{cat}</bdi> (100.0)" in page
+    assert f"<bdi>{dog}</bdi> predicted as <bdi>{horse}</bdi>: 1." in page
+    assert f'title="\u2068{dog}\u2069 predicted as \u2068{horse}\u2069: 1"' in page
 
 
 CONTENT = """
@@ -307,6 +381,8 @@ def test_what_a_reader_sees_first(tmp_path, browser):
     view = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
     browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
     browser.get((tmp_path / "index.html").as_uri())
+    curves = browser.find_element(By.CSS_SELECTOR, "[data-chart=confidence] figcaption")
+    assert curves.text.startswith("precision, recall and F1, %: ")
     advice = browser.find_element(By.CSS_SELECTOR, ".advice strong")
     assert advice.text.startswith("See ")
     assert advice.rect["y"] < browser.find_element(By.CLASS_NAME, "card").rect["y"] < 800

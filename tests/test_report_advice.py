@@ -1,7 +1,9 @@
 """The advice of a report knows how long its run was, and where AP was heading."""
 
 import json
+from dataclasses import replace
 
+import numpy as np
 import pytest
 from test_report import scene_of_each_kind
 
@@ -34,9 +36,11 @@ def folder(tmp_path):
                                                  "since step 300)"),
         (curve(*[0.1] * 7, 0.3, 0.302, 0.304, every=150), "train longer (AP hardly rose at the "
                                                           "end, so expect little improvement)"),
+        (curve(*[0.0] * 10, every=150), "train longer"),
         (curve(), "train longer"),
     ],
-    ids=["a seventh of the usual length", "rising", "flat", "hardly rising", "not evaluated"],
+    ids=["a seventh of the usual length", "rising", "flat", "hardly rising", "nothing learned yet",
+         "not evaluated"],
 )  # fmt: skip
 def test_whether_more_steps_would_help(folder, metrics, advice):
     assert longer_training(folder, metrics) == advice
@@ -72,3 +76,23 @@ def test_the_page_says_it(folder):
     write_report(make_report(dataset, [(str(folder), found)] * 2), folder / "both")
     page = " ".join((folder / "both" / "index.html").read_text().split())
     assert "Mostly an early stage of training: train longer." in page
+
+
+def test_where_no_detection_is_correct_the_length_of_the_run_counts(folder):
+    dataset, found = scene_of_each_kind()
+    lines = [json.dumps(line) + "\n" for line in curve(0.1, 0.2, every=107)]
+    (folder / "metrics.jsonl").write_text("".join(lines))
+    nothing = found.keep(np.zeros(0, int))
+    write_report(make_report(dataset, [(str(folder), nothing)]), folder / "report")
+    page = " ".join((folder / "report" / "index.html").read_text().split())
+    assert "No detection is correct: train longer (--steps 1500 is the usual length;" in page
+
+
+def test_where_no_score_reaches_the_threshold_no_share_is_given(tmp_path):
+    """Correct detections below 0.01 have no threshold with a best F1."""
+    dataset, found = scene_of_each_kind()
+    low = replace(found, scores=found.scores / 1000)
+    write_report(make_report(dataset, [("a.pt", low)]), tmp_path)
+    page = " ".join((tmp_path / "index.html").read_text().split())
+    assert "No detection has a score of 0.5 or more: train longer." in page
+    assert "of the detections are correct" not in page

@@ -1,6 +1,7 @@
 """What a report says of masks and of panoptic quality."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -157,3 +158,24 @@ def test_masks_of_two_checkpoints_in_a_browser(tmp_path, browser):
     assert "all 75.0 100.0 75.0" in panoptic.text and "stuff - - -" in panoptic.text
     assert browser.get_log("browser") == []
     assert (tmp_path / "index.html").stat().st_size < 200_000
+
+
+def test_a_checkpoint_that_is_compared_with_itself_is_a_and_b(tmp_path):
+    checkpoints = [("a.pt", found()), ("a.pt", found())]
+    report = make_report(Plates(), checkpoints, qualities=[quality(0.5), quality(0.5)])
+    write_report(report, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    for text in ("size, px</th><th>found", "The poorest masks", "classes</th><th>PQ"):
+        assert re.findall(rf">([AB])</b>\s*{text}", page) == ["A", "B"]
+
+
+class Hebrew(Plates):
+    class_names = ("ספל", "צלחת")
+
+
+def test_a_name_from_right_to_left_does_not_move_the_numbers_of_masks(tmp_path):
+    write_report(make_report(Hebrew(), [("a.pt", found())]), tmp_path)
+    page = (tmp_path / "index.html").read_text(encoding="utf-8")
+    assert "<figcaption><bdi>ספל</bdi> 90%:" in page
+    for kind in ("true", "predicted"):
+        assert f'alt="{kind} mask of \u2068ספל\u2069 in \u2068image 5\u2069"' in page

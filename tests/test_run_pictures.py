@@ -12,7 +12,7 @@ from PIL import Image
 from rich.console import Console
 
 from redetr.commands import run_pictures
-from redetr.commands.run_pictures import draw_run, prediction_grid
+from redetr.commands.run_pictures import _threshold_for, draw_run, prediction_grid
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import load
@@ -117,3 +117,10 @@ def test_no_image_is_shown_twice_nor_larger_than_its_panel(shared_coco, folder):
     sheet = prediction_grid(detector, val, 8)
     assert sheet.size == prediction_grid(detector, val, 5).size
     assert sheet.height < prediction_grid(detector, val, 3).height * 2
+
+
+@pytest.mark.parametrize(("objects", "shown"), [(0, 0), (1, 1), (3, 3), (9, 4)])
+def test_as_many_detections_are_shown_as_there_are_objects(objects, shown):
+    scores = torch.tensor([0.25, 0.75, 0.5, 0.375])
+    threshold = _threshold_for(scores, objects)
+    assert int((scores >= threshold).sum()) == shown

@@ -10,6 +10,10 @@ from redetr.commands.console import ERRORS, OUT, print_json
 from redetr.errors import InputError
 from redetr.garbage import quick_imports
 
+_NOT_AUGMENTED = (
+    "--augment: nothing was drawn, because the data set has errors: fix them and run again"
+)
+
 
 @dataclass(frozen=True)
 class Check:
@@ -47,11 +51,13 @@ class Check:
             from redetr.doctor.sheet import write_report
             from redetr.doctor.tables import print_report
             from redetr.pages.templates import require_redetr_page
+            from redetr.recipes import get_recipe
 
         if self.augment and not self.report:
             raise InputError("--augment needs a folder to write to", remedy="add --report FOLDER")
         if self.report:
             require_redetr_page(Path(self.report), "sheet.png", "augmented.png")
+        get_recipe(self.recipe)  # an unknown one is no fault of the data
         try:
             report = check(
                 self.data,
@@ -74,6 +80,8 @@ class Check:
         if self.report:
             write_report(report, Path(self.report), self.augment and not report.errors)
             ERRORS.print(f"{self.report}/index.html: samples, histograms, and this report")
+            if self.augment and report.errors:
+                ERRORS.print(_NOT_AUGMENTED)
         if report.errors:
             raise SystemExit(InputError.exit_code)
 

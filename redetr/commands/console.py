@@ -152,11 +152,12 @@ def say_origin(detector: "Detector") -> None:
 def warn_of_plain(names: list[str]) -> None:
     """Warns of images that are nearly of one colour."""
     if names:
-        images = counted(len(names), "image has", "images have")
-        ERRORS.print(
-            f"{images} almost a single colour, such as {names[0]}: damaged, or a few extreme "
-            "values hide the others"
-        )
+        if len(names) == 1:
+            said = f"1 image is almost a single colour, {names[0]}: it"
+        else:
+            images = counted(len(names), "image")
+            said = f"{images} are almost a single colour, such as {names[0]}: they"
+        ERRORS.print(f"{said} may be damaged, or a few extreme values may hide the rest")
 
 
 def say_threshold(detector: "Detector") -> None:

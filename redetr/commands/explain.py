@@ -90,6 +90,8 @@ class Explain:
         write_image_page(folder / "index.html", explanation, name, threshold, habits, loss_link)
         if loss:
             write_loss_page(folder / "loss.html", loss, image_link="index.html")
+        else:  # one that is there is of an earlier image
+            (folder / "loss.html").unlink(missing_ok=True)
         if self.json:
             print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
         else:

@@ -128,8 +128,8 @@ def _print_models(rows: list[dict[str, Any]]) -> None:
     OUT.print(table)
     OUT.print(
         "AP: of boxes on COCO val 2017, as the authors of the weights report it; PQ: panoptic "
-        "quality, the same; size: parameters with 80 classes; GFLOPs: for one image of px x px, "
-        "a multiplication and its addition are 2\n"
+        "quality, from the same source; size: parameters with 80 classes; GFLOPs: for one image "
+        "of px x px, a multiplication and its addition are 2\n"
     )
     OUT.print(origins)
     OUT.print("origin: what redetr train --weights and redetr.load take, and download\n")

@@ -92,13 +92,12 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
 
 
 def _threshold_for(scores: Tensor, count: int) -> float:
-    """The score that the best `count` of all detections exceed."""
-    if not len(scores):
-        return 0.0
-    ranked = scores.sort(descending=True).values
-    last = len(ranked) - 1
-    threshold = ranked[min(count, last)]
-    return float(threshold)
+    """The lowest score of the best `count` of all detections; 1, which hardly any reaches, if
+    `count` is 0."""
+    if count == 0:
+        return 1.0
+    best = scores.sort(descending=True).values[:count]
+    return float(best[-1]) if len(best) else 0.0
 
 
 def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ...]) -> Image.Image:

@@ -82,9 +82,8 @@ class Report:
         return f"ready to train: {command} --output runs/mine"
 
     def figures(self) -> dict[str, dict[str, Any]]:
-        """The contents of each split. "ignored" are crowds and difficult objects, "at most" is the
-        maximum number of objects in an image, sizes are width x height in pixels, and "masks" are
-        objects with a mask, if any has one."""
+        """The contents of each split. "ignored" are crowds and difficult objects, sizes are width x
+        height in pixels, and "masks" are objects with a mask, if any has one."""
         figures: dict[str, dict[str, Any]] = {}
         for split, annotations in self.splits.items():
             figures[split] = _figures(annotations)
@@ -167,15 +166,15 @@ def _figures(annotations: Annotations) -> dict[str, Any]:
         "empty": int((counts == 0).sum()),
         "objects": int(counts.sum()),
         "ignored": int(annotations.iscrowd.sum()),
-        "at most": int(counts.max(initial=0)),
+        "most per image": int(counts.max(initial=0)),
         "classes": len(annotations.class_names),
         "sizes": _size_range(annotations.sizes),
     }
 
 
 def _count_masks(annotations: Annotations) -> int:
-    """How many objects have a mask."""
-    return 0 if annotations.masks is None else int(annotations.masks.has_mask.sum())
+    """How many objects have a mask, without crowds."""
+    return int(_masked_class_counts(annotations).sum())
 
 
 def _masked_class_counts(annotations: Annotations) -> np.ndarray:

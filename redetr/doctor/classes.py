@@ -81,7 +81,7 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
     """Classes without boxes in one split or both, or with few to learn from."""
     learned = class_counts(train)
     measured = class_counts(val)
-    most = f"the most common class {learned.max():,}"
+    most = f"the most common class has {learned.max():,}"
     in_train = learned > 0
     in_val = measured > 0
     few = (learned < _FEW_BOXES) | (learned * _TIMES_RARER < learned.max())
@@ -117,8 +117,8 @@ def _badly_counted_classes(train: Annotations, val: Annotations) -> list[Fault]:
                 in_train & few,
                 "warning",
                 "class-rare",
-                lambda i: f"has {boxes(learned[i])} in train, {most}",
-                "collect more of it, or its AP will be low",
+                lambda i: f"has {boxes(learned[i])} in train; {most}",
+                "collect more objects of this class, or its AP will be low",
             ),
         ],
     )

@@ -287,5 +287,6 @@ def _table(title: str, values_of_rows: dict[str, dict[str, Any]]) -> dict[str, l
     rows = []
     for name, values in values_of_rows.items():
         heads = [title, *values]
-        rows.append([name, *values.values()])
+        cells = [f"{value:,}" if isinstance(value, int) else value for value in values.values()]
+        rows.append([name, *cells])
     return {"heads": heads, "rows": rows}

@@ -6,6 +6,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from redetr.doctor.check import COLORS, Report
+from redetr.wording import counted
 
 _MOST_CLASSES = 30  # in a table
 _OTHERS = 4  # items of a fault, after its first; --json lists all
@@ -44,13 +45,13 @@ def _class_table(report: Report) -> Table:
         table.add_row(Text(name), *counts)
     rest = len(common) - _MOST_CLASSES
     if rest > 0:
-        table.add_row(f"and {rest} more, rarer ones")
+        table.add_row(f"and {counted(rest, 'rarer class', 'rarer classes')}")
     return table
 
 
 def _fault_table(report: Report) -> Table:
     text_column = Column("what is wrong, and what to do", overflow="fold")
-    table = Table("", text_column, "times", box=SIMPLE, show_lines=True)
+    table = Table("", text_column, "count", box=SIMPLE, show_lines=True)
     for fault in report.faults:
         color = COLORS[fault.severity]
         kind = Text.assemble((fault.severity, color), f"\n{fault.code}")

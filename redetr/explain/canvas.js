@@ -8,6 +8,7 @@ const KINDS = { uint8: Uint8Array, int16: Int16Array, float32: Float32Array };
 const percent = (share) => `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`;
 const range = (count) => [...Array(count).keys()];
 const sum = (values) => values.reduce((a, b) => a + b, 0);
+const counted = (count, singular, plural) => `${count} ${count === 1 ? singular : plural}`;
 
 /** The array that Python packed: {shape, values}. `row(...index)` of it is the part at those leading indices. */
 async function unpacked({ dtype, shape, bytes }) {

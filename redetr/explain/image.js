@@ -31,8 +31,8 @@ async function explainImage(root, packed) {
     const shown = ranked.filter((q) => score(q) >= threshold);
     for (const q of [...shown].reverse()) stage.box(box(q), color(q), { tag: `${name(q)} ${score(q).toFixed(2)}` });
     stage.box(box(chosen), CHOSEN, { width: 4, tag: `query ${chosen}: ${name(chosen)} ${score(chosen).toFixed(2)}` });
-    stage.say(`The image with ${shown.length} boxes; query ${chosen} is ${name(chosen)} with a score of ${score(chosen).toFixed(2)}`);
-    part("shown").textContent = `${shown.length} of ${queries} queries have a score of ${threshold.toFixed(2)} or more`;
+    stage.say(`The image with ${counted(shown.length, "box", "boxes")}; query ${chosen} is ${name(chosen)} with a score of ${score(chosen).toFixed(2)}`);
+    part("shown").textContent = `${shown.length} of ${queries} queries ${shown.length === 1 ? "has" : "have"} a score of ${threshold.toFixed(2)} or more`;
   }
 
   function drawMap(panel, layer) {

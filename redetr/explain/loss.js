@@ -47,10 +47,10 @@ async function explainLoss(root, packed) {
       cell.style.background = `rgba(34, 139, 230, ${0.45 * (1 - (value(q, t) - low) / Math.max(high - low, 1e-9))})`;
       cell.classList.toggle("matched", queries[layer][t] === q);
     }));
-    part("size").textContent = `${rows.length} of ${numQueries} queries, ${count} ${count === 1 ? "object" : "objects"}; a larger table scrolls.`;
+    part("size").textContent = `${rows.length} of ${numQueries} queries, ${counted(count, "object", "objects")}; a larger table scrolls.`;
     const total = sum(matched().map((t) => whole(queries[layer][t], t)));
-    part("total").textContent = matched().map((t) => whole(queries[layer][t], t).toFixed(3)).join(" + ").replaceAll("+ -", "- ") +
-      ` = ${total.toFixed(3)}`;
+    const parts = matched().map((t) => whole(queries[layer][t], t).toFixed(3)).join(" + ").replaceAll("+ -", "- ");
+    part("total").textContent = parts ? `${parts} = ${total.toFixed(3)}` : "nothing to match";
   }
 
   function drawTerms() {

@@ -234,10 +234,11 @@ def _batch(
     """The index of the image, and one sample for each GPU, starting with that image, with the
     model's labels."""
     size = len(dataset)
-    if not 1 <= world_size <= size:
-        raise InputError(
-            f"--world-size {world_size}: each GPU needs an image, and {dataset.name} has {size}"
-        )
+    if world_size < 1:
+        raise InputError(f"--world-size {world_size} must be at least 1")
+    if world_size > size:
+        text = f"{world_size} GPUs need an image each, and {dataset.name} has {size}"
+        raise InputError(text, remedy="choose fewer GPUs (--world-size)")
     ids = [dataset.image_id(index) for index in range(size)]
     if image_id not in ids:
         examples = ", ".join(map(str, ids[:5]))

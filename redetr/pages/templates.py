@@ -25,21 +25,26 @@ def render(template: str, **values: Any) -> str:
 
 def require_redetr_page(folder: Path, *others: str) -> None:
     """Raises InputError if a page cannot be written to the folder, or if a tool would replace files
-    there that redetr did not write: an `index.html`, or if there is none, `others`, which the tool
-    writes next to it."""
+    there that redetr did not write: an `index.html` and pages among `others`, which the tool writes
+    next to it, or if there is no `index.html`, any of `others`."""
     require_folder(folder)
     page = folder / "index.html"
     remedy = "give another folder"
     if page.exists():
-        with open(page, encoding="utf-8", errors="replace") as content:
-            is_redetr_page = _MARK in content.read(_HEAD_CHARACTERS)
-        if not is_redetr_page:
-            raise InputError("is a page that redetr did not write", where=page, remedy=remedy)
+        pages = [folder / name for name in others if name.endswith(".html")]
+        for path in (page, *pages):
+            if path.exists() and not _is_redetr_page(path):
+                raise InputError("is a page that redetr did not write", where=path, remedy=remedy)
         return
     for name in others:
         if (folder / name).exists():
             text = "already exists, without a redetr page next to it"
             raise InputError(text, where=folder / name, remedy=remedy)
+
+
+def _is_redetr_page(path: Path) -> bool:
+    with open(path, encoding="utf-8", errors="replace") as content:
+        return _MARK in content.read(_HEAD_CHARACTERS)
 
 
 def write_page(path: Path, html: str) -> None:

@@ -22,7 +22,7 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
 
     A run that is much shorter than usual should have the usual length. If the AP was still rising
     at the end, the run should be twice as long. If the AP stopped rising long before the end, a
-    longer run does not help.
+    longer run does not help, unless it has hardly risen at all.
     """
     evaluations = [line for line in metrics if line.get("AP") is not None]
     if not evaluations:
@@ -34,6 +34,8 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
         percent = 100 * steps // usual
         return f"{LONGER} (--steps {usual} is the usual length; this run has {percent}% of it)"
     best = max(evaluations, key=lambda line: line["AP"])
+    if best["AP"] < _RISE:  # it has not begun to learn
+        return LONGER
     if best["step"] <= (1 - _FLAT) * steps:
         return f"more steps alone will not help (no better AP since step {best['step']})"
     before = [line["AP"] for line in evaluations if line["step"] <= _LAST_PART * steps]

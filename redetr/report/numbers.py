@@ -347,13 +347,14 @@ def _training(checkpoint: Path) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """The same value with Python's numbers instead of NumPy's, and None instead of NaN."""
+    """The same value with Python's numbers instead of NumPy's, and None instead of NaN and
+    infinity, which JSON does not have."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(inner) for inner in value]
     if isinstance(value, np.generic):
         value = value.item()
-    if isinstance(value, float) and math.isnan(value):
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

@@ -15,8 +15,8 @@ from redetr.report.advice import LONGER
 from redetr.report.analysis import KINDS
 from redetr.report.masks import POOR_IOU
 from redetr.report.numbers import Report
-from redetr.report.scenes import poorest_masks, scenes
-from redetr.wording import percent
+from redetr.report.scenes import least_score, poorest_masks, scenes
+from redetr.wording import counted, percent
 
 _FOLDER = Path(__file__).parent
 _MOST_CLASSES = 30  # in the matrix of confusions
@@ -92,7 +92,7 @@ class Summary:
     """The summary of a checkpoint that the page begins with."""
 
     threshold: float
-    precision: float
+    precision: float | None  # None if no detection reaches the threshold
     recall: float
     worst: str  # the kind of mistake that costs most
     lost: float  # its AP50
@@ -137,9 +137,9 @@ class Lean:
 def write_report(report: Report, folder: Path) -> None:
     """Writes `index.html`, which needs no other file, and `report.json` to the folder, which is
     created if it is missing."""
+    document = _document(report)  # before either file is replaced, so that both are of one report
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "report.json", report.numbers)
-    document = _document(report)
     write_page(folder / "index.html", document)
 
 
@@ -154,7 +154,7 @@ def _document(report: Report) -> str:
         _environment()
         .get_template("report.html")
         .render(
-            numbers=numbers,
+            numbers=_numbers_of_script(numbers),
             data=numbers["data"],
             runs=runs,
             differences=numbers.get("differences", {}),
@@ -163,14 +163,17 @@ def _document(report: Report) -> str:
             metrics=_METRICS,
             size_metrics=_SIZE_METRICS,
             mistakes=_mistakes(runs),
+            longer=[_longer(run) for run in runs],
             summaries=[_summary(run) for run in runs],
             confusions=[_confusions(np.array(run["confusion"]), class_names) for run in runs],
             leans=[_lean(run["calibration"]) for run in runs],
             scenes=scenes(report),
+            least_score=least_score(report),
             masks=_masks(runs, class_names) if has_masks else None,
             poor_below=POOR_IOU,
             poorest_masks=poorest,
             quality_rows=quality_rows,
+            counted=counted,
             kinds=KINDS,
             hardly_lost=_HARDLY_LOST,
             style=inline("pages/page.css") + inline("report/report.css"),
@@ -192,7 +195,17 @@ def _environment() -> Environment:
     environment.filters["percent"] = percent
     environment.filters["points"] = _points
     environment.filters["change"] = _change
+    environment.filters["isolated"] = _isolated
     return environment
+
+
+def _numbers_of_script(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The numbers for report.js, without the confusions, which grow with the square of the classes
+    and are drawn here."""
+    runs = []
+    for run in numbers["checkpoints"]:
+        runs.append({key: value for key, value in run.items() if key != "confusion"})
+    return {**numbers, "checkpoints": runs}
 
 
 def _masks(runs: list[dict[str, Any]], class_names: list[str]) -> Masks:
@@ -212,14 +225,20 @@ def _masks(runs: list[dict[str, Any]], class_names: list[str]) -> Masks:
 
 def _mistakes(runs: list[dict[str, Any]]) -> dict[str, Mistake]:
     """The kinds of mistakes. If the report is on a single run, its length is taken into account."""
-    training = runs[0].get("training")
-    if len(runs) > 1 or not training:
+    if len(runs) > 1:
         return _MISTAKES
+    longer = _longer(runs[0])
     mistakes = {}
     for kind, mistake in _MISTAKES.items():
-        remedy = mistake.remedy.replace(LONGER, training["longer"])
+        remedy = mistake.remedy.replace(LONGER, longer)
         mistakes[kind] = replace(mistake, remedy=remedy)
     return mistakes
+
+
+def _longer(run: dict[str, Any]) -> str:
+    """The advice to train longer, for the length of the run if that is known."""
+    training = run["training"]
+    return training["longer"] if training else LONGER
 
 
 def _summary(run: dict[str, Any]) -> Summary | None:
@@ -311,3 +330,9 @@ def _change(values: list[float | None]) -> float | None:
     if first is None or second is None:
         return None
     return second - first
+
+
+def _isolated(name: str) -> str:
+    """A name for an attribute, in the characters that do there what `<bdi>` does in text: a name
+    that is written from right to left does not move what stands beside it."""
+    return f"\u2068{name}\u2069"

@@ -44,7 +44,7 @@ function chart(name, x, y, lines, marks = []) {
   const legend = where => figure.lastChild.innerHTML = `${y.label}: ` + named.map(({ name, color, points, dash }) => {
     const near = where === null ? null : points.reduce((a, b) => Math.abs(b[0] - where) < Math.abs(a[0] - where) ? b : a, [Infinity, null]);
     const value = near && near[1] !== null ? ` ${y.percent ? percent(near[1]) : (+near[1]).toPrecision(3)}` : "";
-    return `<b style="color:${color}">${dash ? "┄" : "━"} ${plain(name)}${value}</b>`;
+    return `<b style="color:${color}">${dash ? "┄" : "━"} <bdi>${plain(name)}</bdi>${value}</b>`;
   }).join("") + (where === null ? "" : `at ${x.percent ? percent(where) : where.toPrecision(3)}`);
   legend(null);
   plot.onmousemove = event => {
@@ -71,7 +71,7 @@ function drawCurves() {
       { name: mark(k) + "F1", color: shades[2], points: over(curves.precision.map((p, i) => f1(p, curves.recall[i]))) });
   });
   chart("pr", share("recall"), share("precision"), lines);
-  chart("confidence", { label: "threshold", max: 1 }, share("%"), triples, runs.map(thresholdOf));
+  chart("confidence", { label: "threshold", max: 1 }, share("precision, recall and F1, %"), triples, runs.map(thresholdOf));
 }
 
 function drawOnce() {

@@ -58,13 +58,18 @@ def scenes(report: Report) -> list[Scene]:
     return [_scene(report, number) for number in range(len(report.images))]
 
 
+def least_score(report: Report) -> float:
+    """The lowest score of the detections in the scenes."""
+    thresholds = [run["threshold"] for run in report.numbers["checkpoints"]]
+    return min(_LEAST_SCORE, *thresholds)
+
+
 def _scene(report: Report, number: int) -> Scene:
     index = report.images[number]
     image = to_pil(report.dataset.image(index))
     width, height = image.size
-    thresholds = [run["threshold"] for run in report.numbers["checkpoints"]]
-    least_score = min(_LEAST_SCORE, *thresholds)
-    painter = _Painter(index, width, height, report.dataset.class_names, least_score)
+    class_names = report.dataset.class_names
+    painter = _Painter(index, width, height, class_names, least_score(report))
     image.thumbnail((_PICTURE_PX, _PICTURE_PX))
     return Scene(
         name=report.dataset.image_name(index),

@@ -411,7 +411,12 @@ DAMAGED = {
     "class in train only": warning(
         "class-only-train", only_in("train"), "category 12 ('plate')", "14 boxes"
     ),
-    "rare class": warning("class-rare", few(3), "category 12 ('plate')", "3 boxes", "25"),
+    "rare class": warning(
+        "class-rare",
+        few(3),
+        "category 12 ('plate')",
+        "3 boxes in train; the most common class has 25; collect more objects of this class",
+    ),
     # image files
     "JPEG cut short": error(
         "image-unreadable", content(lambda old: old[:-300]), *THERE, "cannot decode"
