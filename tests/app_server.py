@@ -149,6 +149,12 @@ def serving(checkpoint: Path, *flags: Any) -> Iterator[Server]:
 def ask_within(app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None,
                receive: Receive | None = None) -> tuple[int, str]:  # fmt: skip
     """Status and text of the answer of an application in this process, to what `receive` gives."""
+    return anyio.run(answer_within, app, method, path, headers, receive)
+
+
+async def answer_within(app: ASGIApp, method: str, path: str, headers: dict[str, str] | None = None,
+                        receive: Receive | None = None) -> tuple[int, str]:  # fmt: skip
+    """`ask_within` for several requests at once."""
     raw = {"host": "localhost"} | (headers or {})
     scope = {
         "type": "http",
@@ -168,11 +174,25 @@ def ask_within(app: ASGIApp, method: str, path: str, headers: dict[str, str] | N
     async def send(message: Any) -> None:
         sent.append(message)
 
-    async def main() -> None:
-        await app(scope, receive or nothing, send)
-
-    anyio.run(main)
+    await app(scope, receive or nothing, send)
     return sent[0]["status"], b"".join(message.get("body", b"") for message in sent[1:]).decode()
+
+
+async def silence() -> Any:
+    """What a client sends that sends nothing, and does not go away."""
+    await anyio.sleep_forever()
+
+
+def sending(body: bytes, leaves: bool = False) -> Receive:
+    """What a client sends with an upload, after which it waits or `leaves`."""
+    upload = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def receive() -> Any:
+        if upload:
+            return upload.pop()
+        return {"type": "http.disconnect"} if leaves else await silence()
+
+    return receive
 
 
 def peak_memory(server: Server) -> int:

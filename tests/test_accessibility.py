@@ -151,3 +151,7 @@ def assert_scrolling_areas_are_reached(browser) -> None:
     script = """return [...document.querySelectorAll(".wide")].filter((area) =>
         area.checkVisibility() && area.scrollWidth > area.clientWidth + 1 && area.tabIndex < 0).length"""
     WebDriverWait(browser, 10).until(lambda _: browser.execute_script(script) == 0)
+    names = (
+        "return [...document.querySelectorAll('.wide[role=group]')].map((area) => area.ariaLabel)"
+    )
+    assert set(browser.execute_script(names)) <= {"Scrollable area"}

@@ -25,14 +25,17 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
+from starlette.requests import ClientDisconnect, Request
 
 import redetr
 from redetr.app.api import Api
 from redetr.app.page import Page as WebPage
+from redetr.app.server import web_app
 from redetr.app.uploads import MAX_BYTES, BusyError, Turns, Upload, Uploads
 from redetr.checkpoint import save_weights
 from redetr.cli import parse_command
 from redetr.commands import app as command
+from redetr.commands.app import App
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
 from redetr.detector.detector import as_image
@@ -40,7 +43,7 @@ from redetr.errors import InputError
 from redetr.explain import explain, explain_loss
 from redetr.masks import CroppedMasks
 from redetr.pages.drawing import class_color, score_color, to_pil
-from tests.app_server import artefacts, serving, write_checkpoint
+from tests.app_server import artefacts, ask_within, serving, silence, write_checkpoint
 from tests.forked import in_fork
 from tests.test_explain import OPTIONS, picture, small_detector
 from tests.test_explain_page import Page
@@ -374,29 +377,58 @@ def test_several_images_at_once(page, server, image, detector, tmp_path):
     assert one(page, "#welcome").is_displayed()
 
 
-def test_an_image_is_removed_while_another_is_computed(page, image, tmp_path):
-    other = tmp_path / "other.png"
-    other.write_bytes(image.read_bytes())
-    page.execute_script(
-        """
-        const ask = window.fetch;
-        let looks = 0;
-        window.fetch = (address, options) => {
-          if (address !== "look" || ++looks !== 2) return ask(address, options);
-          return new Promise((resolve) => {
-            window.release = () => resolve(ask(address, options));
-          });
-        };
-        """
-    )
-    one(page, "#file").send_keys(f"{image}\n{other}")
+HOLD = """
+    const ask = window.fetch, held = arguments[0];
+    let looks = 0;
+    window.fetch = (address, options) => {
+      if (address !== "look" || ++looks !== held) return ask(address, options);
+      return new Promise((resolve) => {
+        window.release = () => resolve(ask(address, options));
+      });
+    };"""
+
+
+def hold(page, number):
+    """Keeps the answer to the image of this number back, until `release`."""
+    page.execute_script(HOLD, number)
+
+
+def release(page):
+    wait(page, lambda: page.execute_script("return Boolean(window.release)"))
+    page.execute_script("window.release()")
+
+
+def copies(image, *names):
+    """Copies of an image beside it, as the page is given several files."""
+    paths = [image.with_name(name) for name in names]
+    for path in paths:
+        path.write_bytes(image.read_bytes())
+    return "\n".join(map(str, (image, *paths)))
+
+
+def test_an_image_is_removed_while_another_is_computed(page, image):
+    hold(page, 2)
+    one(page, "#file").send_keys(copies(image, "other.png"))
     wait(page, lambda: one(page, "#remove").is_displayed())
     one(page, "#remove").click()
     assert one(page, "#waiting").text == "Looking for objects in other.png …"
-    wait(page, lambda: page.execute_script("return Boolean(window.release)"))
-    page.execute_script("window.release()")
+    release(page)
     wait(page, lambda: one(page, "#controls").is_displayed())
     assert not one(page, "#waiting").is_displayed()
+
+
+def test_the_keyboard_stays_on_a_thumbnail_while_others_are_computed(page, image):
+    hold(page, 3)
+    one(page, "#file").send_keys(copies(image, "second.png", "third.png"))
+    wait(page, lambda: len(thumbnails(page)) == 2)
+    first, second = thumbnails(page)
+    second.send_keys(Keys.ENTER)
+    release(page)
+    wait(page, lambda: len(thumbnails(page)) == 3)
+    assert page.switch_to.active_element == second
+    assert thumbnails(page)[:2] == [first, second]
+    pressed = [button.get_attribute("aria-pressed") for button in thumbnails(page)]
+    assert pressed == ["false", "true", "false"]
 
 
 def thumbnails(page):
@@ -454,6 +486,32 @@ def test_a_bad_file_is_told(page, server, image, tmp_path):
     assert [entry["message"].split(" - ")[0] for entry in log] == [f"{server.url}look"]
 
 
+def answer_with(page, address, status, text):
+    """Has something else than the server answer the requests to an address."""
+    page.execute_script(
+        """
+        const ask = window.fetch, [address, status, text] = arguments;
+        window.fetch = async (asked, options) =>
+          asked === address ? new Response(text, { status }) : ask(asked, options);""",
+        address,
+        status,
+        text,
+    )
+
+
+@pytest.mark.parametrize("text", ["<html>Request Entity Too Large</html>", '{"code": 413}', "null"])
+def test_a_proxy_that_refuses_an_image(text, page, image):
+    answer_with(page, "look", 413, text)
+    expected = "The server, or a proxy in front of it, answered with status 413."
+    assert upload(page, image) == expected
+    assert one(page, "#welcome").is_displayed()
+
+
+def test_a_server_that_has_ended(page, image):
+    page.execute_script("window.fetch = async () => { throw new TypeError('Failed to fetch'); };")
+    assert upload(page, image) == "The server does not respond: is it still running?"
+
+
 def test_a_picture_that_browsers_cannot_show(page, image, tmp_path):
     """TIFF, and turned by its EXIF tag: both as the model is given it."""
     turned = tmp_path / "turned.tif"
@@ -482,11 +540,8 @@ def test_the_camera(page, detector, tmp_path):
     assert not one(page, "#video").is_displayed()
     assert one(page, "#welcome").is_displayed()
 
-    one(page, "#camera").click()
-    wait(
-        page,
-        lambda: page.execute_script("return document.querySelector('video').videoWidth") == 640,
-    )
+    open_camera(page)
+    assert page.execute_script("return document.querySelector('video').videoWidth") == 640
     one(page, "#capture").click()
     wait_for_detections(page)
     name, content = saved_json(page, tmp_path / "saved")
@@ -498,6 +553,48 @@ def test_the_camera(page, detector, tmp_path):
         const isGreen = (v, i) => i % 4 === 1 && v > 50 + Math.max(data[i - 1], data[i + 1]);
         return data.filter(isGreen).length / (width * height)""")
     assert colors > 0.5  # the stand-in films green
+
+
+def open_camera(page):
+    one(page, "#camera").click()
+    button = one(page, "#capture")
+    wait(page, lambda: button.is_displayed() and button.is_enabled())
+
+
+def test_an_image_that_is_done_while_the_camera_is_open(page, image):
+    """It is shown once the camera is closed."""
+    hold(page, 1)
+    one(page, "#file").send_keys(copies(image, "other.png"))
+    wait(page, lambda: one(page, "#waiting").is_displayed())
+    open_camera(page)
+    assert not one(page, "#waiting").is_displayed()
+    release(page)
+    wait(page, lambda: len(thumbnails(page)) == 2)
+    wait(page, lambda: told(page) == "")
+    assert one(page, "#viewfinder").is_displayed()
+    for part in ("#picture", "#controls", "#remove", "#welcome"):
+        assert not one(page, part).is_displayed()
+    one(page, "#close-camera").click()
+    assert one(page, "#picture").is_displayed()
+    assert "detections with a score" in told(page)
+
+
+def test_a_thumbnail_closes_the_camera(page, image):
+    one(page, "#file").send_keys(copies(image, "other.png"))
+    wait(page, lambda: len(thumbnails(page)) == 2)
+    open_camera(page)
+    assert told(page) == ""  # nothing of the image that was shown
+    thumbnails(page)[1].click()
+    assert not one(page, "#viewfinder").is_displayed()
+    assert one(page, "#picture").is_displayed()
+    assert page.execute_script("return document.querySelector('video').srcObject") is None
+
+
+def test_a_camera_that_has_no_picture_yet(page):
+    page.execute_script("HTMLMediaElement.prototype.play = () => new Promise(() => {})")
+    one(page, "#camera").click()
+    wait(page, lambda: one(page, "#capture").is_displayed())
+    assert not one(page, "#capture").is_enabled()
 
 
 def test_a_camera_that_is_opened_twice_is_closed_twice(page):
@@ -567,6 +664,7 @@ def test_a_page_that_is_full_says_so(page, image, tmp_path):
     one(page, "#file").send_keys(str(other))
     expected = "This page holds 100 images, and 2 of these are left out: remove some;"
     wait(page, lambda: one(page, "#find-error").text.startswith(expected))
+    assert "detections with a score of" in one(page, "#find-status").text
 
 
 def test_a_camera_that_is_refused(page):
@@ -676,6 +774,33 @@ def test_matching_and_loss_of_a_training_image(page, server, detector, shared_co
     assert not page.find_elements(By.CSS_SELECTOR, "#judged iframe")
     log = page.get_log("browser")  # Chromium notes the answer 400 itself
     assert [entry["message"].partition("?")[0] for entry in log] == [f"{server.url}judge"]
+
+
+def test_the_error_of_the_list_of_training_images_stays(page):
+    answer_with(page, "examples", 504, "<html>Gateway Time-out</html>")
+    one(page, "#loss-tab").click()
+    error = one(page, "#examples-error")
+    wait(page, lambda: error.text)
+    assert error.text.endswith("answered with status 504.")
+    one(page, "#next").click()
+    wait_for_loss(page)
+    assert error.text.endswith("answered with status 504.")
+
+
+def test_training_images_that_cannot_be_opened_are_told_once(page):
+    answer_with(page, "examples", 400, '{"error": "no such folder"}')
+    one(page, "#loss-tab").click()
+    wait(page, lambda: one(page, "#examples-error").text == "no such folder")
+    assert one(page, "#loss-status").text + one(page, "#loss-error").text == ""
+
+
+def test_a_training_image_that_cannot_be_read_is_left_out(detector, tiny_coco):
+    dataset = open_dataset(tiny_coco, "train")
+    (tiny_coco / "train" / "train-3.jpg").write_bytes(b"no image")
+    status, text = ask_within(web_app(detector, dataset, "", "127.0.0.1"), "GET", "/examples")
+    names = [example["name"] for example in json.loads(text)["examples"]]
+    assert status == 200
+    assert names == [f"train-{number}.jpg" for number in (0, 1, 2, 4, 5, 6, 7)]
 
 
 def worked(page):
@@ -878,7 +1003,7 @@ def test_work_is_done_one_at_a_time():
         async def client():
             nonlocal refused
             try:
-                await turns.take(work)
+                await turns.take(Request({"type": "http"}, silence), work)
             except BusyError:
                 refused += 1
 
@@ -889,6 +1014,57 @@ def test_work_is_done_one_at_a_time():
 
     assert anyio.run(main) == 40 - 1 - 32  # one at work, 32 waiting
     assert most == 1
+
+
+def test_a_client_that_left_gets_no_turn():
+    done = []
+
+    async def left():
+        return {"type": "http.disconnect"}
+
+    async def main():
+        turns = Turns()
+        with pytest.raises(ClientDisconnect):
+            await turns.take(Request({"type": "http"}, left), done.append, "for nobody")
+        await turns.take(Request({"type": "http"}, silence), done.append, "for the next")
+
+    anyio.run(main)
+    assert done == ["for the next"]
+
+
+def test_the_title_tells_runs_apart(tmp_path, monkeypatch):
+    run = tmp_path / "first"
+    run.mkdir()
+    (run / "best.pt").touch()
+    monkeypatch.chdir(run)
+    assert command._title(".") == "first"
+    assert command._title(str(run)) == "first"
+    assert command._title("best.pt") == "first/best.pt"
+    assert command._title("../first/best.pt") == "first/best.pt"
+    assert command._title("facebook/detr-resnet-50") == "facebook/detr-resnet-50"
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        ("127.0.0.1", "open http://127.0.0.1:PORT/ in a browser"),
+        ("::1", "open http://[::1]:PORT/ in a browser"),
+        (
+            "0.0.0.0",
+            "open http://localhost:PORT/ on this machine, or http://mymachine:PORT/ from another",
+        ),
+        (
+            "::",
+            "open http://localhost:PORT/ on this machine, or http://mymachine:PORT/ from another",
+        ),
+    ],
+)
+def test_an_address_to_open_is_printed(host, expected, monkeypatch):
+    monkeypatch.setattr("socket.gethostname", lambda: "mymachine")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port = listening.getsockname()[1]
+        invitation = App("run", host=host)._invitation(listening)
+    assert invitation == expected.replace("PORT", str(port))
 
 
 @pytest.mark.parametrize("package", ["starlette", "uvicorn", "python_multipart"])

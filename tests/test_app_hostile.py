@@ -19,6 +19,7 @@ from urllib.parse import quote
 import anyio
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from starlette.requests import Request
 
@@ -27,8 +28,17 @@ from redetr.app import uploads
 from redetr.app.server import web_app
 from redetr.app.uploads import MAX_BYTES, MAX_PIXELS
 from redetr.commands.app import App
+from redetr.detector.detections import Detections
 from redetr.errors import InputError
-from tests.app_server import ask_within, peak_memory, serving, write_checkpoint
+from tests.app_server import (
+    answer_within,
+    ask_within,
+    peak_memory,
+    sending,
+    serving,
+    silence,
+    write_checkpoint,
+)
 from tests.test_explain import small_detector
 
 MOST_MEMORY = 300 * 2**20  # more than before the attacks
@@ -195,6 +205,7 @@ def field(name, value):
 
 KIND = "multipart/form-data; boundary=limit"
 FORM = {"Content-Type": KIND}
+ADDRESSES = ("/api/predict", "/look", "/explain")  # that take an image
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -362,6 +373,57 @@ def test_many_at_once(server):
     assert answers == [200] * 12
 
 
+@pytest.mark.parametrize("address", ADDRESSES)
+def test_an_image_of_a_client_that_left_is_not_looked_at(address):
+    """It leaves after its upload, before its turn: others wait for theirs."""
+    app = web_app(small_detector("redetr_n"), None, title="", host="127.0.0.1")
+    assert ask_within(app, "POST", address, FORM, sending(form(PNG))) != (400, "")
+    assert ask_within(app, "POST", address, FORM, sending(form(PNG), leaves=True)) == (400, "")
+
+
+def test_others_are_answered_while_masks_are_compressed(monkeypatch):
+    compressing, answered = threading.Event(), threading.Event()
+    to_dict = Detections.to_dict
+
+    def slow(detections):
+        compressing.set()
+        assert answered.wait(timeout=10)
+        return to_dict(detections)
+
+    monkeypatch.setattr(Detections, "to_dict", slow)
+    app = web_app(small_detector("redetr_n"), None, title="", host="127.0.0.1")
+    statuses = {}
+
+    async def first():
+        status, _ = await answer_within(app, "POST", "/api/predict", receive=sending(PNG))
+        statuses["predict"] = status
+
+    async def other():
+        await anyio.to_thread.run_sync(compressing.wait)
+        status, _ = await answer_within(app, "GET", "/api/health")
+        statuses["health"] = status
+        answered.set()
+
+    async def both():
+        async with anyio.create_task_group() as group:
+            group.start_soon(first)
+            group.start_soon(other)
+
+    anyio.run(both)
+    assert statuses == {"predict": 200, "health": 200}
+
+
+@pytest.mark.parametrize("address", ["/api/predict", "/look"])
+def test_a_model_that_has_diverged_says_so(address):
+    detector = small_detector("redetr_n")
+    with torch.no_grad():
+        detector.model.class_embed[-1].bias.fill_(torch.nan)
+    app = web_app(detector, None, title="", host="127.0.0.1")
+    status, text = ask_within(app, "POST", address, receive=sending(PNG))
+    expected = {"error": "a score or box is not finite: the model has diverged"}
+    assert (status, json.loads(text)) == (500, expected)
+
+
 def is_closed(connection):
     """Waits for the end of a connection: it is reset if the server had not read all of it."""
     try:
@@ -394,9 +456,8 @@ def test_another_name_of_this_machine(host, server):
     assert (status, json.loads(text)) == (
         400,
         {
-            "error": "this server answers to 127.0.0.1 or localhost or ::1: use that name, or "
-            "start "
-            "it with --allow-host NAME"
+            "error": "this server is reached as 127.0.0.1, localhost or ::1: use one of these "
+            "names, or restart it with --allow-host NAME"
         },
     )
 
@@ -422,8 +483,8 @@ def test_a_name_that_another_site_points_here(host, status, monkeypatch):
     found, text = ask_within(app, "GET", "/api/health", {"host": host})
     assert found == status
     if status == 400:
-        names = "detr.example or mymachine or localhost"
-        assert json.loads(text)["error"].startswith(f"this server answers to {names}: use that")
+        names = "detr.example, mymachine or localhost"
+        assert json.loads(text)["error"].startswith(f"this server is reached as {names}: use one")
 
 
 @pytest.mark.parametrize("name", ["", "http://a.example", "a.example:80", "a b/c"])
@@ -478,9 +539,6 @@ def elsewhere():
         yield f"http://127.0.0.1:{other.server_port}/a.png"
         other.shutdown()
     assert asked == []
-
-
-ADDRESSES = ("/api/predict", "/look", "/explain")  # that take an image
 
 
 def test_files_that_are_named_are_not_read(server, elsewhere):
@@ -600,11 +658,6 @@ def test_the_title_need_not_be_utf_8():
     status, text = ask_within(app, "GET", "/")
     assert status == 200
     assert "caf\\udce9.pt" in text
-
-
-async def silence():
-    """What a client sends that sends nothing, and does not go away."""
-    await anyio.sleep_forever()
 
 
 @pytest.mark.parametrize("headers", [{}, FORM], ids=["body", "form"])

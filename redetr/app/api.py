@@ -1,5 +1,7 @@
 """The endpoint for programs: `POST /api/predict` with an image, `GET /api/health`."""
 
+from typing import Any
+
 from starlette.requests import Request
 from starlette.routing import Route
 
@@ -27,8 +29,13 @@ class Api:
         """A line of `predictions.jsonl`, without its `picture` and `folder`."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
-            detections = await self.turns.take(self._detect, upload, threshold)
-        return JSONAnswer({"image": upload.name, **detections.to_dict()})
+            content = await self.turns.take(request, self._answer, upload, threshold)
+        return JSONAnswer({"image": upload.name, **content})
+
+    def _answer(self, upload: Upload, threshold: float) -> dict[str, Any]:
+        """The answer, without the name of the image."""
+        # Part of the turn: compressing masks takes long, and holds those of an image in memory.
+        return self._detect(upload, threshold).to_dict()
 
     def _detect(self, upload: Upload, threshold: float) -> Detections:
         image = read_image(upload.file, self.detector.model.channels)

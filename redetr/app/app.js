@@ -47,16 +47,27 @@ function abort(name) {
 }
 
 /** The server's answer to a POST. Throws an Error with its message. */
-async function ask(address, body, signal) {
-  const request = fetch(address, { method: "POST", body, signal });
-  const response = await request.catch((problem) => {
-    throw signal.aborted ? problem : new Error("The server does not answer: is it still running?");
-  });
-  const answer = await response.json();
-  signal.throwIfAborted();
-  if (!response.ok) throw new Error(answer.error);
+function ask(address, body, signal) {
+  return answerTo(fetch(address, { method: "POST", body, signal }), signal);
+}
+
+/** The server's answer to a request. Throws an Error with its message; an aborted request stays one. */
+async function answerTo(request, signal) {
+  let response, answer;
+  try {
+    response = await request;
+    answer = await response.json();
+  } catch (problem) {
+    if (signal?.aborted) throw problem;
+    const isOther = problem instanceof SyntaxError; // a proxy answers in HTML
+    throw new Error(isOther ? statusOf(response) : "The server does not respond: is it still running?");
+  }
+  signal?.throwIfAborted();
+  if (!response.ok) throw new Error(answer?.error ?? statusOf(response));
   return answer;
 }
+
+const statusOf = ({ status }) => `The server, or a proxy in front of it, answered with status ${status}.`;
 
 /** The form that the server takes. Throws an Error for a file that the server would refuse. */
 function formOf(file, threshold) {
@@ -97,11 +108,14 @@ function lookAt(files) {
     const ordered = [...taken, ...images.filter((entry) => !taken.includes(entry))];
     for (const entry of ordered.filter(({ answer }) => !answer)) {
       const problem = await look(entry, signal);
-      if (problem) notes.push(alone ? problem : `${entry.file.name}: ${problem}`);
-      else if (entry === current()) show(entry);
-      listImages();
+      if (problem) {
+        notes.push(alone ? problem : `${entry.file.name}: ${problem}`);
+        continue;
+      }
+      updateThumbnail(entry);
+      if (entry === current()) show(entry);
     }
-    if (!shown.answer) byId("find-status").textContent = "";
+    byId("find-status").textContent = summary();
     fail(notes.join(" "));
   });
 }
@@ -135,23 +149,31 @@ function show(entry) {
   Object.assign(shown, entry ?? NOTHING, { selected: null });
   byId("segments-control").hidden = !shown.segments;
   if (areSegments()) Object.assign(shown, shown.segments);
-  const isThere = Boolean(shown.answer);
-  for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
-  const isWaited = Boolean(shown.file) && !isThere;
-  byId("welcome").hidden = isThere || isWaited;
-  byId("waiting").hidden = !isWaited;
-  byId("waiting").textContent = isWaited ? `Looking for objects in ${shown.file.name} …` : "";
+  fillStage();
   pressThumbnail();
-  if (!isThere) return;
+  if (!shown.answer) return;
   listClasses();
   resizeCanvas();
   refresh();
+}
+
+const isFilming = () => !byId("viewfinder").hidden;
+
+/** Shows one of these: the viewfinder, the picture, which image is waited for, or a welcome. */
+function fillStage() {
+  const isThere = Boolean(shown.answer) && !isFilming();
+  const isWaited = Boolean(shown.file) && !shown.answer && !isFilming();
+  for (const id of ["picture", "controls", "remove"]) byId(id).hidden = !isThere;
+  byId("waiting").hidden = !isWaited;
+  byId("waiting").textContent = isWaited ? `Looking for objects in ${shown.file.name} …` : "";
+  byId("welcome").hidden = isFilming() || isThere || isWaited;
 }
 
 /** Takes an image away; its neighbour is shown instead. */
 function remove(entry) {
   const index = images.indexOf(entry);
   images.splice(index, 1);
+  byId("images").children[index].remove();
   listImages();
   if (shown.file !== entry.file) return;
   byId("file").value = "";
@@ -163,14 +185,20 @@ function removeShown() {
   if (!images.length) abort("find"); // else it goes on to images that wait
 }
 
-/** The images to choose from, if there are several. */
+/** The images to choose from, if there are several. New ones are added at the end. */
 function listImages() {
-  byId("images").hidden = images.length < 2;
-  byId("images").replaceChildren(...images.map(thumbnailOf));
+  const list = byId("images");
+  list.hidden = images.length < 2;
+  list.append(...images.slice(list.children.length).map(thumbnailOf));
   pressThumbnail();
 }
 
-/** Without making the list anew, so that the keyboard stays where it is. */
+/** Without making the others anew, so that the keyboard stays where it is. */
+function updateThumbnail(entry) {
+  byId("images").children[images.indexOf(entry)].replaceWith(thumbnailOf(entry));
+  pressThumbnail();
+}
+
 function pressThumbnail() {
   [...byId("images").querySelectorAll("button")].forEach((button, index) =>
     button.setAttribute("aria-pressed", images[index]?.file === shown.file));
@@ -181,7 +209,7 @@ function thumbnailOf(entry) {
   const button = document.createElement("button");
   button.type = "button";
   button.title = entry.file.name;
-  button.addEventListener("click", () => show(entry));
+  button.addEventListener("click", () => { closeCamera(); show(entry); });
   if (entry.picture) {
     const image = new Image();
     image.src = entry.picture.src;
@@ -208,24 +236,33 @@ function listClasses() {
 
 /** Draws and lists the detections that threshold and class choose. */
 function refresh() {
-  const smallest = threshold().toFixed(2);
-  byId("threshold-shown").textContent = smallest;
-  if (!shown.answer) return;
+  byId("threshold-shown").textContent = threshold().toFixed(2);
+  if (!shown.answer || isFilming()) return; // closing the camera shows the image again
   const detections = chosen();
   if (!detections.includes(shown.selected)) shown.selected = null;
-  const number = detections.length || "No";
-  const kind = areSegments() ? "segment" : "detection";
-  const noun = detections.length === 1 ? kind : `${kind}s`;
-  const label = byId("class").value;
-  const count = label ? `${number} ${noun} of ${label}` : `${number} ${noun}`;
-  const best = shown.answer.detections.find(ofClass);
-  const hint = !detections.length && best ? ` The best has ${best.score.toFixed(2)}.` : "";
-  byId("find-status").textContent = `${count} with a score of ${smallest} or more.${hint}`;
+  byId("find-status").textContent = summary();
   const first = detections.slice(0, 10).map(tagOf).join(", ");
-  byId("picture").setAttribute("aria-label", `The image with ${count}: ${first}`);
+  byId("picture").setAttribute("aria-label", `The image with ${count()}: ${first}`);
   byId("detections").hidden = !detections.length;
   byId("rows").replaceChildren(...detections.map(rowOf));
   draw();
+}
+
+/** How many detections are chosen, of which class. */
+function count() {
+  const { length } = chosen();
+  const kind = areSegments() ? "segment" : "detection";
+  const noun = length === 1 ? kind : `${kind}s`;
+  const label = byId("class").value;
+  return label ? `${length || "No"} ${noun} of ${label}` : `${length || "No"} ${noun}`;
+}
+
+/** What was found in the image that is shown; empty if none is. */
+function summary() {
+  if (!shown.answer || isFilming()) return "";
+  const best = shown.answer.detections.find(ofClass);
+  const hint = !chosen().length && best ? ` The best has ${best.score.toFixed(2)}.` : "";
+  return `${count()} with a score of ${threshold().toFixed(2)} or more.${hint}`;
 }
 
 const tagOf = ({ label, score }) => `${label} ${score.toFixed(2)}`;
@@ -492,8 +529,10 @@ async function openCamera() {
   if (request !== cameraRequests) return stop(stream); // it was closed, or opened again, meanwhile
   stop(byId("video").srcObject);
   byId("video").srcObject = stream;
-  for (const id of ["picture", "controls", "remove", "welcome"]) byId(id).hidden = true;
+  byId("capture").disabled = true; // until the video has a picture, and a size
   byId("viewfinder").hidden = false;
+  fillStage();
+  if (shown.answer) byId("find-status").textContent = ""; // else an image is being computed, or there is none
   try {
     await byId("video").play();
   } catch (problem) {
@@ -502,6 +541,7 @@ async function openCamera() {
     closeCamera();
     return fail(`The camera cannot be used: ${problem.message}`);
   }
+  byId("capture").disabled = false;
   return byId("capture").focus();
 }
 
@@ -542,15 +582,20 @@ function judge(step) {
   });
 }
 
-/** Some images that are trained on, as thumbnails. */
+async function startJudging() {
+  if (await listExamples()) judge(0); // else it would fail for the same reason
+}
+
+/** Shows some training images as thumbnails. Returns whether the server has listed them. */
 async function listExamples() {
+  byId("examples-error").textContent = "";
   try {
-    const response = await fetch("examples");
-    const answer = await response.json();
-    if (!response.ok) throw new Error(answer.error);
-    byId("examples").replaceChildren(...answer.examples.map(exampleOf));
+    const { examples } = await answerTo(fetch("examples"));
+    byId("examples").replaceChildren(...examples.map(exampleOf));
+    return true;
   } catch (problem) {
-    byId("loss-error").textContent = problem.message;
+    byId("examples-error").textContent = problem.message;
+    return false;
   }
 }
 
@@ -587,7 +632,7 @@ function open(tab) {
     each.tabIndex = each === tab ? 0 : -1;
     byId(each.getAttribute("aria-controls")).hidden = each !== tab;
   }
-  if (tab.id === "loss-tab" && !byId("judged").hasChildNodes()) listExamples().then(() => judge(0));
+  if (tab.id === "loss-tab" && !byId("judged").hasChildNodes()) startJudging();
 }
 
 tabs.forEach((tab, index) => {

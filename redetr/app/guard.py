@@ -63,10 +63,9 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers) -> JSONAnswer | None:
         if not self._is_server_name(hostname(headers.get("host", ""))):
-            names = " or ".join(self._hosts)
-            text = f"this server answers to {names}: use that name"
-            text += ", or start it with --allow-host NAME"
-            return JSONAnswer({"error": text}, 400)
+            names = _alternatives(self._hosts)
+            text = f"this server is reached as {names}: use one of these names, or restart it with"
+            return JSONAnswer({"error": f"{text} --allow-host NAME"}, 400)
         if method not in _READING and _is_cross_site(headers):
             return JSONAnswer(
                 {"error": "another web site sent this request: open this server's own page"}, 403
@@ -78,6 +77,12 @@ class Guard:
         if name in self._hosts:
             return True
         return self._any_address and _is_ip_address(name)
+
+
+def _alternatives(names: Collection[str]) -> str:
+    """The names as in a sentence: "A, B or C"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _is_ip_address(name: str) -> bool:

@@ -1,6 +1,7 @@
 """Serves the page and its requests: detections, their explanation, and the loss of a training
 image."""
 
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -106,7 +107,7 @@ class Page:
     async def look(self, request: Request) -> JSONAnswer:
         """All detections of an image, which the page filters, and the image to draw them on."""
         async with self.uploads.receive(request) as upload:
-            content = await self.turns.take(self._look, upload)
+            content = await self.turns.take(request, self._look, upload)
         return JSONAnswer(content)
 
     def _look(self, upload: Upload) -> dict[str, Any]:
@@ -161,7 +162,7 @@ class Page:
         """The page that shows where the model looked in an image."""
         async with self.uploads.receive(request) as upload:
             threshold = parse_threshold(upload.threshold, self.detector.threshold)
-            page = await self.turns.take(self._explain, upload, threshold)
+            page = await self.turns.take(request, self._explain, upload, threshold)
         return JSONAnswer({"page": page})
 
     def _explain(self, upload: Upload, threshold: float) -> str:
@@ -170,8 +171,9 @@ class Page:
         return image_page(explanation, threshold, title="Where DETR looked")
 
     async def examples(self, request: Request) -> JSONAnswer:
-        """Thumbnails of training images, spread over the data set."""
-        examples = await self.turns.take(self._examples)
+        """Thumbnails of training images, spread over the data set, without those that cannot be
+        read."""
+        examples = await self.turns.take(request, self._examples)
         return JSONAnswer({"examples": examples})
 
     def _examples(self) -> list[dict[str, str]]:
@@ -181,16 +183,20 @@ class Page:
         shown = min(_EXAMPLES, len(self.dataset))
         for k in range(shown):
             index = k * len(self.dataset) // shown
-            thumbnail = to_pil(self.dataset.image(index))
-            thumbnail.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
-            example = {
-                "image_id": self.image_ids[index],
-                "name": self.dataset.image_name(index),
-                "thumbnail": data_uri(thumbnail),
-            }
-            examples.append(example)
+            with suppress(InputError):  # the others can be chosen without it
+                examples.append(self._example(index))
         self._known_examples = examples
         return examples
+
+    def _example(self, index: int) -> dict[str, str]:
+        """A training image to choose. Raises InputError if it cannot be read."""
+        thumbnail = to_pil(self.dataset.image(index))
+        thumbnail.thumbnail((_THUMBNAIL_PX, _THUMBNAIL_PX))
+        return {
+            "image_id": self.image_ids[index],
+            "name": self.dataset.image_name(index),
+            "thumbnail": data_uri(thumbnail),
+        }
 
     async def judge(self, request: Request) -> JSONAnswer:
         """The page on the loss of a training image.
@@ -201,7 +207,7 @@ class Page:
         image_id = request.query_params.get("image_id", "").strip()
         step = _whole_number(request, "step", 0, 1)
         world_size = _whole_number(request, "world_size", 1, _MOST_GPUS)
-        return JSONAnswer(await self.turns.take(self._judge, image_id, step, world_size))
+        return JSONAnswer(await self.turns.take(request, self._judge, image_id, step, world_size))
 
     def _judge(self, image_id: str, step: int, world_size: int) -> dict[str, str]:
         ids = self.image_ids

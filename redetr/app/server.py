@@ -16,7 +16,7 @@ from redetr.app.page import Page
 from redetr.app.uploads import BusyError, Turns, Uploads
 from redetr.data import DetectionDataset
 from redetr.detector.detector import Detector
-from redetr.errors import InputError
+from redetr.errors import InputError, RedetrError
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -45,12 +45,12 @@ def web_app(
     if host in _LOOPBACK:
         return Guard(app, hosts=(*_LOOPBACK, *allowed), any_address=False)
     of_machine = (socket.gethostname().lower(), "localhost")
-    names = () if _is_any(host) else (host.lower(),)
+    names = () if is_any_address(host) else (host.lower(),)
     hosts = dict.fromkeys((*allowed, *names, *of_machine))
     return Guard(app, hosts=tuple(hosts), any_address=True)
 
 
-def _is_any(host: str) -> bool:
+def is_any_address(host: str) -> bool:
     """Whether an address stands for all addresses of this machine."""
     return host in ("", "0.0.0.0", "::")
 
@@ -62,6 +62,10 @@ def _refused(request: Request, error: HTTPException) -> JSONAnswer:
 def _wrong_input(request: Request, error: InputError) -> JSONAnswer:
     status = 503 if isinstance(error, BusyError) else 400
     return JSONAnswer({"error": str(error)}, status)
+
+
+def _known_failure(request: Request, error: RedetrError) -> JSONAnswer:
+    return JSONAnswer({"error": str(error)}, 500)
 
 
 def _nobody_waits(request: Request, error: ClientDisconnect) -> Response:
@@ -76,6 +80,7 @@ def _failed(request: Request, error: Exception) -> JSONAnswer:
 _ERROR_ANSWERS: dict[Any, Callable[..., Response]] = {
     HTTPException: _refused,
     InputError: _wrong_input,
+    RedetrError: _known_failure,
     ClientDisconnect: _nobody_waits,
     Exception: _failed,
 }

@@ -14,7 +14,7 @@ from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
 from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright, upright
@@ -66,14 +66,21 @@ class Turns:
     """Runs one job at a time, in the order of arrival, so that memory holds one image."""
 
     def __init__(self) -> None:
-        self._model = CapacityLimiter(1)
+        self._turn = CapacityLimiter(1)
         self._gate = _Gate(1 + _MOST_WAITING, "too many images are waiting: try again in a moment")
 
-    async def take(self, work: Callable[..., T], *arguments: Any) -> T:
-        """Runs `work` in a thread, and returns its result. Raises BusyError if too many clients
-        wait."""
+    async def take(self, request: Request, work: Callable[..., T], *arguments: Any) -> T:
+        """Runs `work` for a request in a thread, and returns its result.
+
+        Raises BusyError if too many clients wait, and ClientDisconnect if the client has left
+        before its turn.
+        """
         with self._gate.admit():
-            return await to_thread.run_sync(work, *arguments, limiter=self._model)
+            async with self._turn:
+                # A page that was closed, or a program that gave up, would keep the others waiting.
+                if await request.is_disconnected():
+                    raise ClientDisconnect
+                return await to_thread.run_sync(work, *arguments)
 
 
 @dataclass(frozen=True)

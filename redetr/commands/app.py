@@ -74,7 +74,7 @@ class App:
         say_detector(detector)
         say_threshold(detector)
         app = web_app(
-            detector, dataset, title=Path(self.checkpoint).name, host=self.host, allowed=names
+            detector, dataset, title=_title(self.checkpoint), host=self.host, allowed=names
         )
         config = uvicorn.Config(
             app,
@@ -89,8 +89,7 @@ class App:
         # Requests in progress are cut off when the server stops, which needs no traceback.
         logging.getLogger("uvicorn.error").addFilter(lambda _: not server.should_exit)
         with self._socket() as listening:
-            address = self._address(listening)
-            OUT.print(f"open http://{address}/ in a browser; press Ctrl-C to stop", soft_wrap=True)
+            OUT.print(f"{self._invitation(listening)}; press Ctrl-C to stop", soft_wrap=True)
             with suppress(KeyboardInterrupt), sigterm_as_ctrl_c():
                 server.run([listening])
 
@@ -116,10 +115,28 @@ class App:
                 f"cannot listen on {where} ({error}): give another --host or --port"
             ) from None
 
-    def _address(self, listening: socket.socket) -> str:
-        host = f"[{self.host}]" if ":" in self.host else self.host
+    def _invitation(self, listening: socket.socket) -> str:
+        """Where to open the page: 0.0.0.0 and :: stand for all addresses, and are none to open."""
+        from redetr.app.server import is_any_address
+
         port = listening.getsockname()[1]
-        return f"{host}:{port}"
+        if is_any_address(self.host):
+            here = f"http://localhost:{port}/"
+            elsewhere = f"http://{socket.gethostname()}:{port}/"
+            return f"open {here} on this machine, or {elsewhere} from another"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"open http://{host}:{port}/ in a browser"
+
+
+def _title(checkpoint: str) -> str:
+    """What the page calls a checkpoint: the name of its folder, of a file with that of the file,
+    or its name on a hub. Files of all runs have the same names."""
+    path = Path(checkpoint)
+    if path.is_dir():
+        return path.resolve().name
+    if path.is_file():
+        return f"{path.parent.resolve().name}/{path.name}"
+    return checkpoint
 
 
 parse = partial(parse_flags, App, prog="redetr app")

@@ -6,7 +6,7 @@
     if (isLarger) {
       area.tabIndex = 0;
       area.setAttribute("role", "group");
-      area.setAttribute("aria-label", "Scrolls");
+      area.setAttribute("aria-label", "Scrollable area");
     } else {
       for (const name of ["tabindex", "role", "aria-label"]) area.removeAttribute(name);
     }
