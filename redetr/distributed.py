@@ -174,7 +174,7 @@ def process_group(
     _require_no_group()
     launch = read_launch()
     rank_device = pick_device(device)
-    has_nccl = torch_dist.is_nccl_available()  # not on Windows, where gloo takes gradients, too
+    has_nccl = torch_dist.is_nccl_available()  # not in all builds: gloo then sums gradients, too
     uses_nccl = rank_device.type == "cuda" and has_nccl
     backend = "cpu:gloo,cuda:nccl" if uses_nccl else "gloo"
     options: dict[str, Any] = {"backend": backend, "timeout": timedelta(seconds=timeout_s)}

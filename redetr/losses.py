@@ -319,8 +319,8 @@ class SetCriterion(nn.Module):
         for term, sum_per_layer in sums.items():
             per_layer = sum_per_layer / denominators[DENOMINATOR_OF[term]]
             total = total + getattr(self.config, term) * per_layer.sum()
-            of_term = _layers_with(term, suffixes, len(per_layer))
-            for suffix, loss in zip(of_term, per_layer.unbind(), strict=True):
+            term_suffixes = _layers_with(term, suffixes, len(per_layer))
+            for suffix, loss in zip(term_suffixes, per_layer.unbind(), strict=True):
                 losses[term + suffix] = loss
         return losses, total
 

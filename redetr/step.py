@@ -105,11 +105,11 @@ def train_step(
     model.train()
     optimizer.zero_grad(set_to_none=True)
     total: dict[str, Tensor] = {}
-    for batch, of_batch in zip(batches, denominators, strict=True):
+    for batch, batch_denominators in zip(batches, denominators, strict=True):
         with accumulating(model, last=batch is batches[-1]):
             with autocast(batch.images.device, dtype):
                 outputs = training_outputs(model, criterion, batch)
-            losses = criterion(outputs, batch.targets, of_batch)
+            losses = criterion(outputs, batch.targets, batch_denominators)
             losses["loss"].backward()
         for name, value in losses.items():
             total[name] = total.get(name, 0) + value.detach()

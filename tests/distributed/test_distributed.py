@@ -256,7 +256,7 @@ def test_after_an_error_nccl_does_not_wait_for_other_ranks(
 
 
 def test_gpus_without_nccl_reduce_over_gloo(monkeypatch):
-    """As on Windows."""
+    """Which some builds of PyTorch lack."""
     monkeypatch.setattr(distributed, "pick_device", lambda device: CUDA)
     monkeypatch.setattr(torch_dist, "is_nccl_available", lambda: False)
     with process_group("cuda") as dist:
