@@ -101,7 +101,10 @@ class Dist:
             return items
         lists: list[Any] = [None] * self.world_size
         torch_dist.all_gather_object(lists, items)
-        return [item for items_of_rank in lists for item in items_of_rank]
+        joined: list[T] = []
+        for items_of_rank in lists:
+            joined += items_of_rank
+        return joined
 
     def raise_any(self, error: RedetrError | None) -> None:
         """Raises, on every rank, the error of the first rank that has one. Communicates (host
@@ -112,8 +115,8 @@ class Dist:
 
     def gather_arrays(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Arrays joined along their first axis over all ranks, rank 0 first; lengths may differ.
-        Communicates."""
-        parts = self.gather([arrays])  # one a rank
+        Communicates (host only)."""
+        parts = self.gather([arrays])  # one for each rank
         joined = {}
         for name in arrays:
             joined[name] = np.concatenate([part[name] for part in parts])
@@ -124,22 +127,22 @@ class Dist:
         one. There is a part for each rank, and all have one type. Communicates (host only)."""
         counts = self.gather_rows([len(part) for part in parts])()  # [from, to]
         received = []
-        work: list[Any] = []
+        transfers: list[Any] = []
         for rank, part in enumerate(parts):
             rows = part
             if rank != self.rank:
                 rows = np.empty(int(counts[rank, self.rank]), part.dtype)
                 if len(part):
-                    work.append(torch_dist.isend(_as_bytes(part), rank))
+                    transfers.append(torch_dist.isend(_as_bytes(part), rank))
                 if len(rows):
-                    work.append(torch_dist.irecv(_as_bytes(rows), rank))
+                    transfers.append(torch_dist.irecv(_as_bytes(rows), rank))
             received.append(rows)
-        for one_way in work:
-            one_way.wait()
+        for transfer in transfers:
+            transfer.wait()
         return received
 
     def mean_(self, tensor: Tensor) -> Tensor:
-        """`tensor` averaged over ranks, in place. Communicates."""
+        """`tensor` averaged over ranks, in place. Communicates, on the device of `tensor`."""
         torch_dist.all_reduce(tensor)
         return tensor.div_(self.world_size)
 
@@ -390,6 +393,7 @@ def replicate(
     all ranks (synchronised), so they are not broadcast in each step. `compression="bf16"` halves
     what travels, at a relative error of about 2e-3: no longer exact.
     """
+    # The option has another name in newer versions of PyTorch.
     known = inspect.signature(DistributedDataParallel).parameters
     broadcast = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
     options: dict[str, Any] = {broadcast: False}

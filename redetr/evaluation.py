@@ -281,15 +281,15 @@ def _detections_of_batch(
     model: DetectionModel, outputs: Outputs, batch: Batch, indices: list[int], with_masks: bool
 ) -> DatasetDetections:
     """The detections in images with these indices."""
-    orig_sizes = torch.tensor([target["orig_size"] for target in batch.targets])
-    decoded = decode(outputs, orig_sizes, model.loss_config.scores, model.max_detections)
-    scores, labels, boxes, queries = decoded
+    orig_sizes = [target["orig_size"] for target in batch.targets]
+    scores, labels, boxes, queries = decode(
+        outputs, torch.tensor(orig_sizes), model.loss_config.scores, model.max_detections
+    )
     detections_per_image = scores.shape[1]
     masks = None
     if with_masks:
-        stored_sizes = [target["orig_size"] for target in batch.targets]
         by_image = compressed_masks(
-            outputs, queries, batch.sizes, batch.canvas, stored_sizes, model.is_panoptic
+            outputs, queries, batch.sizes, batch.canvas, orig_sizes, model.is_panoptic
         )
         masks = list(chain.from_iterable(by_image))
     return DatasetDetections(
@@ -318,11 +318,11 @@ def compressed_masks(
     masks_by_image = []
     for i, (size, orig_size) in enumerate(zip(sizes, orig_sizes, strict=True)):
         # Several detections of a query, of different classes, share its mask.
-        distinct, which = queries[i].unique(return_inverse=True)
+        distinct, mask_of_query = queries[i].unique(return_inverse=True)
         masks: list[bytes] = []
         for chunk in decode_masks(outputs, i, distinct, size, canvas, orig_size, original):
             masks += encode(chunk)
-        masks_by_image.append([masks[row] for row in which.tolist()])
+        masks_by_image.append([masks[row] for row in mask_of_query.tolist()])
     return masks_by_image
 
 
@@ -370,9 +370,10 @@ class _LossSums:
     def __init__(self, criterion: SetCriterion | None, model_labels: Tensor | None = None):
         self._criterion = criterion
         self._model_labels = model_labels  # as in `detect_share`
-        self._batches: list[dict[str, float]] = []
+        self._batches: list[dict[str, float]] = []  # the counts of each, and its undivided losses
 
     def add(self, outputs: Outputs, targets: list[Target]) -> None:
+        """Adds a batch. Waits for the device."""
         if self._criterion is None:
             return
         if self._model_labels is not None:
@@ -386,11 +387,18 @@ class _LossSums:
         self._batches.append({**counts, **sums})
 
     def losses(self, dist: Dist) -> Losses:
+        """The losses of the whole data set, and their weighted total first, as "loss"; empty
+        without a criterion or images. Communicates."""
         batches = dist.gather(self._batches)
         if self._criterion is None or not batches:
             return {}
-        sums = {name: math.fsum(batch[name] for batch in batches) for name in batches[0]}
-        counts = torch.tensor([sums.pop(name) for name in _COUNTS], dtype=torch.float64)
+        sums = {}
+        for name in batches[0]:
+            sums[name] = math.fsum(batch[name] for batch in batches)
+        count_sums = []
+        for name in _COUNTS:
+            count_sums.append(sums.pop(name))  # what remains are losses
+        counts = torch.tensor(count_sums, dtype=torch.float64)
         divisors = self._criterion.denominators(counts, counts).tolist()
         weights = asdict(self._criterion.config)
         losses = {}

@@ -110,7 +110,9 @@ def noisy_predictions(
 class SetCriterion(nn.Module):
     """Matching and loss of a model variant.
 
-    Source: Carion et al. 2020, equations 2 and 3; for the deviations see `LossConfig`.
+    Source: Carion et al. 2020, equations 2 and 3. Deviations: the class loss, too, is divided by a
+    count of the whole optimizer step (see `denominators`); with sigmoid scores, it is that of
+    `_iou_aware_bce`.
     """
 
     def __init__(
@@ -178,18 +180,19 @@ class SetCriterion(nn.Module):
         in the original; the result then depends on how the batch is split.
         """
         boxes = step_counts[0].clamp(min=1) / world_size
-        share: float
         if self.class_normalization == "per_rank":
             # The gradient is a mean over ranks, but a sum over accumulated micro-batches.
-            class_counts, share = counts, accumulate
+            class_counts = counts
+            scale: float = accumulate
         else:
-            class_counts, share = step_counts, 1 / world_size
+            class_counts = step_counts
+            scale = 1 / world_size
         num_boxes, matched, unmatched = class_counts
         if self.config.scores == "softmax":
             class_weight = matched + self.config.eos_coef * unmatched
-            classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * share
+            classes = class_weight.clamp(min=_SMALLEST_WEIGHT) * scale
         else:
-            classes = num_boxes.clamp(min=1) * share
+            classes = num_boxes.clamp(min=1) * scale
         matched_edges, other_edges = distillation_denominators(step_counts[1], step_counts[2])
         return torch.stack([boxes, classes, matched_edges / world_size, other_edges / world_size])
 
@@ -327,7 +330,8 @@ class SetCriterion(nn.Module):
     def _sums(
         self, predictions: Predictions, queries: Tensor, labels: Tensor, boxes: Tensor
     ) -> dict[str, Tensor]:
-        """Returns the losses of every layer by term, each `[L]`, not divided.
+        """Returns the losses by term, not divided: for each term a number for every layer that has
+        it, `[L]` or fewer (see `_layers_with`).
 
         `queries` `[L, B, T]` is the query of every object, Q for those without one; `labels`
         `[B, T]` and `boxes` `[B, T, 4]` are the objects. Objects without a query are computed and
@@ -432,7 +436,8 @@ def distillation_denominators(matched: Tensor, unmatched: Tensor) -> tuple[Tenso
 def noisy_denominators(denominators: Tensor) -> Tensor:
     """Returns the `denominators` `[4]` of a group of noisy queries.
 
-    It has a query with and one without an object for each box, which are 4 edges each.
+    It has a query with and one without an object for each box, so as many edges of either kind:
+    a = b = 4 * boxes, and `distillation_denominators` gives a + sqrt(a * b) = 8 * boxes for both.
     """
     boxes, classes, _, _ = denominators
     edges = 8 * boxes

@@ -1,4 +1,4 @@
-"""The losses of masks: sums over matched objects, of which the criterion divides by given counts.
+"""The losses of masks: sums over matched objects, which the criterion divides by given counts.
 
 Two regions, of which a model has one. "canvas" is that of the original panoptic DETR: focal and
 dice loss of every pixel of the padded batch, to which predictions are enlarged. "crops" is for

@@ -50,7 +50,7 @@ class GroundTruth:
     # [N], the rank of each id in ascending order, which breaks ties in score as COCO does
     rank: NDArray[np.int64]
     class_names: tuple[str, ...]  # C names
-    objects: NDArray[np.int64]  # [C], of each class, crowds not counted
+    objects: NDArray[np.int64]  # [C], how many each class has, crowds not counted
     annotations: hotcoco.COCO  # of images numbered by rank, of categories numbered by label
     image_sizes: NDArray[np.int64] | None = None  # as in `TruthObjects`: None without masks
     why_no_masks: str = ""  # as in `TruthObjects`
@@ -69,7 +69,7 @@ class GroundTruth:
 
     @classmethod
     def from_objects(cls, objects: TruthObjects) -> "GroundTruth":
-        """The annotations that say these objects."""
+        """The annotations of these objects."""
         ids = objects.image_ids
         rank = np.empty_like(ids)
         rank[ids.argsort(kind="stable")] = np.arange(len(ids))
@@ -121,7 +121,8 @@ class CocoResult:
     metrics: dict[str, float]  # the names of METRIC_NAMES
     per_class: dict[str, float]  # AP by class name; names that occur twice get " (label)" appended
     per_class_ap50: dict[str, float] = field(default_factory=dict)
-    objects: dict[str, int] = field(default_factory=dict)  # of each class, crowds not counted
+    # how many objects each class has, by its name, crowds not counted
+    objects: dict[str, int] = field(default_factory=dict)
     # of the whole data set, where they were asked for
     losses: dict[str, float] = field(default_factory=dict)
     # the smallest score to show, in steps of 0.01: the one with the best F1 over all classes at an
@@ -284,8 +285,7 @@ def result_of_tables(
     }
     metrics = {}
     for name in METRIC_NAMES:
-        known = values[name][values[name] >= 0]
-        metrics[name] = float(known.mean()) if len(known) else math.nan
+        metrics[name] = _mean_of_known(values[name])
     has_no_truth = precision[0, 0] < 0  # COCO leaves such a class at -1 everywhere
     ap = np.where(has_no_truth, math.nan, precision.mean((0, 1)))
     ap50 = np.where(has_no_truth, math.nan, at_0_50.mean(0))
@@ -306,13 +306,13 @@ def distinct_names(names: tuple[str, ...]) -> list[str]:
     taken = {name for name, count in counts.items() if count == 1}
     distinct = []
     for label, name in enumerate(names):
-        own = name
+        distinct_name = name
         if counts[name] > 1:
-            own += f" ({label})"
-            while own in taken:
-                own += f" ({label})"
-        taken.add(own)
-        distinct.append(own)
+            distinct_name += f" ({label})"
+            while distinct_name in taken:
+                distinct_name += f" ({label})"
+        taken.add(distinct_name)
+        distinct.append(distinct_name)
     return distinct
 
 
@@ -339,9 +339,14 @@ def ap_by_area(
     precision = evaluation.eval["precision"][..., -1]  # best 100
     averages = []
     for table in np.moveaxis(precision, 3, 0):
-        known = table[table >= 0]
-        averages.append(float(np.mean(known)) if len(known) else math.nan)
+        averages.append(_mean_of_known(table))
     return averages
+
+
+def _mean_of_known(values: NDArray[np.float64]) -> float:
+    """The mean without the -1 that COCO writes where there is no object; nan if nothing is left."""
+    known = values[values >= 0]
+    return float(known.mean()) if len(known) else math.nan
 
 
 def _prepared(
@@ -349,7 +354,8 @@ def _prepared(
 ) -> hotcoco.COCOeval:
     """hotcoco's evaluation before it computes anything; the detections are checked."""
     check_detections(truth.image_ids, len(truth.class_names), detections)
-    # Filled column by column: stacking columns of several types takes three times as long.
+    # The columns are COCO's: image, left, top, width, height, score, category. They are filled one
+    # by one: stacking columns of several types takes three times as long.
     rows = np.empty((len(detections), 7))
     rows[:, 0] = truth.rank[detections.image_index]
     rows[:, 1:3] = detections.boxes[:, :2]

@@ -95,7 +95,7 @@ def id2rgb(ids: NDArray) -> NDArray[np.uint8]:
 
 
 def rgb2id(colours: NDArray) -> NDArray[np.int32]:
-    """Ids `[H, W]` of colours uint8 `[H, W, 3]`, such as those of a PNG of `Panoptic.to_pil`."""
+    """Ids `[H, W]` of colours uint8 `[H, W, 3]`, such as those of a PNG of `Panoptic.to_png`."""
     red, green, blue = np.moveaxis(colours.astype(np.int32), -1, 0)
     return red + 256 * green + 256**2 * blue
 

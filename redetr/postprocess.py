@@ -148,7 +148,8 @@ def masks_of_size(logits: Tensor, shares: tuple[float, float], size: Size) -> Te
     y = _pixel_centers(height_share, height)
     x = _pixel_centers(width_share, width)
     masks = torch.zeros(len(logits), *size, dtype=torch.bool)
-    # Between logits that are not above 0, none is: the rest of the image needs no interpolation.
+    # Interpolation between logits of at most 0 gives at most 0: only the surroundings of positive
+    # logits are computed.
     for mask, logit_map in zip(masks, logits, strict=True):
         is_inside = logit_map > 0
         rows = _reach(is_inside.any(1), height_share, height)
@@ -171,10 +172,12 @@ def _pixel_centers(share: float, length: int) -> Tensor:
 
 
 def _reach(is_inside: Tensor, share: float, length: int) -> slice:
-    """The pixels, of `length`, that interpolation lets the True ones of a row `[n]` reach."""
+    """The range of an image's `length` rows or columns that interpolation between cells can fill
+    from the True cells of `is_inside` `[n]`; the image covers this `share` of the cells."""
     (cells,) = torch.nonzero(is_inside, as_tuple=True)
     if not len(cells):
         return slice(0, 0)
+    # Bilinear interpolation carries a cell's value up to the centres of its neighbours.
     pixels_per_cell = length / (share * len(is_inside))
     start = (int(cells[0]) - 0.5) * pixels_per_cell
     stop = (int(cells[-1]) + 1.5) * pixels_per_cell

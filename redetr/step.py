@@ -74,7 +74,8 @@ def receive(
 
 def training_outputs(model: nn.Module, criterion: SetCriterion, batch: Batch) -> Outputs:
     """Returns the outputs from which the losses of a batch are computed: with denoising, also those
-    of noisy queries, and masks only where they are cheap."""
+    of noisy queries. Masks on demand are left to the loss, which asks for those of matched queries.
+    """
     groups = criterion.config.denoising
     if criterion.masks_on_demand:
         return model(batch.images, batch.padding, all_masks=False)

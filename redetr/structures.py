@@ -1,7 +1,8 @@
 """The data structures that the parts exchange: targets, batches, model outputs.
 
-Shape letters, used everywhere: B images, Q queries, C classes, L decoder layers, T boxes of an
-image, D width of the model, H W height and width, S flattened positions of all feature levels.
+Shape letters, used everywhere: B images, Q queries, C classes (channels where H and W follow),
+L decoder layers, T boxes of an image, D width of the model, H W height and width, S flattened
+positions of all feature levels.
 """
 
 from collections.abc import Callable, Sequence
@@ -301,7 +302,8 @@ class DatasetDetections:
     def concatenate(cls, parts: Sequence["DatasetDetections"]) -> "DatasetDetections":
         """All detections of the parts; none if there are no parts.
 
-        Raises ValueError where some have masks and others have none.
+        Raises ValueError where some have masks and others, with detections, have none: then there
+        are fewer masks than detections.
         """
         image_index = [np.zeros(0, np.int64)]
         labels = [np.zeros(0, np.int64)]

@@ -207,10 +207,10 @@ def _open(
 def _in_channels(val: DetectionDataset, channels: int) -> DetectionDataset:
     """The val split with the channels of the model. Raises InputError if it has others: otherwise,
     only the first evaluation would."""
-    same = val.with_channels(channels)
+    converted = val.with_channels(channels)
     if len(val) and val.channels != channels:
-        same.image(0)  # files are not opened before they are read
-    return same
+        converted.image(0)  # raises InputError: files are not opened before they are read
+    return converted
 
 
 @dataclass
@@ -242,7 +242,7 @@ class _Run:
     def __post_init__(self) -> None:
         config = self.state.config
         self.dtype = PRECISIONS[config.precision]
-        self.timed: list[float] = []  # the first steps of this process, s
+        self.first_steps_s: list[float] = []  # the time of each, of this process
         self.step_log = StepLog(config.batch_size, self.dist.world_size)
 
     def train(self) -> dict[str, Any]:
@@ -367,23 +367,23 @@ class _Run:
         )
         state.ema.update(state.step)
         state.step += 1
-        took = time.perf_counter() - step_input.started
-        state.train_time_s += took
-        self.step_log.add(state.step, losses, norm, batches, step_input.waited, took)
+        step_s = time.perf_counter() - step_input.started
+        state.train_time_s += step_s
+        self.step_log.add(state.step, losses, norm, batches, step_input.waited, step_s)
         self.monitor.advance(state.step)
-        self._say_estimate(took)
+        self._say_estimate(step_s)
         return False
 
-    def _say_estimate(self, took: float) -> None:
+    def _say_estimate(self, step_s: float) -> None:
         """Reports once how long the rest will take, judging by the first steps except the very
         first."""
-        if len(self.timed) > _TIMED_STEPS:
+        if len(self.first_steps_s) > _TIMED_STEPS:
             return
-        self.timed.append(took)
-        if len(self.timed) <= _TIMED_STEPS:
+        self.first_steps_s.append(step_s)
+        if len(self.first_steps_s) <= _TIMED_STEPS:
             return
         remaining = self.state.config.steps - self.state.step
-        seconds = remaining * median(self.timed[1:])
+        seconds = remaining * median(self.first_steps_s[1:])
         if remaining > 0:
             self.monitor.say(
                 f"the remaining {counted(remaining, 'step')} will take about {duration(seconds)}, "

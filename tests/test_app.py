@@ -798,9 +798,21 @@ def test_a_training_image_that_cannot_be_read_is_left_out(detector, tiny_coco):
     dataset = open_dataset(tiny_coco, "train")
     (tiny_coco / "train" / "train-3.jpg").write_bytes(b"no image")
     status, text = ask_within(web_app(detector, dataset, "", "127.0.0.1"), "GET", "/examples")
-    names = [example["name"] for example in json.loads(text)["examples"]]
+    answer = json.loads(text)
+    names = [example["name"] for example in answer["examples"]]
     assert status == 200
     assert names == [f"train-{number}.jpg" for number in (0, 1, 2, 4, 5, 6, 7)]
+    (error,) = answer["errors"]
+    assert "train-3.jpg" in error
+    assert "not an image" in error
+
+
+def test_errors_of_single_training_images_stand_under_the_others(page):
+    answer = {"examples": [], "errors": ["a.jpg: broken", "b.jpg: empty"]}
+    answer_with(page, "examples", 200, json.dumps(answer))
+    one(page, "#loss-tab").click()
+    wait(page, lambda: one(page, "#examples-error").text == "a.jpg: broken\nb.jpg: empty")
+    wait_for_loss(page)  # the first image is judged all the same
 
 
 def worked(page):

@@ -902,6 +902,17 @@ def test_samples_as_training_sees_them(tmp_path):
         assert sheet.width > 1000
 
 
+def test_pictures_of_an_earlier_report_do_not_stay(root, tmp_path):
+    page = tmp_path / "page"
+    page.mkdir()
+    for name in ("sheet.png", "augmented.png"):
+        (page / name).write_bytes(b"of an earlier report")
+    (root / "annotations" / "instances_train.json").write_text("{")
+    (root / "annotations" / "instances_val.json").write_text("[]")
+    written(str(root), page)
+    assert [file.name for file in page.iterdir()] == ["index.html"]
+
+
 def test_a_page_of_data_that_cannot_be_read(root, tmp_path):
     (root / "annotations" / "instances_train.json").write_text("{")
     (root / "annotations" / "instances_val.json").write_text("[]")

@@ -590,8 +590,9 @@ async function startJudging() {
 async function listExamples() {
   byId("examples-error").textContent = "";
   try {
-    const { examples } = await answerTo(fetch("examples"));
+    const { examples, errors } = await answerTo(fetch("examples"));
     byId("examples").replaceChildren(...examples.map(exampleOf));
+    byId("examples-error").textContent = errors.join("\n");
     return true;
   } catch (problem) {
     byId("examples-error").textContent = problem.message;

@@ -1,7 +1,6 @@
 """Serves the page and its requests: detections, their explanation, and the loss of a training
 image."""
 
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -62,7 +61,7 @@ class Page:
         self.uploads = uploads
         self.turns = turns
         self._dataset = dataset
-        self._known_examples: list[dict[str, str]] | None = None
+        self._known_examples: dict[str, list[Any]] | None = None
 
     def routes(self) -> list[Route]:
         return [
@@ -171,22 +170,24 @@ class Page:
         return image_page(explanation, threshold, title="Where DETR looked")
 
     async def examples(self, request: Request) -> JSONAnswer:
-        """Thumbnails of training images, spread over the data set, without those that cannot be
-        read."""
-        examples = await self.turns.take(request, self._examples)
-        return JSONAnswer({"examples": examples})
+        """Thumbnails of training images, spread over the data set, and the errors of those that
+        cannot be read."""
+        return JSONAnswer(await self.turns.take(request, self._examples))
 
-    def _examples(self) -> list[dict[str, str]]:
+    def _examples(self) -> dict[str, list[Any]]:
         if self._known_examples is not None:
             return self._known_examples
         examples = []
+        errors = []
         shown = min(_EXAMPLES, len(self.dataset))
         for k in range(shown):
             index = k * len(self.dataset) // shown
-            with suppress(InputError):  # the others can be chosen without it
+            try:
                 examples.append(self._example(index))
-        self._known_examples = examples
-        return examples
+            except InputError as error:  # the others can be chosen without it
+                errors.append(str(error))
+        self._known_examples = {"examples": examples, "errors": errors}
+        return self._known_examples
 
     def _example(self, index: int) -> dict[str, str]:
         """A training image to choose. Raises InputError if it cannot be read."""

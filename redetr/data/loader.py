@@ -98,6 +98,7 @@ class Samples(Dataset[Sample]):
         return image, target
 
     def _shown(self, key: Key, rng: Random) -> Sample:
+        """The sample before `custom` is applied."""
         epoch, index = key
         image, target = self._stored(index)
         view = self.transform.view(rng, target)
@@ -147,8 +148,7 @@ class Samples(Dataset[Sample]):
         if file and least_decoded:
             target = self.dataset.compact_target(index)
             smallest = least_decoded(*target["orig_size"])
-            channels = self.dataset.channels
-            image, stored_size = decode(file, smallest, channels=channels)
+            image, stored_size = decode(file, smallest, channels=self.dataset.channels)
             if stored_size == target["orig_size"]:
                 return image, target
         return self.dataset.compact_sample(index)  # raises the error of its file, if any
@@ -191,7 +191,7 @@ def _pack(samples: list[Sample] | InputError) -> Any:
 
 
 def _shared(image: Tensor) -> Tensor | np.ndarray:
-    """The image in shared memory, or as an array `[h, w, 3]` if half of the shared memory is used.
+    """The image in shared memory, or as an array `[h, w, C]` if half of the shared memory is used.
     The array is sent through a pipe, which is slower but needs none.
 
     PyTorch would move it to shared memory when the batch is sent, in a thread whose failure loses
@@ -402,7 +402,7 @@ def _worker_problem(error: Exception) -> str:
     if isinstance(error, RedetrError):
         return ""
     # Whatever the error is: a callback or a data set of the user's own may raise any.
-    return _text_of_death(error) if _one_has_died() else ""
+    return _text_of_death(error) if _a_worker_has_died() else ""
 
 
 def _text_of_silence(timeout_s: float) -> str:
@@ -419,7 +419,7 @@ def _text_of_death(error: BaseException) -> str:
     )
 
 
-def _one_has_died() -> bool:
+def _a_worker_has_died() -> bool:
     """Whether a loader process has ended by a signal or an error, perhaps only just."""
     deadline = time.monotonic() + _DEATH_S
     while _WORKERS:

@@ -10,8 +10,8 @@ from redetr.data.transforms import MIN_VISIBLE, Sample, StoredSample, Transform
 from redetr.data.views import Random, Size, View
 from redetr.structures import RelativeBoxes, Target
 
-_MOSAICS = 0.5  # share of the samples
-_MIXED = 0.2
+_MOSAICS = 0.5  # share of the samples that are mosaics
+_MIXED = 0.2  # and of those that are two images mixed
 _SPLIT = (0.3, 0.7)  # the range of the division of a mosaic, as a share of its sides
 # The size of the part of an image in a mosaic, as a share of the largest part with the right shape.
 _WINDOW = (0.5, 1.0)
@@ -62,6 +62,7 @@ def mosaic(rng: Random, transform: Transform, size: Size, sources: list[StoredSa
         view = _part(rng, stored["orig_size"], (part_height, part_width))
         pixels, target = transform.show(rng, view, image, stored)
         canvas[:, rows, columns] = pixels
+        # Boxes `[T, 4]`, cxcywh, from fractions of the part to fractions of the mosaic.
         scale = torch.tensor([part_width / width, part_height / height]).repeat(2)
         shift = torch.tensor([columns.start / width, rows.start / height, 0, 0])
         target["boxes"] = RelativeBoxes(target["boxes"] * scale + shift)

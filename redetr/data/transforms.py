@@ -33,7 +33,8 @@ from redetr.masks import decode
 from redetr.structures import RelativeBoxes, StoredTarget, Target
 
 Resize = Literal["aspect", "square"]
-StoredSample = tuple[Tensor, StoredTarget]  # uint8 [3, H, W] as stored, and its objects
+# uint8 [C, H, W] as stored, or decoded smaller (`Transform.least_decoded`), and its objects
+StoredSample = tuple[Tensor, StoredTarget]
 Sample = tuple[Tensor, Target]  # uint8 [C, h, w] as the model sees it
 
 # ImageNet's statistics: what every pretrained backbone expects.
@@ -123,6 +124,7 @@ class Jitter:
         return torch.from_numpy(np.array(changed)).permute(2, 0, 1)
 
     def _without_colour(self, rng: Random, image: Tensor, mean: float) -> Tensor:
+        """The uint8 image with changed brightness and contrast; `mean` is that of all its bytes."""
         brightness = _factor(rng, self.brightness)
         contrast = _factor(rng, self.contrast)
         scale = brightness * contrast
@@ -139,11 +141,12 @@ class Jitter:
         contrast = _factor(rng, self.contrast)
         saturation = _factor(rng, self.saturation)
         turn = _hue_turn(rng.uniform(-self.hue, self.hue))
-        saturated = saturation * np.eye(3) + (1 - saturation) * BRIGHTNESS
-        colours = turn @ saturated * brightness * contrast
+        to_grey = np.tile(BRIGHTNESS, (3, 1))  # [3, 3], makes all three colours the brightness
+        saturated = saturation * np.eye(3) + (1 - saturation) * to_grey
+        colours = turn @ saturated * brightness * contrast  # [3, 3]
         mean_brightness = BRIGHTNESS @ mean
-        grey = brightness * (1 - contrast) * mean_brightness  # contrast is about it
-        return np.column_stack([colours, np.full(3, grey)])
+        shift = brightness * (1 - contrast) * mean_brightness  # contrast is about it
+        return np.column_stack([colours, np.full(3, shift)])
 
 
 def _factor(rng: Random, deviation: float) -> float:
@@ -179,7 +182,8 @@ class Transform:
     least_decoded: Scaling | None = None
 
     def __call__(self, image: Tensor) -> Tensor:
-        """The whole image `[3, H, W]` at the size that the model sees, without augmentation."""
+        """The whole image `[C, H, W]`, uint8, at the size that the model sees, `[C, h, w]`; without
+        augmentation."""
         height, width = image.shape[-2:]
         whole = View((0, 0, width, height), self.draw.final(height, width))
         return whole.pixels(image, (height, width))
@@ -206,21 +210,22 @@ def seen(view: View, target: StoredTarget, min_visible: float) -> Target:
     their area, is visible, and objects with a mask of which nothing is visible. An object whose
     mask is not known, which is stored as an empty one, is kept by its box.
     """
-    whole = view.boxes(target["boxes"].numpy())
+    whole = view.boxes(target["boxes"].numpy())  # [T, 4] xyxy, px of the view
     height, width = view.size
     sides = np.array([width, height], np.float32)
-    corners = whole.reshape(-1, 2, 2).clip(0, sides)  # of the visible parts
-    extent = corners[:, 1] - corners[:, 0]
-    visible_area = extent.prod(1)
+    whole_corners = whole.reshape(-1, 2, 2)  # top left and bottom right, each x and y
+    corners = whole_corners.clip(0, sides)  # [T, 2, 2], of the visible parts
+    extent = corners[:, 1] - corners[:, 0]  # [T, 2] width and height
+    visible_area = extent.prod(1)  # [T]
     whole_area = (whole[:, 2:] - whole[:, :2]).prod(1)
 
     is_object = ~target["iscrowd"].numpy()
     is_visible = (extent >= 1).all(1) & (visible_area >= min_visible * whole_area)
     kept = is_object & is_visible
     masks = _visible_masks(view, target, kept)  # [T, *size]
-    centers = corners.mean(1)
-    cxcywh = np.concatenate([centers, extent], axis=1)[kept]
-    boxes = cxcywh / np.tile(sides, 2)
+    centers = corners.mean(1)  # [T, 2]
+    cxcywh = np.concatenate([centers, extent], axis=1)[kept]  # px of the view
+    boxes = cxcywh / np.tile(sides, 2)  # fractions of the view
     result = Target(
         boxes=RelativeBoxes(torch.from_numpy(boxes)),
         labels=torch.from_numpy(target["labels"].numpy()[kept]),

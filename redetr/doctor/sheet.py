@@ -41,18 +41,27 @@ def write_report(report: Report, folder: Path, augmented: bool = False) -> None:
     """Writes `index.html`, which needs no other file, and `sheet.png` to the folder.
 
     With `augmented`, also writes `augmented.png`, and raises InputError if the data set has errors.
+    Pictures of an earlier report that this one does not have are removed.
     """
     folder.mkdir(parents=True, exist_ok=True)
     images = {}
     sheet = sample_sheet(report)
+    _write_sheet(sheet, folder / "sheet.png")
     if sheet is not None:
-        save_image(sheet, folder / "sheet.png")
         images["Samples with their boxes"] = sheet
-    if augmented:
-        training_sheet = augmented_sheet(report)
-        save_image(training_sheet, folder / "augmented.png")
+    training_sheet = augmented_sheet(report) if augmented else None
+    _write_sheet(training_sheet, folder / "augmented.png")
+    if training_sheet is not None:
         images["Samples as training sees them"] = training_sheet
     write_page(folder / "index.html", _page(report, images))
+
+
+def _write_sheet(sheet: Image.Image | None, file: Path) -> None:
+    """Replaces the picture of an earlier report; without a sheet, removes it."""
+    if sheet is None:
+        file.unlink(missing_ok=True)
+    else:
+        save_image(sheet, file)
 
 
 def sample_sheet(report: Report) -> Image.Image | None:

@@ -98,16 +98,8 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
     """
     defaults = options_of(name)
     for option in overrides:
-        if option == "denoising" and option not in defaults:
-            text = f"model {name} has no denoising: only RT-DETR and D-FINE support it"
-            raise InputError(text, remedy="leave it out, or use --denoising 0")
-        if option == "masks" and option not in defaults:
-            text = f"model {name} predicts only boxes: masks need a fast variant, RT-DETR or D-FINE"
-            raise InputError(text, remedy="leave out --masks")
         if option not in defaults:
-            raise InputError(
-                f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"
-            )
+            raise _unknown_option(name, option, defaults)
     require_count("num_classes", num_classes, least=0)
     if num_classes == 0:
         raise InputError(f"num_classes is {num_classes}: a detector needs at least one class")
@@ -124,33 +116,30 @@ def build(name: str, num_classes: int, *, channels: int = 3, **overrides: Any) -
     return model
 
 
+def _unknown_option(name: str, option: str, defaults: dict[str, Any]) -> InputError:
+    """The error for an option that the model `name` lacks; `defaults` are those that it has."""
+    if option == "denoising":
+        text = f"model {name} has no denoising: only RT-DETR and D-FINE support it"
+        return InputError(text, remedy="leave it out, or use --denoising 0")
+    if option == "masks":
+        text = f"model {name} predicts only boxes: masks need a fast variant, RT-DETR or D-FINE"
+        return InputError(text, remedy="leave out --masks")
+    return InputError(
+        f"unknown option {option!r} of model {name}: choose from {', '.join(defaults)}"
+    )
+
+
 def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, Any]) -> None:
-    """Raises ValueError, with the reason, for options that no model supports."""
-    if _is_rtdetr(name):
-        rtdetr.require_possible(defaults | overrides)
-    if _is_dfine(name):
-        dfine.require_possible(defaults | overrides)
-    if MODELS[name].__module__ == panoptic.__name__:
-        panoptic.require_possible(defaults | overrides)
-    for option, value in overrides.items():
-        is_flag = isinstance(defaults[option], bool)
-        if option == "points" and not _is_fast(name):
-            continue  # by level
-        if value is None and defaults[option] is None:
-            continue
-        if option in _BOUNDS:
-            _require_number(option, value, whole=option not in _FRACTIONS)
-        elif is_flag and not isinstance(value, bool):
-            raise ValueError(f"{option} must be true or false")
-        elif option == "norm" and not isinstance(value, str):
-            raise ValueError("norm must be a name")
-        elif option == "position" and value not in ("sine", "learned"):
-            raise ValueError("position must be sine or learned")
-        elif option == "activation" and value not in list(ACTIVATIONS):
-            raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
-        elif option == "backbone" and not isinstance(value, str):
-            _require_widths(value)
+    """Raises ValueError, with the reason, for options that the model `name` cannot have."""
     options = defaults | overrides
+    if _is_rtdetr(name):
+        rtdetr.require_possible(options)
+    if _is_dfine(name):
+        dfine.require_possible(options)
+    if _is_panoptic(name):
+        panoptic.require_possible(options)
+    for option, value in overrides.items():
+        _require_value(name, option, value, defaults[option])
     hidden_dim = options["hidden_dim"]
     nheads = options["nheads"]
     dec_nheads = options.get("dec_nheads")
@@ -160,6 +149,26 @@ def _require_possible(name: str, defaults: dict[str, Any], overrides: dict[str, 
         raise ValueError("hidden_dim must be a multiple of dec_nheads")
     if _is_fast(name) and hidden_dim % _GROUPS:
         raise ValueError(f"hidden_dim must be a multiple of {_GROUPS}")
+
+
+def _require_value(name: str, option: str, value: Any, default: Any) -> None:
+    """Raises ValueError unless an option of the model `name`, seen by itself, may be `value`."""
+    if option == "points" and not _is_fast(name):
+        return  # one number, or one for each level: the model's `require_possible` has checked it
+    if value is None and default is None:
+        return
+    if option in _BOUNDS:
+        _require_number(option, value, whole=option not in _FRACTIONS)
+    elif isinstance(default, bool) and not isinstance(value, bool):
+        raise ValueError(f"{option} must be true or false")
+    elif option == "norm" and not isinstance(value, str):
+        raise ValueError("norm must be a name")
+    elif option == "position" and value not in ("sine", "learned"):
+        raise ValueError("position must be sine or learned")
+    elif option == "activation" and value not in list(ACTIVATIONS):
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}")
+    elif option == "backbone" and not isinstance(value, str):
+        _require_widths(value)
 
 
 def _require_number(option: str, value: Any, whole: bool) -> None:
@@ -227,3 +236,7 @@ def _is_rtdetr(name: str) -> bool:
 
 def _is_dfine(name: str) -> bool:
     return MODELS[name].__module__ == dfine.__name__
+
+
+def _is_panoptic(name: str) -> bool:
+    return MODELS[name].__module__ == panoptic.__name__

@@ -70,6 +70,13 @@ def folded(conv: nn.Conv2d, norm: FrozenBatchNorm2d) -> tuple[Tensor, Tensor]:
     return weight, bias
 
 
+def init_convolutions(net: nn.Module) -> None:
+    """Draws the weights of all convolutions for training from scratch (He et al., ICCV 2015)."""
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
 def fuse_norm(conv: nn.Conv2d, norm: nn.Module) -> nn.Module:
     """Folds a frozen `norm` into `conv`, for inference; returns the module that replaces the
     norm."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from redetr.choices import BASIC_RESNET
 from redetr.errors import InputError
+from redetr.models.backbone import init_convolutions
 from redetr.models.group_norm import GroupNorm
 from redetr.models.recompute import runner
 
@@ -64,9 +65,7 @@ class BasicResNet(nn.Module):
         self.stages = nn.ModuleList(stages)
         self.strides = (4, 8, 16) if 4 in strides else (8, 16)
         self.num_channels = list(widths[-len(self.strides) :])
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns a feature map `[B, num_channels[i], h, w]` per stride."""
@@ -85,7 +84,8 @@ def widths_of_name(name: str) -> tuple[int, int, int]:
     are not three multiples of 8."""
     parts = name.removeprefix(BASIC_RESNET).split(",")
     widths = [int(part) for part in parts if part.isdecimal()]
-    if len(parts) != 3 or len(widths) != 3 or any(w == 0 or w % _GROUPS for w in widths):
+    are_multiples = all(width > 0 and width % _GROUPS == 0 for width in widths)
+    if len(parts) != 3 or len(widths) != 3 or not are_multiples:
         raise InputError(
             f"backbone {name!r}: give three widths that are multiples of {_GROUPS}, such as "
             f"{BASIC_RESNET}32,64,128"

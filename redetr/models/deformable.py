@@ -124,16 +124,16 @@ class DeformableAttention(nn.Module):
         self.nheads = nheads
         self.per_level = points  # number of points on each level
         self.sampling: Sampling = sampling
-        samples = nheads * sum(points)
-        self.sampling_offsets = nn.Linear(hidden_dim, samples * 2)
-        self.attention_weights = nn.Linear(hidden_dim, samples)
+        num_samples = nheads * sum(points)
+        self.sampling_offsets = nn.Linear(hidden_dim, num_samples * 2)
+        self.attention_weights = nn.Linear(hidden_dim, num_samples)
         self.value_proj: nn.Module = nn.Identity()
         self.output_proj: nn.Module = nn.Identity()
         with torch.no_grad():
             self.sampling_offsets.bias.copy_(star_offsets(nheads, points))
         attention = self.attention_weights
-        for zero in (self.sampling_offsets.weight, attention.weight, attention.bias):
-            nn.init.zeros_(zero)
+        for parameter in (self.sampling_offsets.weight, attention.weight, attention.bias):
+            nn.init.zeros_(parameter)
         if projects:
             self.value_proj = Linear(hidden_dim, hidden_dim)
             self.output_proj = Linear(hidden_dim, hidden_dim)
@@ -150,9 +150,9 @@ class DeformableAttention(nn.Module):
         `[B, Q, heads, P]` sum to 1.
         """
         batch, num_queries, _ = query.shape
-        split = (batch, num_queries, self.nheads, sum(self.per_level))
-        offsets = at_least_float32(self.sampling_offsets(query)).view(*split, 2)
-        weights = at_least_float32(self.attention_weights(query)).view(split).softmax(-1)
+        shape = (batch, num_queries, self.nheads, sum(self.per_level))
+        offsets = at_least_float32(self.sampling_offsets(query)).view(*shape, 2)
+        weights = at_least_float32(self.attention_weights(query)).view(shape).softmax(-1)
         boxes = boxes[:, :, None, None, :]
         centers = boxes[..., :2]  # [B, Q, 1, 1, 2]
         sizes = boxes[..., 2:]

@@ -12,8 +12,8 @@ and x. DEIM (Huang et al., CVPR 2025) and RT-DETRv4 (Liao et al., 2025) train th
 with SiLU in the decoder. "pre_outputs" are the boxes that the first layer proposes, before their
 edges move, with its scores.
 
-Shape letters: B images, Q queries, C classes, D width, N edges of bins. Boxes are cxcywh, fractions
-of the unpadded image.
+Shape letters: B images, Q queries, C classes, D width, N = bins + 1 values of the move of an edge.
+Boxes are cxcywh, fractions of the unpadded image.
 """
 
 from dataclasses import replace
@@ -72,8 +72,8 @@ class _Quality(nn.Module):
     def __init__(self, activation: Activation):
         super().__init__()
         self.reg_conf = MLP(4 * (_PEAKS + 1), _QUALITY_WIDTH, 1, 2, activation)
-        for zero in self.reg_conf.layers[-1].parameters():
-            nn.init.zeros_(zero)
+        for parameter in self.reg_conf.layers[-1].parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, distributions: Tensor) -> Tensor:
         """Returns what to add to the logits, `[B, Q, 1]`.
@@ -178,21 +178,21 @@ class Decoder(TwoStageDecoder):
             x = layers[i](x, query_pos, reference, *encoded, ignored)
             if i == 0:
                 correction = at_least_float32(self.pre_bbox_head(x))
-                start = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
+                first_boxes = (inverse_sigmoid(reference) + correction).sigmoid()  # [B, Q, 4]
             # Not detached: the loss of a layer also teaches the heads of those before.
             edge_logits = at_least_float32(self.dec_bbox_head[i](x + x_before)) + edge_logits
             distributions = edge_logits.unflatten(-1, (4, -1)).softmax(-1)  # [B, Q, 4, N]
             moves = (distributions * values).sum(-1)  # [B, Q, 4]; autocast rounds a product of `@`
-            refined = move_edges(start.detach(), moves, reg_scale)  # [B, Q, 4]
+            refined = move_edges(first_boxes.detach(), moves, reg_scale)  # [B, Q, 4]
             if every_layer or i == last:
                 logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
                 if every_layer and i == 0:
-                    proposed = {"pred_logits": logits, "pred_boxes": start}
+                    proposed = {"pred_logits": logits, "pred_boxes": first_boxes}
                 quality = at_least_float32(quality_heads[i](distributions))
                 layer: Outputs = {"pred_logits": logits + quality, "pred_boxes": refined}
                 if every_layer:
                     layer["edge_logits"] = edge_logits
-                    layer["first_boxes"] = start.detach()
+                    layer["first_boxes"] = first_boxes.detach()
                 outputs.append(layer)
             reference = refined.detach()
             x_before = x.detach()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from redetr.data.transforms import MEAN, STD
 from redetr.download import require_hash
 from redetr.errors import InputError
-from redetr.models.backbone import NORMS, Norm, conv_norm, require_known
+from redetr.models.backbone import NORMS, Norm, conv_norm, init_convolutions, require_known
 from redetr.models.recompute import runner
 
 NAME = "efficientnet_lite0"
@@ -147,9 +147,7 @@ class EfficientNetLite(nn.Module):
         self.strides = strides
         channels = dict(zip(self.body.block_strides, self.body.block_channels, strict=True))
         self.num_channels = [channels[stride] for stride in strides]  # of the last block of each
-        for module in self.body.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self.body)
         if weights:
             tensors = from_package_names(_package_weights())
             self.body.load_state_dict({name: tensors[name] for name in self.body.state_dict()})

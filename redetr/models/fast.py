@@ -39,21 +39,23 @@ from redetr.models.linear import Linear
 from redetr.models.mask_head import MaskHead, with_mask_losses
 from redetr.models.position import PositionEmbeddingSine, sine_features
 from redetr.models.transformer import MLP, TransformerEncoderLayer
+from redetr.models.two_stage import init_heads
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 STRIDES = (8, 16, 32)
 _ANCHOR_STRIDES = 2.25  # side of an anchor in strides of its level
 _MASK_WIDTH = 64  # of the embeddings of masks
 _CLASS_BIAS = -4.0  # a score of 0.018 everywhere: few objects among many positions
+_LEAST_FRACTION = 1e-4  # of the image: keeps logits of coordinates finite
 _PADDING_SCORE = -1e4  # finite, so that losses and their gradients stay finite; its sigmoid is 0
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-4) -> Tensor:
-    """Returns the logit of `x`, which is clamped to [eps, 1 - eps].
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Returns the logit of `x`, which is clamped to [1e-4, 1 - 1e-4].
 
-    Not that of `two_stage.py`: this one clamps `x` on both sides.
+    Not that of `two_stage.py`, whose bound is 1e-5, as in RT-DETR.
     """
-    x = x.clamp(eps, 1 - eps)
+    x = x.clamp(_LEAST_FRACTION, 1 - _LEAST_FRACTION)
     odds = x / (1 - x)
     return odds.log()
 
@@ -151,11 +153,9 @@ class FastDETR(DetectionModel):
             fine = backbone.num_channels[0]
             self.mask_head = MaskHead(levels, hidden_dim, _MASK_WIDTH, fine)
             self.loss_config = with_mask_losses(self.loss_config)
-        for head in (self.enc_class_embed, *self.class_embed):
-            nn.init.constant_(head.bias, _CLASS_BIAS)
-        for head in (self.enc_bbox_embed, *self.bbox_embed):  # every box starts as its reference
-            nn.init.zeros_(head.layers[-1].weight)
-            nn.init.zeros_(head.layers[-1].bias)
+        score_heads = [self.enc_class_embed, *self.class_embed]
+        bbox_heads = [self.enc_bbox_embed, *self.bbox_embed]
+        init_heads(score_heads, bbox_heads, _CLASS_BIAS)
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> Outputs:
         """Returns logits `[B, Q, C]` and boxes `[B, Q, 4]` of every decoder layer, as `Outputs`.

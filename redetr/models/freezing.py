@@ -41,7 +41,7 @@ def _detector(model: nn.Module) -> list[str]:
     """The parts of a model that make no masks."""
     parts = []
     for name, module in model.named_children():
-        if name not in _MASK_PARTS and any(True for _ in module.parameters()):
+        if name not in _MASK_PARTS and _has_parameters(module):
             parts.append(name)
     return parts
 
@@ -67,12 +67,17 @@ def what_is_frozen(model: DetectionModel) -> str:
     return f"frozen: {names}; {trained:,} of {total:,} parameters are trained"
 
 
+def _has_parameters(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
+
+
 def _path_of(model: nn.Module, name: str) -> str:
-    parts = []
-    inner = []
-    one_deeper = []
+    """The path of the module that this name of `freeze` means. Raises InputError as there."""
+    parts = []  # of the model itself
+    inner = []  # all within them
+    one_deeper = []  # those called `name` within a part of the detector
     for path, module in model.named_modules():
-        if not path or not any(True for _ in module.parameters()):
+        if not path or not _has_parameters(module):  # the model itself has the path ""
             continue
         if path == name:
             return path

@@ -11,7 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.errors import InputError
-from redetr.models.backbone import NORMS, Norm, conv_norm, fuse_norm
+from redetr.models.backbone import (
+    NORMS,
+    Norm,
+    conv_norm,
+    fuse_norm,
+    init_convolutions,
+    require_known,
+)
 from redetr.models.recompute import runner
 
 
@@ -189,8 +196,7 @@ class HGNetV2(nn.Module):
                 "--weights ustc-community/dfine-small-coco, or from a file of the backbone's "
                 "weights"
             )
-        if norm not in NORMS:
-            raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(NORMS)}")
+        require_known(None, norm)
         size = SIZES[name]
         inner, published_width = size.stem
         self.stem = _Stem(inner * width // published_width, width, affine, norm)
@@ -214,9 +220,7 @@ class HGNetV2(nn.Module):
             self.stages.append(nn.ModuleDict({"downsample": downsample, "blocks": blocks}))
             outputs.append(inputs)
         self.num_channels = outputs[-num_levels:]
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the feature maps `[B, num_channels[i], h, w]`, that of stride 32 last."""

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from redetr.errors import InputError
 
 _LARGEST_LEARNED_MAP = 50  # rows or columns, as in the original
+_TEMPERATURE = 10000.0  # the ratio of the highest to the lowest frequency, about
 
 
-def sine_features(positions: Tensor, num_feats: int, temperature: float = 10000.0) -> Tensor:
+def sine_features(positions: Tensor, num_feats: int) -> Tensor:
     """Returns the features `[..., num_feats]` (sin, cos, sin, cos, ...) of `positions` `[...]`.
 
     Positions are in radians.
@@ -19,7 +20,7 @@ def sine_features(positions: Tensor, num_feats: int, temperature: float = 10000.
     """
     pairs = torch.arange(num_feats // 2, device=positions.device, dtype=positions.dtype)
     exponent = pairs * 2 / num_feats  # [num_feats / 2]
-    angles = positions[..., None] / temperature**exponent  # [..., num_feats / 2]
+    angles = positions[..., None] / _TEMPERATURE**exponent  # [..., num_feats / 2]
     sines_and_cosines = torch.stack([angles.sin(), angles.cos()], dim=-1)
     return sines_and_cosines.flatten(-2)
 

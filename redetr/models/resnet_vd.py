@@ -13,7 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from redetr.errors import InputError
-from redetr.models.backbone import NORMS, Norm, conv_norm, fuse_norm
+from redetr.models.backbone import (
+    NORMS,
+    Norm,
+    conv_norm,
+    fuse_norm,
+    init_convolutions,
+    require_known,
+)
 from redetr.models.recompute import runner
 
 # Blocks of each stage, at strides 4, 8, 16 and 32.
@@ -116,8 +123,7 @@ class ResNetVd(nn.Module):
         norm: Norm,
     ):
         super().__init__()
-        if norm not in NORMS:
-            raise InputError(f"unknown norm {norm!r} of a backbone: choose {', '.join(NORMS)}")
+        require_known(None, norm)
         stem = OrderedDict[str, nn.Module]()
         width = widths[0]
         sizes = [(3, width // 2, 2), (width // 2, width // 2, 1), (width // 2, width, 1)]
@@ -138,9 +144,7 @@ class ResNetVd(nn.Module):
             self.res_layers.append(nn.ModuleDict({"blocks": blocks}))
             self.num_channels.append(inputs)
 
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        init_convolutions(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Returns the feature maps `[B, num_channels[i], h, w]`, that of stride 4 first."""

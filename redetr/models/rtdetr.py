@@ -108,7 +108,8 @@ class Decoder(TwoStageDecoder):
         layers: Any = self.decoder["layers"]
         last = len(layers) - 1 if self.training else self.last_in_eval
         x = content
-        previous = reference = boxes
+        reference = boxes  # where a layer starts; no gradient flows to the layers before
+        previous = boxes  # the same numbers, with their gradient
         outputs: list[Outputs] = []
         for i in range(last + 1):
             # Boxes are in fp32 or fp64, also where all weights are in bf16.
@@ -120,8 +121,8 @@ class Decoder(TwoStageDecoder):
                 logits = at_least_float32(self.dec_score_head[i](x))  # [B, Q, C]
                 # The same numbers as `refined`, but the loss also teaches the head of the layer
                 # before (DINO's "look forward twice").
-                boxes = (inverse_sigmoid(previous) + correction).sigmoid()
-                outputs.append({"pred_logits": logits, "pred_boxes": boxes})
+                judged_boxes = (inverse_sigmoid(previous) + correction).sigmoid()
+                outputs.append({"pred_logits": logits, "pred_boxes": judged_boxes})
             previous = refined
             reference = refined.detach()
         outputs[-1]["states"] = x

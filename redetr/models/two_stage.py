@@ -24,13 +24,15 @@ from redetr.structures import Outputs
 
 _SMALLEST_ANCHOR = 0.05  # side on the finest level, a fraction of the image; doubles per level
 _BORDER = 0.01  # anchors with a coordinate closer than this to 0 or 1 are not used
+_LEAST_FRACTION = 1e-5  # of the image: keeps logits of coordinates finite
 _CLASS_BIAS = -math.log(99)  # a score of 0.01 everywhere: few objects among many positions
 
 
-def inverse_sigmoid(x: Tensor, eps: float = 1e-5) -> Tensor:
-    """Returns the logit of `x` in [0, 1]; `x` and `1 - x` are each taken as at least `eps`, as in
+def inverse_sigmoid(x: Tensor) -> Tensor:
+    """Returns the logit of `x` in [0, 1]; `x` and `1 - x` are each taken as at least 1e-5, as in
     RT-DETR."""
-    return (x.clamp(min=eps) / (1 - x).clamp(min=eps)).log()
+    odds = x.clamp(min=_LEAST_FRACTION) / (1 - x).clamp(min=_LEAST_FRACTION)
+    return odds.log()
 
 
 class TwoStageDecoder(nn.Module):
@@ -130,18 +132,25 @@ class TwoStageDecoder(nn.Module):
         every_layer: bool,
         ignored: Tensor | None = None,
     ) -> list[Outputs]:
-        """Returns the outputs of every decoder layer that is used, or of the last one only.
+        """Returns the outputs of every decoder layer that is used, or without `every_layer` of the
+        last one only. The last outputs also hold its queries, as `states` `[B, Q, D]`.
 
-        The queries start with `content` `[B, Q, D]` and `boxes` `[B, Q, 4]`. `ignored` `[B, Q, Q]`
-        is True where a query does not see another one.
+        The queries start with `content` `[B, Q, D]` and `boxes` `[B, Q, 4]`, and read `encoded`.
+        `ignored` `[B, Q, Q]` is True where a query does not see another one. Q includes noisy
+        queries.
         """
         raise NotImplementedError
 
 
-def init_heads(score_heads: Iterable[Any], bbox_heads: Iterable[Any]) -> None:
-    """Initialises heads so that all scores are low and each box equals its reference."""
+def init_heads(
+    score_heads: Iterable[Any], bbox_heads: Iterable[Any], class_bias: float = _CLASS_BIAS
+) -> None:
+    """Initialises heads so that all scores are low and each box equals its reference.
+
+    `class_bias` is the logit of all scores.
+    """
     for head in score_heads:
-        nn.init.constant_(head.bias, _CLASS_BIAS)
+        nn.init.constant_(head.bias, class_bias)
     for head in bbox_heads:
         nn.init.zeros_(head.layers[-1].weight)
         nn.init.zeros_(head.layers[-1].bias)
