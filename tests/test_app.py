@@ -667,6 +667,28 @@ def test_a_page_that_is_full_says_so(page, image, tmp_path):
     assert "detections with a score of" in one(page, "#find-status").text
 
 
+def test_messages_stay_when_more_images_arrive(page, image, tmp_path):
+    damaged = tmp_path / "bad.png"
+    damaged.write_bytes(b"no image")
+    second, third = copies(image, "second.png", "third.png").splitlines()[1:]
+    hold(page, 2)
+    one(page, "#file").send_keys(f"{damaged}\n{second}")
+    wait(page, lambda: page.execute_script("return images.length") == 1)  # the damaged one has gone
+    one(page, "#file").send_keys(third)
+    wait(page, lambda: "bad.png: not an image" in one(page, "#find-error").text)
+    assert page.execute_script("return images.length") == 2
+    one(page, "#file").send_keys(str(image))
+    wait(page, lambda: page.execute_script("return images.every(({ answer }) => answer)"))
+    wait(page, lambda: one(page, "#find-error").text == "")
+
+
+def test_a_file_that_has_changed_since_it_was_chosen(page, image):
+    upload(page, image)
+    image.write_bytes(image.read_bytes() + b"\0")
+    one(page, "#explain").click()
+    wait(page, lambda: one(page, "#explain-error").text.startswith("This file cannot be read: it is"))
+
+
 def test_a_camera_that_is_refused(page):
     page.execute_script("""
         const refuse = async () => { throw new DOMException("Permission denied"); };

@@ -29,7 +29,7 @@ from redetr.data.faults import Fault, Rows
 from redetr.data.header_cache import HeaderCache
 from redetr.data.headers import read_header, read_headers
 from redetr.doctor.boxes import box_faults, plan_faults
-from redetr.doctor.check import check, essential_faults
+from redetr.doctor.check import check, essential_faults, unopened
 from redetr.doctor.classes import class_faults
 from redetr.doctor.images import _first_alike
 from redetr.doctor.plan import Plan
@@ -148,6 +148,15 @@ def test_data_that_cannot_be_opened_is_a_fault_in_json(
     assert text in fault["text"] and fault["text"] in told.err
     assert len(told.err.splitlines()) == 1
     assert report.keys() == check(str(root)).to_dict().keys()
+
+
+def test_a_url_that_cannot_be_opened_keeps_its_slashes():
+    url = "https://localhost:1/shards"
+    (fault,) = unopened(url, InputError("refused"))["faults"]
+    assert fault["file"] == url
+    (fault,) = unopened("data", InputError("refused", where=f"{url}/0.tar"))["faults"]
+    assert fault["file"] == f"{url}/0.tar"
+    assert Fault.from_json(fault).file == f"{url}/0.tar"
     assert fault.keys() == Fault("note", "a", Path("b"), "", "", "").to_json().keys()
     assert (report["source"], report["errors"], report["splits"]) == (source, 1, {})
 

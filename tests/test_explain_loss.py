@@ -5,7 +5,7 @@ import re
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import open_dataset
@@ -15,13 +15,13 @@ from redetr.data.transforms import final_size, resizer
 from redetr.denoising import noisy_queries
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
-from redetr.explain import LossExplanation, explain_loss
+from redetr.explain import LossExplanation, explain, explain_loss, query_habits
 from redetr.explain.loss_page import loss_data, loss_page
 from redetr.losses import SetCriterion
 from redetr.matcher import match
 from redetr.step import training_outputs
 from redetr.structures import DetectionModel, LossConfig, Outputs, Target
-from tests.test_explain import CLASSES, FORMS, IDS, small_detector
+from tests.test_explain import CLASSES, FORMS, IDS, picture, small_detector
 
 SIDE = 100
 # Query 17 is 0.25 from object A, and query 33 is 0.30 from object B.
@@ -64,6 +64,28 @@ class Fixed(DetectionModel):
             pred_logits=logits.repeat(len(images), 1, 1), pred_boxes=boxes.repeat(len(images), 1, 1)
         )
         return Outputs(**layer, aux_outputs=[layer])
+
+
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda detector, dataset: explain(detector, picture()),
+        lambda detector, dataset: query_habits(detector, dataset, 1),
+        lambda detector, dataset: explain_loss(detector, dataset, 101),
+    ],
+    ids=["explain", "query_habits", "explain_loss"],
+)
+def test_gpus_multiply_in_fp32_as_training_does(run, shared_coco):
+    detector = small_detector("redetr_n")
+    precisions = []
+
+    def record(*_) -> None:
+        precisions.append(torch.backends.cudnn.conv.fp32_precision)
+
+    convolutions = [module for module in detector.model.modules() if isinstance(module, nn.Conv2d)]
+    convolutions[0].register_forward_pre_hook(record)
+    run(detector, open_dataset(shared_coco, "val"))
+    assert set(precisions) == {"ieee"}
 
 
 class TwoImages(DetectionDataset):

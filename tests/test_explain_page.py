@@ -96,6 +96,21 @@ def apart(explanation: Explanation) -> Explanation:
     return Explanation(**{**vars(explanation), "boxes": boxes, "scores": scores})
 
 
+def test_the_controls_under_a_high_picture_stay_in_the_window(tmp_path, browser):
+    explanation = explain(small_detector("redetr_n"), picture(400, 300))
+    write_image_page(tmp_path / "index.html", explanation, "a.png", threshold=0.5)
+    view = {"width": 1366, "height": 650, "deviceScaleFactor": 1, "mobile": False}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", view)
+    page = Page(browser, tmp_path / "index.html")
+    browser.execute_script("arguments[0].scrollIntoView()", page.part("path"))
+    bottom = "return arguments[0].getBoundingClientRect().bottom"
+    bottoms = [browser.execute_script(bottom, page.part(name)) for name in ("list", "threshold")]
+    canvas = page.part("stage").size
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+    assert max(bottoms) <= 650
+    assert canvas["width"] / canvas["height"] == pytest.approx(3 / 4, abs=0.02)
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_a_click_shows_what_that_query_did(form, tmp_path, browser):
     explanation = apart(explain(small_detector(form), picture()))

@@ -170,7 +170,7 @@ def test_python_answers_as_the_command_line_does(run_in_bf16, bf16_gain):
 
 def test_explain_says_that_it_computes_in_fp32(run_in_bf16, tmp_path, capsys):
     main(["explain", str(run_in_bf16), IMAGE, "--output", str(tmp_path / "pages")])
-    assert "precision: fp32, as explanations are; its training run computed in bf16" in (
+    assert "precision: fp32, which explanations always use; the training run computed in bf16" in (
         capsys.readouterr().err
     )
 

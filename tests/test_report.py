@@ -169,7 +169,7 @@ def test_a_score_just_below_the_threshold_is_not_lifted_to_it(tmp_path, browser)
     assert look(browser)["captions"][3] == "predictions (1 wrong, 1 missed)"
 
 
-def test_two_checkpoints_show_where_they_differ():
+def test_two_checkpoints_show_where_they_differ(tmp_path):
     dataset, found = scene_of_each_kind()
     only_first = found.keep(np.array([0]))
     report = make_report(dataset, [("a.pt", found), ("a.pt", only_first)])
@@ -177,6 +177,10 @@ def test_two_checkpoints_show_where_they_differ():
     # Both miss the dog of image 3; in image 8 the first is wrong once, the second misses once: as
     # many.
     assert report.images == []
+    write_report(report, tmp_path)
+    page = (tmp_path / "index.html").read_text()
+    assert "Both checkpoints make the same number of mistakes in every image." in page
+    assert "No mistakes" not in page
     better = found.keep(np.array([0, 1]))
     report = make_report(dataset, [("a.pt", better), ("b.pt", only_first)])
     assert report.numbers["images"] == [
@@ -448,6 +452,19 @@ def test_the_page_of_two_checkpoints(tmp_path, browser):
     page = look(browser)
     assert page["best"] == "0.50" and page["live"][:2] == ["50.0", "-"]
     assert browser.get_log("browser") == []
+
+
+def test_the_slider_starts_at_the_threshold_of_the_numbers(tmp_path, browser):
+    """A browser that keeps the values of a reloaded page sets it to another."""
+    dataset, found = scene_of_each_kind()
+    write_report(make_report(dataset, [("a.pt", found)]), tmp_path)
+    file = tmp_path / "index.html"
+    threshold = re.search(r'type="range"[^>]*value="([^"]*)"', file.read_text())[1]
+    kept = file.read_text().replace(f'value="{threshold}"', 'value="0.97"')
+    file.write_text(kept)
+    browser.get(file.as_uri())
+    slider = browser.find_element(By.CSS_SELECTOR, "#threshold input")
+    assert float(slider.get_attribute("value")) == pytest.approx(float(threshold), abs=0.005)
 
 
 def test_the_page_says_how_sure_a_difference_is(tmp_path, browser):

@@ -69,11 +69,16 @@ async function answerTo(request, signal) {
 
 const statusOf = ({ status }) => `The server, or a proxy in front of it, answered with status ${status}.`;
 
-/** The form that the server takes. Throws an Error for a file that the server would refuse. */
-function formOf(file, threshold) {
+/** The form that the server takes. Throws an Error for a file that the server would refuse, and for one that cannot be read. */
+async function formOf(file, threshold) {
   const most = Number(document.body.dataset.maxBytes);
   if (file.size > most)
     throw new Error(`The file has more than ${most / 2 ** 20} MB: give a smaller one.`);
+  try {
+    await file.slice(0, 1).arrayBuffer(); // a request with such a file fails as if there were no server
+  } catch {
+    throw new Error("This file cannot be read: it is a folder, or was changed or deleted after you chose it. Choose it again.");
+  }
   const form = new FormData();
   form.set("image", file);
   form.set("threshold", threshold);
@@ -92,18 +97,21 @@ function showPage(holder, title, html) {
 
 // ---- Detections
 
+let notes = []; // on the images of this and of earlier calls, since the last time that none was waiting
+
 /** Takes in files, and has the server look at each that it has not looked at, in turn. */
 function lookAt(files) {
   if (!files.length) return;
   closeCamera();
+  if (images.every(({ answer }) => answer)) notes = [];
   const entries = [...files].map((file) => ({ ...NOTHING, file }));
   const taken = entries.slice(0, MOST_IMAGES - images.length);
+  const leftOut = entries.length - taken.length;
+  if (leftOut) notes.push(`This page holds ${MOST_IMAGES} images, and ${leftOut} of these are left out: remove some; redetr predict takes whole folders.`);
   images.push(...taken);
   listImages();
   show(taken[0] ?? current() ?? null);
   latest("find", async (signal) => {
-    const leftOut = entries.length - taken.length;
-    const notes = leftOut ? [`This page holds ${MOST_IMAGES} images, and ${leftOut} of these are left out: remove some; redetr predict takes whole folders.`] : [];
     const alone = images.length === 1;
     const ordered = [...taken, ...images.filter((entry) => !taken.includes(entry))];
     for (const entry of ordered.filter(({ answer }) => !answer)) {
@@ -123,7 +131,7 @@ function lookAt(files) {
 /** Fills in the server's answer. An image that cannot be looked at leaves the list: returns what is wrong with it. */
 async function look(entry, signal) {
   try {
-    const content = await ask("look", formOf(entry.file, 0), signal);
+    const content = await ask("look", await formOf(entry.file, 0), signal);
     const picture = new Image();
     picture.src = content.picture;
     await picture.decode();
@@ -242,7 +250,8 @@ function refresh() {
   if (!detections.includes(shown.selected)) shown.selected = null;
   byId("find-status").textContent = summary();
   const first = detections.slice(0, 10).map(tagOf).join(", ");
-  byId("picture").setAttribute("aria-label", `The image with ${count()}: ${first}`);
+  const label = detections.length ? `The image with ${count()}: ${first}` : `The image; ${count()}`;
+  byId("picture").setAttribute("aria-label", label);
   byId("detections").hidden = !detections.length;
   byId("rows").replaceChildren(...detections.map(rowOf));
   draw();
@@ -484,7 +493,7 @@ function explain() {
   byId("explained").replaceChildren();
   latest("explain", async (signal) => {
     byId("explain-status").scrollIntoView({ block: "nearest" });
-    const { page } = await ask("explain", formOf(file, threshold()), signal);
+    const { page } = await ask("explain", await formOf(file, threshold()), signal);
     byId("explain-status").textContent = "";
     showPage(byId("explained"), "Where DETR looked", page);
     byId("explained").scrollIntoView({ behavior: "smooth" });

@@ -186,8 +186,10 @@ class Page:
                 examples.append(self._example(index))
             except InputError as error:  # the others can be chosen without it
                 errors.append(str(error))
-        self._known_examples = {"examples": examples, "errors": errors}
-        return self._known_examples
+        content = {"examples": examples, "errors": errors}
+        if not errors:  # images that are mended are shown when the page is loaded again
+            self._known_examples = content
+        return content
 
     def _example(self, index: int) -> dict[str, str]:
         """A training image to choose. Raises InputError if it cannot be read."""

@@ -33,7 +33,7 @@ class App:
     password."""
     allow_host: tuple[str, ...] = ()
     """Further host names to answer to, such as that of a proxy in front of the server. It always
-    answers to localhost and this machine's name, and with --host to any IP address."""
+    answers to localhost; with another --host, also to this machine's name and any IP address."""
     port: int = 7860
     """Port to listen on; 0 = any free port."""
     data: str | None = None

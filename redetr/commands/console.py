@@ -192,7 +192,7 @@ def say_fp32(detector: "Detector", why: str) -> None:
     """Prints on standard error why a command computes in fp32, if the training run did not."""
     if detector.run_precision not in (None, "fp32"):
         ERRORS.print(
-            f"precision: fp32, {why}; its training run computed in {detector.run_precision}, so "
+            f"precision: fp32, {why}; the training run computed in {detector.run_precision}, so "
             "scores differ by rounding"
         )
 

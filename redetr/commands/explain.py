@@ -81,7 +81,7 @@ class Explain:
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder.mkdir(parents=True, exist_ok=True)
         say_origin(detector)
-        say_fp32(detector, "as explanations are")
+        say_fp32(detector, "which explanations always use")
         threshold = self.threshold
         if threshold is None:
             threshold = detector.threshold

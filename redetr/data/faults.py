@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from redetr.errors import InputError
+from redetr.files import scheme_of
 
 Severity = Literal["error", "warning", "note"]
 
@@ -49,7 +50,7 @@ class Fault:
 
     severity: Severity
     code: str  # a short name of the kind that does not change, such as "box-outside"
-    file: Path
+    file: Path | str  # a text is a URL: a path would lose one of its slashes
     where: str  # such as "annotation 17" or "line 3"; empty for the file as a whole
     text: str  # what is wrong there
     remedy: str  # what to do about it
@@ -57,18 +58,19 @@ class Fault:
     items: tuple[str, ...] = ()  # all that it concerns, the first `MOST_ITEMS`; () = the file
 
     @classmethod
-    def from_error(cls, code: str, error: InputError, source: Path) -> "Fault":
-        """The fault described by `error`; `source` is the file if the error names none."""
+    def from_error(cls, code: str, error: InputError, source: Path | str) -> "Fault":
+        """The fault described by `error`; `source` is the file, or a URL, if the error names
+        none."""
         file = source
         if error.where is not None:
-            file = Path(error.where)
+            file = os.fspath(error.where)
         remedy = error.remedy or ""
-        return cls("error", code, file, error.item, error.text, remedy)
+        return cls("error", code, _path_or_url(file), error.item, error.text, remedy)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> Self:
         """The fault with the values of `to_json`."""
-        changed = {"file": Path(values["file"]), "items": tuple(values["items"])}
+        changed = {"file": _path_or_url(values["file"]), "items": tuple(values["items"])}
         return cls(**values | changed)
 
     def to_json(self) -> dict[str, Any]:
@@ -93,7 +95,7 @@ class Fault:
     def others(self, most: int) -> str:
         """At most this many items after the first, which the fault itself names, in words; empty if
         there are none. Paths are relative to the folder of the file."""
-        folder = f"{self.file.parent}{os.sep}"
+        folder = f"{Path(self.file).parent}{os.sep}"
         shown = [item.removeprefix(folder) for item in self.items[1 : most + 1]]
         if not shown:
             return ""
@@ -147,3 +149,7 @@ class Rows:
 
     def forget(self) -> None:
         """Frees the memory of the rows. No more faults can be added afterwards."""
+
+
+def _path_or_url(file: Path | str) -> Path | str:
+    return file if scheme_of(file) else Path(file)

@@ -104,7 +104,7 @@ def inventory(data: DetectionDataset, dist: Dist) -> Inventory:
     dist.meet()
     for rank, others in enumerate(dist.gather([hashes])):
         if others != hashes:
-            text = f"rank {rank} has read other annotations than rank {dist.rank}"
+            text = f"rank {rank} read different annotations from rank {dist.rank}"
             raise InputError(text, where=data.name, remedy="give all hosts the same data")
     return Inventory(data.name, len(data), tuple(data.class_names), hashes, images)
 
@@ -206,7 +206,7 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
     Returns notes on parts that could not be compared.
     """
     if not file.exists():
-        return [f"warning: {file} is missing: whether the data has changed was not checked"]
+        return [f"warning: {file} is missing, so the data could not be checked for changes"]
     before = _read_inventories(file)
     notes = []
     for split, current in inventories.items():
@@ -218,23 +218,24 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
         change = ""
         remedy = "restore the data, or give another --output"
         if image and _is_in_other_split(image, split, before, inventories):
-            change = f"{image} was not in the same split"
+            change = f"{image} was in another split when the run began"
             remedy = (
                 "restore the data; if it is unchanged, an earlier version of redetr held out other "
                 "images: give another --output"
             )
         elif image:
-            change = f"{image} of {split} is not what it was"
+            change = f"{image} of {split} has changed since the run began"
         elif columns:
-            change = f"the {' and the '.join(columns)} of {split} are not what they were"
+            names = " and the ".join(columns)
+            change = f"the {names} of {split} have changed since the run began"
         elif current.classes != recorded.classes:  # of a data set of the user's own
-            change = f"the classes of {split} are not what they were"
+            change = f"the classes of {split} have changed since the run began"
         if change:
-            raise InputError(f"{change} when the run began", where=file, remedy=remedy)
+            raise InputError(change, where=file, remedy=remedy)
         if recorded.annotations is None:
             notes.append(
-                f"note: {file} is from an earlier version, without hashes of annotations: whether "
-                f"those of {split} have changed was not checked"
+                f"note: {file} is from an earlier version, without hashes of annotations, so those "
+                f"of {split} could not be checked for changes"
             )
     return notes
 

@@ -124,7 +124,7 @@ def _upper_left(a: Annotations, sizes: np.ndarray) -> list[Fault]:
         f"all {len(a.boxes):,} boxes lie in the upper left {width:.0%} x {height:.0%} of their "
         "images: were they drawn on smaller copies?"
     )
-    remedy = "look at the page of --report: put back the images that were annotated, or scale boxes"
+    remedy = "look at the page of --report: restore the annotated images, or rescale boxes"
     return [Fault("warning", "boxes-scaled", a.source, "", text, remedy)]
 
 

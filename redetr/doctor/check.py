@@ -147,7 +147,7 @@ def unopened(source: str, error: InputError | OSError) -> dict[str, Any]:
     """What `Report.to_dict` says of a data set that cannot be opened, because of this error."""
     if isinstance(error, OSError):
         error = explained(error)
-    fault = Fault.from_error("data-unreadable", error, Path(source))
+    fault = Fault.from_error("data-unreadable", error, source)
     return {
         "source": source,
         "verdict": _ONE_ERROR,

@@ -26,7 +26,7 @@ from redetr.models.panoptic import PanopticDETR
 from redetr.models.rtdetr import RTDETR
 from redetr.models.transformer import MultiheadAttention, for_all_heads
 from redetr.postprocess import best_classes
-from redetr.precision import weights_dtype
+from redetr.precision import exact_products, weights_dtype
 from redetr.structures import DetectionModel, LossConfig, Outputs
 
 Inputs = dict[nn.Module, tuple]  # the arguments that each module was called with
@@ -115,6 +115,7 @@ class AttentionLayers:
 
 
 @torch.no_grad()
+@exact_products()
 def explain(detector: Detector, image: Tensor) -> Explanation:
     """What `detector` does with `image`, uint8 `[3, H, W]`.
 

@@ -22,6 +22,7 @@ from redetr.explain.attention import (
 from redetr.models.detr import DETR
 from redetr.models.panoptic import PanopticDETR
 from redetr.postprocess import best_classes
+from redetr.precision import exact_products
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +37,7 @@ class Habits:
 
 
 @torch.no_grad()
+@exact_products()
 def query_habits(
     detector: Detector,
     dataset: DetectionDataset,

@@ -25,7 +25,7 @@ from redetr.explain.attention import on_host, with_all_layers
 from redetr.labels import labels_in, model_labels_of, with_model_labels
 from redetr.losses import NUM_DENOMINATORS, SetCriterion, decoder_predictions
 from redetr.matcher import cost_matrix, match
-from redetr.precision import weights_dtype
+from redetr.precision import exact_products, weights_dtype
 from redetr.structures import LossConfig, Outputs, RelativeBoxes, Target
 from redetr.truth import mask_gaps
 
@@ -143,6 +143,7 @@ def open_judged(
 
 
 @torch.no_grad()
+@exact_products()
 def explain_loss(
     detector: Detector, dataset: DetectionDataset, image_id: int, world_size: int = 1
 ) -> LossExplanation:

@@ -7,6 +7,7 @@ const percent = value => value === null || value === undefined || isNaN(value) ?
 const f1 = (p, r) => p === null || r === null ? null : p + r > 0 ? 2 * p * r / (p + r) : 0;
 const plain = text => text.replace(/[&<>]/g, sign => `&#${sign.charCodeAt(0)};`);
 const mark = k => runs.length > 1 ? "AB"[k] + " " : "";
+slider.value = runs[0].threshold; // browsers keep the value of a reloaded page
 let mode = "all"; // the best threshold of each checkpoint for "all" classes, for "each" class, or that of the "slider"
 const thresholdOf = run => mode === "slider" ? +slider.value : run.threshold;
 

@@ -1132,7 +1132,7 @@ def test_a_run_names_its_images_and_goes_on_with_no_others(
     refused(
         capsys,
         [*train_arguments(tiny_coco, folder), "--resume"],
-        "train-2.jpg of train is not what it was",
+        "train-2.jpg of train has changed",
     )
 
 

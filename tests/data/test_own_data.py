@@ -345,7 +345,7 @@ def test_a_run_is_not_resumed_with_other_classes(tmp_path):
     config = config_of(tmp_path / "run")
     redetr.train(config, datasets=(Squares(), Squares()))
     swapped = squares(class_names=("circle", "square"))
-    says = "the classes of train are not what they were when the run began; restore the data"
+    says = "the classes of train have changed since the run began; restore the data"
     with pytest.raises(redetr.InputError, match=says):
         redetr.train(replace(config, resume=True), datasets=(swapped, swapped))
 
