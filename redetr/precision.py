@@ -37,6 +37,8 @@ class PrecisionChoice(NamedTuple):
         """A line that gives the reason; empty if the user or the kind of device decided."""
         if self.run_precision == self.name:
             return f"precision: {self.name}, as in its training run (override with --precision)"
+        if self.run_precision == "fp64":
+            return f"precision: {self.name}; its training run computed in fp64, which is for proofs"
         if self.run_precision is not None:
             return (
                 f"precision: {self.name}; its training run computed in {self.run_precision}, which "

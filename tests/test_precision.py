@@ -116,15 +116,18 @@ def test_a_model_answers_in_what_its_run_computed_in(run_precision, model, bf16_
     )
 
 
-@pytest.mark.parametrize("run_precision", ["fp64", "bf16"])
-def test_without_units_for_it_a_model_answers_in_fp32(run_precision, model, monkeypatch):
+def test_without_units_for_bf16_a_model_answers_in_fp32(model, monkeypatch):
     monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
-    choice = pick_precision("auto", CPU, model, 64, run_precision=run_precision)
+    choice = pick_precision("auto", CPU, model, 64, run_precision="bf16")
     assert choice.name == "fp32"
-    assert (
-        f"its training run computed in {run_precision}, which is slow on this device"
-        in choice.reason
-    )
+    assert "its training run computed in bf16, which is slow on this device" in choice.reason
+
+
+def test_a_model_that_was_trained_in_fp64_answers_in_fp32(model):
+    choice = pick_precision("auto", CPU, model, 64, run_precision="fp64")
+    assert choice.name == "fp32"
+    expected = "precision: fp32; its training run computed in fp64, which is for proofs"
+    assert choice.reason == expected
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from redetr.data.images import decoder_errors, upright
 from redetr.detector.sources import read_source
 from redetr.errors import InputError
 from redetr.models.channels import RGB
+from redetr.wording import counted
 
 ImageLike = str | os.PathLike | Image.Image | np.ndarray | Tensor
 ImageList = list[Any] | tuple[Any, ...]  # of `ImageLike`
@@ -70,8 +71,8 @@ def _of_bands(image: Image.Image | np.ndarray | Tensor, channels: int) -> Tensor
         or not image.numel()
     ):
         raise InputError(
-            f"this model takes uint8 images of {channels} channels (arrays [H, W, {channels}], "
-            f"tensors [{channels}, H, W]), this one is {given}"
+            f"this model takes uint8 images of {counted(channels, 'channel')} (arrays "
+            f"[H, W, {channels}], tensors [{channels}, H, W]), this one is {given}"
         )
     return image.cpu()
 

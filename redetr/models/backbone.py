@@ -339,7 +339,7 @@ class TimmBackbone(nn.Module):
     def recompute(self, value: bool) -> None:
         try:
             self.body.set_grad_checkpointing(value)
-        except AssertionError:  # timm's word for a net that has no blocks to compute twice
+        except AssertionError:  # timm's, for a net without blocks that can be recomputed
             raise InputError(
                 "--recompute: this timm backbone does not support it; leave the flag out"
             ) from None

@@ -137,7 +137,7 @@ def detr(
     `strides` are those of the backbone's maps; the transformer takes the last one.
     `weights="imagenet"` loads weights of the backbone. `pre_norm` normalises before attention and
     feed-forward nets instead of after them, and once more after the encoder. `max_size` is the
-    most of an image's longer side, px, and `eos_coef` the weight of "no object" in the loss.
+    maximum length of the longer side, in px, and `eos_coef` the weight of "no object" in the loss.
 
     Not in the original: `norm` "group" or "sync_batch" (see `Backbone`) for training from scratch;
     other backbones, where three widths make a `SmallResNet` (stride 16); `activation`,

@@ -79,7 +79,8 @@ class _Affine(nn.Module):
 
 
 class HGConv(nn.Module):
-    """A convolution without bias, its norm, and, unless `linear`, ReLU and an affine if wanted."""
+    """A convolution without bias, its norm, and, unless `linear`, ReLU and, optionally, an affine
+    layer."""
 
     def __init__(
         self,
