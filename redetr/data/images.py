@@ -72,6 +72,7 @@ _SAMPLES = 277  # another one: values of each pixel
 READ_REMEDY = (
     "replace the file, or remove it from the annotations (train --skip-unreadable leaves it out)"
 )
+ROW_REMEDY = "replace the image in this row, or delete the row"  # for images that are not files
 
 # For a file of another size than annotated, and for one whose tag explains that.
 SIZE_REMEDY = "restore the file that was annotated, or export the annotations again"

@@ -59,14 +59,14 @@ def open_dataset(
     `datasets` reads: `hf:NAME`, `hf:NAME@REVISION` or `hf:FOLDER`, followed by `,boxes=xyxy` if its
     boxes are not xywh.
 
-    Folders are in COCO, YOLO, Pascal VOC or LabelMe format or have label images: see
-    `redetr.data.formats.coco`, `yolo`, `voc`, `labelme` and `label_images`. The path of a YAML file
-    in YOLO format stands for its folder, which is read as this file says. Without a val split, a
-    `val_fraction` of the training images is held out as one. Large folders are read once, see
-    `redetr.data.store`; `stamp` is what `stamp_of` says of one, if it is known. With `masks`,
-    targets hold masks. `leave_out` images that cannot be read: see `redetr.data.unreadable`. Raises
-    InputError if there is no such folder, layout or split, the
-    annotations are faulty, or no object has a mask where they are asked for.
+    Folders are in any format of docs/your-data.md (COCO, COCO panoptic, YOLO, Pascal VOC, CVAT,
+    VIA, Datumaro, LabelMe, label images, WebDataset), which have modules in `redetr.data.formats`.
+    The path of a YAML file in YOLO format stands for its folder, which is read as this file says.
+    Without a val split, a `val_fraction` of the training images is held out as one. Large folders
+    are read once, see `redetr.data.store`; `stamp` is what `stamp_of` says of one, if it is known.
+    With `masks`, targets hold masks. `leave_out` images that cannot be read: see
+    `redetr.data.unreadable`. Raises InputError if there is no such folder, format or split, if the
+    annotations have errors, or if no object has a mask although `masks` are requested.
     """
     if split not in SPLITS:
         raise InputError(f"split={split!r} is not train, val or test")

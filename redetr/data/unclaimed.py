@@ -186,12 +186,12 @@ def _unread_namesakes(root: Path, contents: Contents, used: set[str]) -> list[Fa
     for namesakes in contents.namesakes:
         path = namesakes.paths[0]
         parent = posixpath.dirname(path)
-        stem, ending = posixpath.splitext(path)
+        _, ending = posixpath.splitext(path)
         is_read = ending.lower() == suffix
         if suffix == LABEL_SUFFIX:
-            is_read = label_name(stem) == path
+            is_read = label_name(path) == path
         if parent in folders and not is_read:
-            text = "is beside the image of that name, but is not read"
+            text = "has the name of an image beside it, but is not read"
             remedy = "delete such files, or move the images that they describe to another folder"
             faults.append(
                 Fault(

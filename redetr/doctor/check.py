@@ -31,7 +31,7 @@ from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.header_cache import Headers
 from redetr.data.headers import headers_of_contents, read_headers
-from redetr.data.images import channels_to_look_at, read_image
+from redetr.data.images import ROW_REMEDY, channels_to_look_at, read_image
 from redetr.data.mask_columns import MaskUse
 from redetr.data.open import folder_of, open_dataset
 from redetr.data.store import remembered
@@ -387,7 +387,7 @@ def _of_row(fault: Fault) -> Fault:
     leave out."""
     if fault.code != "image-unreadable":
         return fault
-    return replace(fault, remedy="replace the image in this row, or delete the row")
+    return replace(fault, remedy=ROW_REMEDY)
 
 
 def _headers(annotations: Annotations, content: bool = False, looks: bool = False) -> Headers:

@@ -139,5 +139,6 @@ def test_a_small_image_that_is_listed_twice_is_refused_before_it_is_written(tmp_
     document["images"].append(document["images"][0] | {"id": 3})
     document["annotations"] = document["annotations"][1:]  # neither entry has objects
     file.write_text(json.dumps(document))
-    with pytest.raises(InputError, match=r"two images would share the tile 'a\.png'"):
+    words = r"two entries of image 'a\.png' would share the tile 'a\.png'; merge them into one"
+    with pytest.raises(InputError, match=words):
         convert(source, tmp_path / "new", "coco", cut=Cut(WIDTH))

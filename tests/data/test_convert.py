@@ -128,13 +128,32 @@ def test_what_coco_says_survives_in_coco(tmp_path):
     assert [0.5, 1.5, 2.0, 3.0] in boxes
 
 
+@pytest.mark.parametrize("first", [None, 0])
+def test_no_annotation_has_the_id_0(tmp_path, first):
+    """With that id, pycocotools never counts an object as detected. `first` is that of the source,
+    None if it has no ids."""
+
+    def change(document):
+        for number, row in enumerate(document["annotations"]):
+            row["id"] = number
+            if first is None:
+                del row["id"]
+
+    write(tmp_path / "source", damaged(change))
+    convert(tmp_path / "source", tmp_path / "new", "coco")
+    file = tmp_path / "new/annotations/instances_train.json"
+    rows = json.loads(file.read_text())["annotations"]
+    assert sorted(row["id"] for row in rows) == [1, 2, 3, 4]
+
+
 def test_files_of_the_other_forms(tmp_path):
     """Worked by hand: the first box is 10 20 30 40 in an image of 100 x 80."""
     write(tmp_path / "source", DOCUMENT)
     notes = convert(tmp_path / "source", tmp_path / "yolo", "yolo")
-    assert notes[1:3] == ["yolo has no areas: boxes decide which objects count as small, medium "
-                         "and large",
-                         "yolo has no crowds and no objects to ignore: 2 are left out"]  # fmt: skip
+    assert notes[1:3] == [
+        "YOLO has no areas: boxes decide which objects count as small, medium and large",
+        "YOLO has no crowds and no objects to ignore: 2 objects are left out",
+    ]
     assert (tmp_path / "yolo/labels/train/c.txt").read_text() == "2 0.25 0.5 0.3 0.5\n"
     config = yaml.safe_load((tmp_path / "yolo/data.yaml").read_text())
     assert config == {"train": "images/train", "names": {0: "ant", 1: "bee", 2: "tooth"}}
@@ -151,7 +170,7 @@ def test_files_of_the_other_forms(tmp_path):
 def test_voc_tells_of_classes_without_objects(tmp_path):
     write(tmp_path / "source", damaged(lambda d: d["categories"].append({"id": 1, "name": "wasp"})))
     notes = convert(tmp_path / "source", tmp_path / "voc", "voc")
-    assert "voc lists no classes: 1 without objects, such as 'wasp', are left out" in notes
+    assert "VOC has no class list: 1 class without objects is left out, such as 'wasp'" in notes
 
 
 @pytest.mark.parametrize("copy", [False, True])
@@ -228,7 +247,7 @@ def test_what_a_form_cannot_hold_is_refused(tmp_path):
     with pytest.raises(InputError, match="control characters"):
         convert(tmp_path / "odd", tmp_path / "new", "voc")
     write(tmp_path / "blank", damaged(lambda d: d["categories"][0].update(name=" tooth")))
-    words = r"class of object 1 of image .* is ' tooth', and is read as 'tooth'; write a name"
+    words = r"class of object 1 of image .* is 'tooth' instead of ' tooth'; write a name"
     with pytest.raises(InputError, match=words):
         convert(tmp_path / "blank", tmp_path / "new", "voc")
     write(tmp_path / "faulty", damaged(lambda d: d["annotations"][0].update(category_id=1)))

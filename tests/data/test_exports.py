@@ -178,6 +178,9 @@ READ: dict[str, Write] = {
         "images/a.jpg", {"labels/a.txt": LINE, "classes.txt": "cat\n", "notes.json": {}}
     ),
     "LabelImg, YOLO": files("a.jpg", {"a.txt": LINE, "classes.txt": "cat\n"}),
+    "LabelImg, YOLO, name of a camera": files(
+        "IMG_1.JPG", {"IMG_1.txt": LINE, "classes.txt": "cat\n"}
+    ),
     "FiftyOne, YOLOv4": files(
         "data/a.jpg", {"data/a.txt": LINE, "obj.names": "cat\n", "images.txt": "data/a.jpg\n"}
     ),
@@ -187,6 +190,7 @@ READ: dict[str, Write] = {
     "Label Studio, VOC": files("images/a.jpg", {"Annotations/a.xml": voc()}),
     "FiftyOne, VOC": files("data/a.jpg", {"labels/a.xml": voc()}),
     "LabelImg, VOC": files("a.jpg", {"a.xml": voc()}),
+    "LabelImg, VOC, suffixes in capitals": files("A.JPG", {"A.XML": voc()}),
     "VOC in images/ and annotations/": files(
         "images/train/a.jpg", {"annotations/train/a.xml": voc()}
     ),
@@ -211,6 +215,7 @@ READ: dict[str, Write] = {
     "LabelMe, called like a split": files(
         "images/train_1.jpg", {"annotations/train_1.json": labelme("train_1.jpg")}
     ),
+    "LabelMe, suffixes in capitals": files("A.JPG", {"A.JSON": labelme("A.JPG")}),
     "LabelMe, JSON apart": files("images/a.jpg", {"annotations/a.json": labelme()}),
 }  # fmt: skip
 SAID = {
@@ -292,7 +297,7 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     ),
     "BDD100K": (
         files("i/a.jpg", {"labels/100k/train/a.json": {"frames": [{"objects": [{"box2d": {}}]}]}}),
-        "labels/100k/train/a.json is in a format that is not read (BDD100K); convert it",
+        "labels/100k/train/a.json is in an unsupported format (BDD100K); convert it",
     ),
     "Cityscapes": (
         files("a.png", {"g/t/x/a.json": {"imgHeight": 9, "objects": [{"polygon": []}]}}),
@@ -311,7 +316,7 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     "another CSV": (files("a.jpg", {"train.csv": 'image_id,bbox\na,"[1, 2, 3, 4]"\n'}), "(CSV)"),
     "DOTA": (
         files("a.png", {"labelTxt/a.txt": "imagesource:x\ngsd:0.1\n1 2 3 2 3 4 1 4 small-car 0\n"}),
-        "labelTxt/a.txt is in a format that is not read (DOTA); convert it to COCO format",
+        "labelTxt/a.txt is in an unsupported format (DOTA); convert it to COCO format",
     ),
     "WIDER FACE": (
         files("a.jpg", {"w.txt": "0/a.jpg\n1\n24 16 36 32 0 0 0 0 0 0 \n"}), "(WIDER FACE)"
@@ -337,7 +342,7 @@ NOT_READ: dict[str, tuple[Write, str]] = {
     ),
     "Roboflow, CSV": (
         files("train/a.jpg", {"train/_annotations.csv": "filename,class,xmin,ymin,xmax,ymax\n"}),
-        "train/_annotations.csv is in a format that is not read (CSV)",
+        "train/_annotations.csv is in an unsupported format (CSV)",
     ),
     "Open Images": (
         files("a.jpg", {"a.csv": "ImageID,Source,LabelName,Confidence,XMin\n"}),

@@ -221,7 +221,8 @@ def test_a_row_without_image(tmp_path):
     features = datasets.Features({"image": datasets.Image(), "objects": fields()})
     rows = {"image": [None], "objects": [{"bbox": [[5, 4, 30, 22]], "category": [1]}]}
     datasets.Dataset.from_dict(rows, features=features).save_to_disk(str(tmp_path / "saved"))
-    with pytest.raises(InputError, match=r"image 0 .*0x0 is not a size in pixels"):
+    words = "row 0 of train: it has no image; replace the image in this row, or delete the row"
+    with pytest.raises(InputError, match=words):
         open_dataset(f"hf:{tmp_path}/saved", "train")
 
 
@@ -379,6 +380,62 @@ def test_conversion(tmp_path, form, capsys):
     assert names <= {"folder", "new", "cache"}  # nothing is left behind
     with pytest.raises(InputError, match="is inside"):
         convert(f"hf:{root}", root / "inside", form)
+
+
+ROW = {"bbox": [[5, 4, 30, 22]], "category": [1]}
+
+
+def with_splits(root: Path, *names: str) -> str:
+    """The address of a data set with splits of these names, each of the same two rows."""
+    source = save(root, [ROW, ROW], fields())
+    part = datasets.load_from_disk(source.removeprefix("hf:"))["train"]
+    folder = root / "-".join(names)
+    datasets.DatasetDict(dict.fromkeys(names, part)).save_to_disk(str(folder))
+    return f"hf:{folder}"
+
+
+@pytest.mark.parametrize("form", ["coco", "yolo", "voc"])
+def test_splits_of_other_names_are_refused(tmp_path, form):
+    source = with_splits(tmp_path, "full", "dev")
+    words = "no train, val or test split, only full, dev; call its splits train, validation and"
+    for fraction in (0.0, 0.5):
+        with pytest.raises(InputError, match=words):
+            convert(source, tmp_path / "new", form, val_fraction=fraction)
+    assert not (tmp_path / "new").exists()
+    assert not list(tmp_path.glob(".*"))
+    with pytest.raises(InputError, match="no train split, only full, dev; call its splits train"):
+        open_dataset(source, "train", 0.5)
+
+
+def test_splits_that_are_not_converted_are_named(tmp_path):
+    source = with_splits(tmp_path, "train", "dev")
+    notes = convert(source, tmp_path / "new", "coco")
+    assert f"{source}: only train, validation and test are read, not dev" in notes
+    assert splits_of(tmp_path / "new") == ["train"]
+
+
+def test_no_images_are_held_out_of_a_test_split(tmp_path):
+    source = with_splits(tmp_path, "test")
+    words = "has only a test split, and --val-fraction holds out images of train; leave it out"
+    with pytest.raises(InputError, match=words):
+        convert(source, tmp_path / "new", "coco", val_fraction=0.5)
+    assert not (tmp_path / "new").exists()
+    convert(source, tmp_path / "new", "coco")
+    assert splits_of(tmp_path / "new") == ["test"]
+    for fraction in (0.0, 0.5):
+        with pytest.raises(InputError, match=r"no val split, only test; use test \(--split test"):
+            open_dataset(source, "val", fraction)
+        with pytest.raises(InputError, match="no train split, only test; call its splits"):
+            open_dataset(source, "train", fraction)
+
+
+def test_a_fraction_beside_a_val_split_is_reported(tmp_path):
+    source = save(tmp_path, [ROW, ROW], fields())
+    note = f"{source}: has its own val split, so --val-fraction is not used"
+    for split in ("train", "val"):
+        assert note in open_dataset(source, split, 0.5).notes
+        assert note not in open_dataset(source, split).notes
+    assert note in convert(source, tmp_path / "new", "coco", val_fraction=0.5)
 
 
 def test_images_of_every_format_are_written_with_a_suffix_that_is_read(tmp_path):

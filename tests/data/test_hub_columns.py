@@ -107,3 +107,36 @@ def test_lists_of_lists_of_objects_are_not_read(tmp_path, saved_picture):
     source = rows_of(tmp_path, rows, image=datasets.Image(), objects=lists)
     with pytest.raises(InputError, match="needs columns image and objects"):
         open_dataset(source, "train")
+
+
+WHOLE = {"width": WIDTH, "height": HEIGHT}  # the size of the image
+NUMBERS = {
+    "x y width height": {"x": 5, "y": 4, "width": 30, "height": 22},
+    "x y w h": WHOLE | {"x": 5, "y": 4, "w": 30, "h": 22},
+    "left top w h": WHOLE | {"left": 5, "top": 4, "w": 30, "h": 22},
+    "x_center y_center w h": WHOLE | {"x_center": 20, "y_center": 15, "w": 30, "h": 22},
+    "center_x center_y w h": WHOLE | {"center_x": 20, "center_y": 15, "w": 30, "h": 22},
+}
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_width_and_height_are_those_of_the_box_or_of_the_image(tmp_path, saved_picture, name):
+    numbers = NUMBERS[name]
+    rows = [{"image": str(saved_picture), "label": 1} | numbers]
+    types = dict.fromkeys(numbers, datasets.Value("int64"))
+    source = rows_of(tmp_path, rows, image=datasets.Image(), label=LABEL, **types)
+    assert open_dataset(source, "train").target(0)["boxes"].tolist() == [[5, 4, 35, 26]]
+
+
+@pytest.mark.parametrize("column", ["", "objects"])
+def test_rows_whose_numbers_are_all_null_have_no_object(tmp_path, saved_picture, column):
+    thing = {"xmin": 5, "ymin": 4, "xmax": 35, "ymax": 26, "label": 1}
+    types: dict[str, Any] = dict.fromkeys(thing, datasets.Value("int64")) | {"label": LABEL}
+    values: list[dict[str, Any]] = [thing, dict.fromkeys(thing)]
+    if column:
+        values = [{column: thing}, {column: None}]
+        types = {column: types}
+    rows = [{"image": str(saved_picture)} | of_row for of_row in values]
+    source = rows_of(tmp_path, rows, image=datasets.Image(), **types)
+    dataset = open_dataset(source, "train")
+    assert [dataset.target(index)["boxes"].tolist() for index in range(2)] == [[[5, 4, 35, 26]], []]

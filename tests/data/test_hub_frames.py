@@ -184,6 +184,25 @@ def test_check_reads_the_images_of_rows(tmp_path):
     assert leak.where == "image 1 ('000000001') of val"
 
 
+CONTENTS = {
+    "HEIC": (b"\0\0\0\x18ftypheic", "not an image that is read, but HEIC"),
+    "empty": (b"", "not an image: the file is empty"),
+    "damaged": (b"\xff\xd8\xff" + bytes(40), "not an image"),
+}
+
+
+@pytest.mark.parametrize("name", CONTENTS)
+def test_why_an_image_cannot_be_read(tmp_path, name):
+    content, words = CONTENTS[name]
+    unreadable = row() | {"image": {"bytes": content, "path": None}}
+    source = f"{save(tmp_path, [row(), unreadable])},boxes=xywh"
+    with pytest.raises(InputError) as caught:
+        open_dataset(source, "train")
+    said = str(caught.value)
+    assert f"row 1 of train: {words}" in said
+    assert "replace the image in this row, or delete the row" in said
+
+
 def test_faults_of_rows_name_their_split(tmp_path):
     """Rows of all splits are numbered from 0, and these are the same in both."""
     box = [X, Y, BOX_WIDTH, BOX_HEIGHT]

@@ -149,8 +149,8 @@ def test_a_note_on_areas_says_what_decides(tmp_path):
     source = yolo(tmp_path / "source")
     notes = convert(source, tmp_path / "yolo", "yolo")
     assert (
-        "yolo has no areas: boxes decide which objects count as small, medium and large, or masks "
+        "YOLO has no areas: boxes decide which objects count as small, medium and large, or masks "
         "where they are read" in notes
     )
     notes = convert(source, tmp_path / "voc", "voc")
-    assert "voc has no areas: boxes decide which objects count as small, medium and large" in notes
+    assert "VOC has no areas: boxes decide which objects count as small, medium and large" in notes

@@ -98,7 +98,7 @@ def test_what_a_format_cannot_hold_is_said(tmp_path):
     root = write_coco(tmp_path / "data", [[TRIANGLE], []], bbox=[5.5, 4, 24.75, 29])
     (root / "annotations" / "instances_val.json").unlink()
     notes = convert(root, tmp_path / "v", "voc")
-    assert "the voc format has no masks: 2 are left out" in notes
+    assert "VOC has no masks: 2 masks are left out" in notes
     notes = convert(root, tmp_path / "y", "yolo")
     assert "train: 2 objects have no mask, and a line of a box among outlines" in notes
     broken = write_coco(tmp_path / "broken", [[TRIANGLE], [[1, 2, 3]]], bbox=[5.5, 4, 24.75, 29])

@@ -241,7 +241,7 @@ def test_tags_that_are_copied_with_boxes_of_stored_pixels_are_reported(tmp_path,
         write_yolo(source, box_line)
     notes = convert(source, tmp_path / "new", form)
     (note,) = (line for line in notes if "EXIF tags" in line)
-    assert f"boxes in {form} are those of the stored pixels" in note
+    assert f"boxes in {form.upper()} are those of the stored pixels" in note
 
 
 def test_nothing_is_said_of_images_without_a_tag(tmp_path):

@@ -74,20 +74,20 @@ def changed(annotations: Annotations, **columns) -> Annotations:
     [
         (
             lambda a: {"names": np.char.replace(a.names, b"-03", b"-99")},
-            "val reads differently, as image 'val-99.jpg' is missing; rename it",
+            "when val is read back, image 'val-99.jpg' is missing; rename it",
         ),
         (
             lambda a: {"first": np.append(a.first[:-1], a.first[-1] - 1)},
-            "as image 'val-09.jpg' has 2 objects, and 3 are read",
+            "image 'val-09.jpg' has 3 objects instead of 2",
         ),
         (
             lambda a: {"boxes": a.boxes + np.eye(len(a.boxes), 4, k=-4, dtype=np.float32)},
-            "as the box of object 2 of image 'val-01.jpg' is [",
+            "the box of object 2 of image 'val-01.jpg' is [",
         ),
         (
             lambda a: {"class_names": ("cup", " plate", "spoon")},
-            "as the class of object 2 of image 'val-00.jpg' is ' plate', and is read as 'plate'; "
-            "write a name without blanks at its ends",
+            "the class of object 2 of image 'val-00.jpg' is 'plate' instead of ' plate'; write a "
+            "name without blanks at its ends",
         ),
     ],
 )

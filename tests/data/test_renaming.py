@@ -32,7 +32,7 @@ def test_names_of_both_splits_get_the_split_as_prefix(tmp_path):
     notes = convert(source, tmp_path / "voc", "voc")
     (note,) = (line for line in notes if "prefix" in line)
     assert note == (
-        "voc has one folder for all splits: 20 images with names that are in several splits get "
+        "VOC has one folder for all splits: 20 images with names that are in several splits get "
         "the split as prefix, such as train_000000.jpg for 000000.jpg"
     )
     listed = (tmp_path / "voc/ImageSets/Main/train.txt").read_text().split()

@@ -161,7 +161,7 @@ def test_archives_are_equal_byte_for_byte(shared_coco, shards, tmp_path):
 
 
 def test_only_coco_names_images_in_archives(shared_coco, tmp_path):
-    with pytest.raises(InputError, match="yolo cannot name images in archives"):
+    with pytest.raises(InputError, match="YOLO cannot name images in archives"):
         convert(shared_coco, tmp_path / "new", "yolo", shard_bytes=LIMIT)
     assert not (tmp_path / "new").exists()
 

@@ -241,3 +241,11 @@ def test_folders_may_have_none(tmp_path):
         InputError, match=r"no test split \(looked for annotations/instances_test.*use val"
     ):
         open_dataset(root, "test")
+
+
+def test_no_images_are_held_out_of_it(write):
+    root = write("coco")
+    for split in ("train", "val"):
+        (root / f"annotations/instances_{split}.json").unlink()
+    with pytest.raises(InputError, match=r"no val split .*; add it, or use test \(--split test"):
+        open_dataset(root, "val")

@@ -189,7 +189,7 @@ TOOLS = {
     "X-AnyLabeling, difficult": Tool(labelme(difficult=True), "", BOX),
     "LabelMe, a point": Tool(labelme(points=[[3, 4]], shape_type="point"), "contains an object"),
     # No format that is read
-    "Supervisely": Tool(supervisely, "in a format that is not read (Supervisely); export in COCO"),
+    "Supervisely": Tool(supervisely, "in an unsupported format (Supervisely); export in COCO"),
     "FiftyOne": Tool(yolo(f"0 {FRACTIONS}", "dataset.yaml"), "", BOX),
     "another YAML": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "/mine.yaml itself"),
     "another YAML, given": Tool(yolo(f"0 {FRACTIONS}", "mine.yaml"), "", BOX, "mine.yaml"),

@@ -123,6 +123,27 @@ def test_annotations_of_another_kind_beside_the_images(data, form, folder, endin
     assert len(faults["annotation-unread"].items) == count
 
 
+@pytest.mark.parametrize("stem", ["a_jpg.rf.x1", "2024.01.05_1"])
+def test_labels_beside_images_whose_names_have_dots_are_read(tmp_path, stem):
+    """As Roboflow exports them for Darknet."""
+    save(tmp_path / f"train/{stem}.png")
+    (tmp_path / f"train/{stem}.txt").write_text(LINE)
+    (tmp_path / "train/_darknet.labels").write_text("cup\n")
+    annotations = read_annotations(tmp_path, "train")
+    assert len(annotations.boxes) == 1
+    assert unclaimed_beside(annotations) == []
+
+
+def test_label_files_with_a_suffix_in_capitals_are_not_read(tmp_path):
+    """Also if others beside them are."""
+    for name in ("a.txt", "b.TXT"):
+        save(tmp_path / f"train/{name[0]}.png")
+        (tmp_path / f"train/{name}").write_text(LINE)
+    (tmp_path / "train/_darknet.labels").write_text("cup\n")
+    (fault,) = unclaimed_beside(read_annotations(tmp_path, "train"))
+    assert (fault.code, fault.where, fault.count) == ("annotation-unread", "train/b.TXT", 1)
+
+
 def test_a_file_in_coco_format_that_no_split_reads(data):
     root = data("coco")
     annotations = root / "annotations"

@@ -131,11 +131,11 @@ def cut_images(
     images = FolderDataset(annotations, split)
     images = images.with_channels(cut.channels or images.channels)
     tiles = _Tiles()
-    names: set[str] = set()  # of the tiles so far
+    image_of: dict[str, str] = {}  # the image of each tile so far, by the name of the tile
     for index in range(len(annotations)):
         of_image = list(_tiles_of(annotations, index, cut, images.channels))
         kept = [tile for tile in of_image if split != "train" or _is_kept(tile, annotations, cut)]
-        _require_distinct(annotations, kept, names)
+        _require_distinct(annotations, index, kept, image_of)
         tiles.num_left_out += len(of_image) - len(kept)
         tiles.kept += kept
         if len(of_image) == 1:
@@ -337,14 +337,25 @@ def _write_tile(pixels: NDArray[np.uint8], folder: Path, tile: _Tile) -> None:
             image.save(opened, "PNG")
 
 
-def _require_distinct(annotations: Annotations, tiles: list[_Tile], names: set[str]) -> None:
-    """Adds the names of an image's tiles to the `names`. Raises InputError if another image has
-    such a tile, which would be written over: it may be a link to an image of the source."""
+def _require_distinct(
+    annotations: Annotations, index: int, tiles: list[_Tile], image_of: dict[str, str]
+) -> None:
+    """Adds the tiles of image `index` to `image_of`, which has the name of the image of each tile.
+
+    Raises InputError if another image, or another entry of this one, has such a tile, which would
+    be written over: it may be a link to an image of the source.
+    """
+    name = os.fsdecode(annotations.names[index])
     for tile in tiles:
-        if tile.name in names:
-            text = f"two images would share the tile {tile.name!r}"
-            raise InputError(text, where=annotations.source, remedy="rename one of them")
-        names.add(tile.name)
+        if tile.name not in image_of:
+            image_of[tile.name] = name
+            continue
+        text = f"two images would share the tile {tile.name!r}"
+        remedy = "rename one of them"
+        if image_of[tile.name] == name:
+            text = f"two entries of image {name!r} would share the tile {tile.name!r}"
+            remedy = "merge them into one, with all objects"
+        raise InputError(text, where=annotations.source, remedy=remedy)
 
 
 def _annotations(annotations: Annotations, tiles: list[_Tile], folder: Path) -> Annotations:

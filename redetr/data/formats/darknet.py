@@ -6,10 +6,12 @@ import posixpath
 from pathlib import Path
 from typing import Any
 
+from redetr.data.archives import names_below
 from redetr.data.faults import Fault
+from redetr.data.formats.labels import LABEL_SUFFIX
 from redetr.data.formats.listing import first_below
-from redetr.data.formats.paths import Listing, read_lines
-from redetr.data.images import IMAGE_SUFFIXES
+from redetr.data.formats.paths import Listing, composed, read_lines
+from redetr.data.images import IMAGE_SUFFIXES, is_image_name
 from redetr.errors import InputError
 from redetr.wording import counted
 
@@ -36,12 +38,26 @@ def darknet_file(root: Path) -> Path | None:
 
 def _has_labels(root: Path) -> bool:
     """Whether there is a text file in `labels/`, or one with the stem of an image in its folder."""
-    if first_below(root / "labels", (".txt",)):
+    if first_below(root / "labels", (LABEL_SUFFIX,)):
         return True
     for folder in _FOLDERS["train"]:
-        for text in (root / folder).glob("*.txt"):
-            if any(text.with_suffix(suffix).is_file() for suffix in IMAGE_SUFFIXES):
-                return True
+        if _holds_pair(names_below(root / folder)):
+            return True
+    return False
+
+
+def _holds_pair(names: set[str]) -> bool:
+    """Whether the names are those of an image and a text file with one stem. Suffixes may be in
+    upper case, as cameras write them."""
+    stems = set()
+    for name in names:
+        if is_image_name(name):
+            stem, _ = posixpath.splitext(name)
+            stems.add(composed(stem))
+    for name in names:
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() == LABEL_SUFFIX and composed(stem) in stems:
+            return True
     return False
 
 

@@ -57,4 +57,5 @@ def tags_note(splits: Splits, orientations: Orientations, form: str) -> list[str
         text = f"note: {images} EXIF tags by which viewers rotate them, such as {tagged[0]}: "
     if form == "yolo":
         return [text + "labels are fractions of the rotated image, as YOLO tools read them"]
-    return [text + f"boxes in {form} are those of the stored pixels, and some tools rotate first"]
+    stored = f"boxes in {form.upper()} are those of the stored pixels, and some tools rotate first"
+    return [text + stored]

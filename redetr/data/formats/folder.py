@@ -11,7 +11,7 @@ from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split, data_folder
 from redetr.data.dataset import DetectionDataset, Hints
-from redetr.data.formats.holdout import hold_out
+from redetr.data.formats.holdout import fraction_unused, hold_out
 from redetr.data.formats.layouts import read_annotations, splits_of
 from redetr.data.images import SIZE_REMEDY, count_bands, read_image
 from redetr.data.mask_columns import MaskUse
@@ -61,7 +61,7 @@ def read_split(
         everything = read_annotations(root, "train", masks)
         return hold_out(everything, split, val_fraction, root)
     annotations = read_annotations(root, split, masks)
-    return annotations, f"{root}: has its own val split, so --val-fraction is not used"
+    return annotations, fraction_unused(root)
 
 
 def require_masks(annotations: Annotations) -> None:

@@ -28,6 +28,11 @@ def for_a_single_image(source: str | Path) -> str:
     )
 
 
+def fraction_unused(source: str | Path) -> str:
+    """The sentence on a data set at `source` that has a val split of its own."""
+    return f"{source}: has its own val split, so --val-fraction is not used"
+
+
 def hold_out(
     annotations: Annotations, split: Split, fraction: float, source: str | Path
 ) -> tuple[Annotations, str]:

@@ -26,10 +26,10 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.faults import Fault
 from redetr.data.formats.coco import from_documents
 from redetr.data.formats.folder import AnnotatedDataset, require_masks
-from redetr.data.formats.holdout import hold_out
+from redetr.data.formats.holdout import fraction_unused, hold_out
 from redetr.data.formats.hub_faults import OddRows
 from redetr.data.formats.hub_files import RowFiles
-from redetr.data.formats.hub_frames import Frame, image_file
+from redetr.data.formats.hub_frames import Frame, image_file, image_problem
 from redetr.data.formats.hub_rows import (
     BoxForm,
     Classes,
@@ -53,6 +53,10 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
     "test": ("test",),
 }
 _SAMPLE = 500  # rows of each split that decide how boxes are written
+_SAVE_AGAIN = (
+    "call its splits train, validation and test: write a datasets.DatasetDict with these names "
+    "with save_to_disk, and give hf:FOLDER"
+)
 
 
 class Address(NamedTuple):
@@ -82,10 +86,22 @@ class Address(NamedTuple):
 
 def hub_splits(source: str) -> list[Split]:
     """The splits of the data set. Raises InputError if `datasets` is not installed or cannot read
-    it."""
-    splits = _load(source)
-    names = _split_names(splits)
-    return [split for split, name in names.items() if name]
+    it, or if no split has a name that is read."""
+    splits, _ = splits_and_others(source)
+    return splits
+
+
+def splits_and_others(source: str) -> tuple[list[Split], list[str]]:
+    """The splits of the data set, and the names of those that are not read, because they are
+    neither train, val nor test. Raises InputError like `hub_splits`."""
+    loaded = _load(source)
+    names = _split_names(loaded)
+    splits = [split for split, name in names.items() if name]
+    if not splits:
+        text = f"no train, val or test split, only {', '.join(loaded)}"
+        raise InputError(text, where=source, remedy=_SAVE_AGAIN)
+    others = [name for name in loaded if name not in names.values()]
+    return splits, others
 
 
 def open_hub(
@@ -109,8 +125,7 @@ def open_hub(
     rows = splits.get(name)
     if rows is None:
         text = f"no {split} split, only {', '.join(splits)}"
-        remedy = "use val" if split == "test" else "--val-fraction 0.1 makes one for val"
-        raise InputError(text, where=source, remedy=remedy)
+        raise InputError(text, where=source, remedy=_remedy(split, names))
     columns = find_columns(source, rows.features, masks != "none")
     used = {name: splits[name] for name in names.values() if name}
     similar = {name: part for name, part in used.items() if part.features == rows.features}
@@ -128,7 +143,23 @@ def open_hub(
     note = ""
     if is_held_out:
         annotations, note = hold_out(annotations, split, val_fraction, source)
+    elif val_fraction and split != "test":
+        note = fraction_unused(source)
     return HubDataset(annotations, rows, columns.image, note)
+
+
+def _remedy(split: Split, names: dict[Split, str]) -> str:
+    """What to do about a split that the data set does not have; `names` are those of its splits,
+    empty for those that it lacks."""
+    if split == "val" and names["train"]:
+        return "--val-fraction 0.1 makes one for val"
+    if split == "val" and names["test"]:
+        return "use test (--split test of redetr evaluate and redetr explain)"
+    if split == "test" and names["val"]:
+        return "use val"
+    if split == "test" and names["train"]:
+        return "use val, which --val-fraction 0.1 makes"
+    return _SAVE_AGAIN
 
 
 def _in_part(fault: Fault, name: str) -> Fault:
@@ -229,7 +260,7 @@ def _box_form(source: str, columns: Columns, splits: dict[str, Any]) -> BoxForm:
         for row in sample_rows(_encoded(rows, columns.image), _SAMPLE):
             things = columns.objects_of(row)
             if things and not isinstance(things, str):
-                frame = Frame.of(row[columns.image]).as_stated(row)
+                frame = Frame.of(row[columns.image]).as_stated(row, columns)
                 objects.append((frame.size, things))
     return box_form(source, Sample.of(objects), Address.of(source).boxes, columns.numbers)
 
@@ -244,17 +275,43 @@ def _annotations(
     files: RowFiles,
 ) -> Annotations:
     """The annotations of the rows, which are converted to COCO's format."""
-    images = []
-    annotations: list[Row] = []
     odd = OddRows()
+    document = _document(rows, columns, classes, form, files, odd)
+    address = source.partition(",boxes=")[0]
+    remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
+    result = from_documents(Path(source), [document], remedy, masks)
+    faults = odd.faults(Path(source), len(rows))
+    remedy = "check this on the page of check --report"
+    for note in (form.note, classes.note):
+        if note:
+            faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
+    # The orientation of each image was judged above.
+    return replace(result, faults=faults + result.faults, is_upright=True)
+
+
+def _document(
+    rows: Any, columns: Columns, classes: Classes, form: BoxForm, files: RowFiles, odd: OddRows
+) -> dict[str, list[Row]]:
+    """The rows as a document in COCO's format. Rows with something to report are added to `odd`.
+
+    An image that cannot be read, which is an error, is listed with a size of 1x1 px and without its
+    objects.
+    """
+    images: list[Row] = []
+    annotations: list[Row] = []
     for image_id, row in enumerate(_encoded(rows, columns.image)):
-        files.require_inside(row[columns.image], image_id)
-        shown = Frame.of(row[columns.image])
-        frame = shown.as_stated(row)
-        width, height = frame.stored
+        image = row[columns.image]
+        files.require_inside(image, image_id)
+        shown = Frame.of(image)
+        frame = shown.as_stated(row, columns)
+        is_readable = 0 not in frame.stored
+        width, height = frame.stored if is_readable else (1, 1)
         name = f"{image_id:09d}"
         images.append({"id": image_id, "file_name": name, "width": width, "height": height})
-        odd.judge_size(image_id, row, shown, frame)
+        if not is_readable:
+            odd.unreadable[image_id] = image_problem(image)
+            continue
+        odd.judge_size(image_id, row, columns, shown, frame)
         num_nulls = columns.count_nulls(row)
         if num_nulls:
             odd.nulls[image_id] = num_nulls
@@ -269,18 +326,8 @@ def _annotations(
             annotation = _annotation(thing, classes, form, frame)
             annotation |= {"id": len(annotations), "image_id": image_id}
             annotations.append(annotation)
-    categories = [{"id": id_, "name": name} for id_, name in classes.names.items()]
-    document = {"images": images, "annotations": annotations, "categories": categories}
-    address = source.partition(",boxes=")[0]
-    remedy = f"if its boxes are not xywh in pixels, state their format, as in {address},boxes=xyxy"
-    result = from_documents(Path(source), [document], remedy, masks)
-    faults = odd.faults(Path(source), len(images))
-    remedy = "check this on the page of check --report"
-    for note in (form.note, classes.note):
-        if note:
-            faults.append(Fault("note", "hub-form", Path(source), "", note, remedy))
-    # The orientation of each image was judged above.
-    return replace(result, faults=faults + result.faults, is_upright=True)
+    categories: list[Row] = [{"id": id_, "name": name} for id_, name in classes.names.items()]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 
 def _annotation(thing: Row, classes: Classes, form: BoxForm, frame: Frame) -> Row:

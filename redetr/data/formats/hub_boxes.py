@@ -5,18 +5,23 @@ from typing import Any, NamedTuple
 
 from redetr.data.contradictions import BoxFormat
 
+# The first entry whose names are all columns is used. Entries with w and h come before those with
+# width and height, which may be the size of the image.
 _FORMATS: tuple[tuple[BoxFormat, tuple[str, ...]], ...] = (
     ("xyxy", ("xmin", "ymin", "xmax", "ymax")),
     ("xyxy", ("x_min", "y_min", "x_max", "y_max")),
     ("xyxy", ("x1", "y1", "x2", "y2")),
     ("xyxy", ("left", "top", "right", "bottom")),
     ("cxcywh", ("cx", "cy", "w", "h")),
+    ("cxcywh", ("x_center", "y_center", "w", "h")),
+    ("cxcywh", ("center_x", "center_y", "w", "h")),
+    ("xywh", ("left", "top", "w", "h")),
+    ("xywh", ("x", "y", "w", "h")),
     ("cxcywh", ("cx", "cy", "width", "height")),
     ("cxcywh", ("x_center", "y_center", "width", "height")),
     ("cxcywh", ("center_x", "center_y", "width", "height")),
     ("xywh", ("left", "top", "width", "height")),
     ("xywh", ("x", "y", "width", "height")),
-    ("xywh", ("x", "y", "w", "h")),
 )
 
 
@@ -33,12 +38,15 @@ class NamedNumbers(NamedTuple):
 
     def boxes(self, value: Any) -> list[Any]:
         """The boxes of the objects of a row, from a list of dicts, a dict of lists, or the dict of
-        a single box. Values that are not boxes are returned unchanged."""
+        a single box. Values that are not boxes are returned unchanged. If all four numbers are
+        null, as in the row of an image without objects, there is no box."""
         if isinstance(value, list):
             return [self._box(item) for item in value]
         if not isinstance(value, dict):
             return []
         columns = [value.get(name) for name in self.names]
+        if all(column is None for column in columns):
+            return []
         lists = [column for column in columns if isinstance(column, list)]
         if not lists:
             return [columns]

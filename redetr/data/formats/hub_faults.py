@@ -8,7 +8,8 @@ import numpy as np
 
 from redetr.data.faults import Fault, Rows
 from redetr.data.formats.hub_frames import Frame, stated_size
-from redetr.data.formats.hub_rows import Row
+from redetr.data.formats.hub_rows import Columns, Row
+from redetr.data.images import ROW_REMEDY
 from redetr.wording import counted
 
 _ROTATE = (
@@ -20,6 +21,7 @@ _ROTATE = (
 class OddRows:
     """Rows with something to report, by their numbers."""
 
+    unreadable: dict[int, str] = field(default_factory=dict)  # why their images cannot be read
     unequal: dict[int, str] = field(default_factory=dict)  # the lengths of lists that differ
     resized: dict[int, str] = field(default_factory=dict)  # how stated and actual size differ
     turned: dict[int, int] = field(default_factory=dict)  # the orientation of their images
@@ -27,7 +29,9 @@ class OddRows:
     nulls: dict[int, int] = field(default_factory=dict)  # the number of null objects
     key_points: list[int] = field(default_factory=list)  # rows that have some
 
-    def judge_size(self, number: int, row: Row, shown: Frame, frame: Frame) -> None:
+    def judge_size(
+        self, number: int, row: Row, columns: Columns, shown: Frame, frame: Frame
+    ) -> None:
         """Notes the orientation of a row's image, and a stated size that is not its own. `shown` is
         the image as `datasets` decodes it, `frame` that of the boxes."""
         if frame.orientation != 1:
@@ -35,17 +39,23 @@ class OddRows:
         elif shown.orientation != 1:
             self.as_stored[number] = shown.orientation
         width, height = frame.size
-        stated = stated_size(row)
-        if width and stated is not None and stated != frame.size:
-            columns = f"{row['width']}x{row['height']} px"
+        stated = stated_size(row, columns)
+        if stated is not None and stated != frame.size:
+            written = f"{row['width']}x{row['height']} px"
             self.resized[number] = (
-                f"its columns state {columns}, but its image is {width}x{height} px"
+                f"its columns state {written}, but its image is {width}x{height} px"
             )
 
     def faults(self, source: Path, count: int) -> list[Fault]:
         """The faults of these among `count` rows."""
         faults: list[Fault] = []
         rows = Rows(count, faults, lambda i: (source, f"row {i}"))
+        rows.fault(
+            "image-unreadable",
+            _among(rows, self.unreadable),
+            lambda i: self.unreadable[i],
+            ROW_REMEDY,
+        )
         rows.fault(
             "objects-unequal",
             _among(rows, self.unequal),

@@ -2,7 +2,8 @@
 
 `datasets` rotates an image by its EXIF tag when it decodes it, so boxes refer to the rotated image.
 Training uses stored pixels. A row may state the size of the stored image in its columns `width` and
-`height`; its boxes then refer to that one.
+`height`; its boxes then refer to that one. If these columns are two numbers of a box, they state no
+size.
 """
 
 import io
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from redetr.data.formats.hub_rows import Row, four_numbers
+from redetr.data.formats.hub_rows import Columns, Row, four_numbers
 from redetr.data.formats.outlines import is_number
 from redetr.data.formats.segmentations import parse_segmentation
-from redetr.data.images import image_frame
+from redetr.data.images import image_frame, problem_of
 from redetr.data.orientation import stored_points, stored_sides, turned_back
 from redetr.masks import decode, encode
 
@@ -40,9 +41,9 @@ class Frame:
         width, height = self._turned_sides(self.stored)
         return int(width), int(height)
 
-    def as_stated(self, row: Row) -> "Frame":
+    def as_stated(self, row: Row, columns: Columns) -> "Frame":
         """The stored image, if the row states its size, and not that of the rotated image."""
-        if stated_size(row) == self.stored != self.size:
+        if stated_size(row, columns) == self.stored != self.size:
             return replace(self, orientation=1)
         return self
 
@@ -93,15 +94,29 @@ class Frame:
 
 def image_file(image: Row | None) -> Any:
     """A file that PIL can open; an empty file for a row without an image."""
-    if image is None or (image["bytes"] is None and image["path"] is None):
+    if image is None or _is_empty(image):
         return io.BytesIO()
     if image["bytes"] is None:
         return image["path"]
     return io.BytesIO(image["bytes"])
 
 
-def stated_size(row: Row) -> tuple[float, float] | None:
-    """The width and height that the row states, as numbers or texts; None if it does not."""
+def image_problem(image: Row | None) -> str:
+    """Why the image of a row cannot be read. For images whose `Frame` has no size."""
+    if image is None or _is_empty(image):
+        return "it has no image"
+    return problem_of(image_file(image))
+
+
+def _is_empty(image: Row) -> bool:
+    return image["bytes"] is None and image["path"] is None
+
+
+def stated_size(row: Row, columns: Columns) -> tuple[float, float] | None:
+    """The width and height of the image that the row states, as numbers or texts; None if it does
+    not, or if these are columns of its boxes."""
+    if {"width", "height"} & {*columns.used()}:
+        return None
     width = _number(row.get("width"))
     height = _number(row.get("height"))
     if width is None or height is None:

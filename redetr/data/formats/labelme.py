@@ -15,6 +15,7 @@ import json
 import posixpath
 import re
 import reprlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -35,7 +36,7 @@ from redetr.data.formats.labelme_shapes import (
     polygons_of,
     shape_problem,
 )
-from redetr.data.formats.listing import contents_of, repeats
+from redetr.data.formats.listing import contents_of, files_below, files_in, repeats
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.images import IMAGE_SUFFIXES, cached_copies, problem_of
@@ -48,6 +49,7 @@ _FOLDERS: dict[Split, tuple[str, ...]] = {
     "val": ("val", "valid"),
     "test": ("test",),
 }
+_JSON = (".json",)
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
 _LARGEST = 1e9  # px
@@ -96,26 +98,25 @@ def _locate(root: Path, split: Split) -> Path | None:
     """The folder of the split; None if there is none."""
     for parent in (root, root / "images"):
         for name in _FOLDERS[split]:
-            if _is_labelme(parent / name):
+            if _have_shapes(files_below(parent / name, _JSON)):
                 return parent / name
     if split != "train" or _locate(root, "val") is not None:
         return None
     for name in ("", "images", *_JSON_FOLDERS):
-        if _is_labelme(root / name, "*.json"):
+        if _have_shapes(files_in(root / name, _JSON)):
             return root / name
     return None
 
 
-def _is_labelme(folder: Path, pattern: str = "**/*.json") -> bool:
-    """Whether JSON files in the folder have lists of shapes."""
-    files = islice(folder.glob(pattern), _TRIED)
-    return any(_SHAPES.search(read_file(file)) for file in files)
+def _have_shapes(files: Iterable[str]) -> bool:
+    """Whether one of the first files has a list of shapes."""
+    return any(_SHAPES.search(read_file(Path(file))) for file in islice(files, _TRIED))
 
 
 def _files(root: Path, folder: Path) -> list[str]:
     """The JSON files below the folder, relative to the root."""
     below = folder.relative_to(root).as_posix()
-    contents = contents_of(folder, (".json",))
+    contents = contents_of(folder, _JSON)
     return [posixpath.normpath(posixpath.join(below, name)) for name in contents.files]
 
 

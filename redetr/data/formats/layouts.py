@@ -92,7 +92,10 @@ def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annot
     layout, splits = _layout_of(root)
     if split not in splits:
         text = f"no {split} split (looked for {layout.sought(split)})"
-        raise InputError(text, where=root, remedy=_REMEDIES[split])
+        remedy = _REMEDIES[split]
+        if split == "val" and "train" not in splits:
+            remedy = "add it, or use test (--split test of redetr evaluate and redetr explain)"
+        raise InputError(text, where=root, remedy=remedy)
     annotations = replace(layout.read(root, split, MaskBuilder.of(masks)), root=root)
     if split == "train":
         annotations.faults.extend(_other_layouts(root, layout))

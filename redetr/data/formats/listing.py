@@ -4,7 +4,7 @@ twice."""
 import os
 import posixpath
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 
 from redetr.data.annotations import Annotations, image_reference
 from redetr.data.archives import SUFFIX as ARCHIVE
+from redetr.data.archives import names_below
 from redetr.data.drawn import is_drawn
 from redetr.data.faults import MOST_ITEMS, Fault, Severity, listed
 from redetr.data.images import ARRAY, IMAGE_SUFFIXES, cached_copies
@@ -25,7 +26,7 @@ _DRAWN = (".png", ".jpg")  # suffixes of the images that it writes
 # Files that are often next to images, and are skipped without a report.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")
 _DOCUMENTS = (".doc", ".docx", ".pdf", ".url", ".xls", ".xlsx")
-_SETTINGS = (".cfg", ".conf", ".data", ".ini", ".names", ".toml", ".yaml", ".yml")
+_SETTINGS = (".cfg", ".conf", ".data", ".ini", ".labels", ".names", ".toml", ".yaml", ".yml")
 _PROGRAMS = (".ipynb", ".js", ".py", ".sh")
 _ARCHIVES = (".7z", ".bz2", ".gz", ".rar", ".tar", ".tgz", ".xz", ".zip", ".zst")
 _STORED = (".bin", ".cache", ".db", ".index", ".lock")
@@ -139,7 +140,7 @@ def _add_files(
 
 def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> list[Namesakes]:
     """The files of a folder that have a suffix of annotations and the stem of a file with one of
-    the `suffixes`, for each suffix of annotations."""
+    the `suffixes`, for each suffix of annotations as it is written."""
     texts = [file for file in files if file.lower().endswith(_ANNOTATION_SUFFIXES)]
     if not texts:
         return []
@@ -152,7 +153,7 @@ def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> list[
     for text in texts:
         stem, ending = posixpath.splitext(text)
         if stem in stems and not _is_system(text):
-            by_ending.setdefault(ending.lower(), []).append(text)
+            by_ending.setdefault(ending, []).append(text)
     namesakes = []
     for names in by_ending.values():
         paths = [below + name for name in nsmallest(MOST_ITEMS, names)]
@@ -162,12 +163,27 @@ def _namesakes(below: str, files: list[str], suffixes: tuple[str, ...]) -> list[
 
 def first_below(root: Path, suffixes: tuple[str, ...]) -> str:
     """The path of any file that `contents_of` would return; empty if there is none."""
+    return next(files_below(root, suffixes), "")
+
+
+def files_below(root: Path, suffixes: tuple[str, ...]) -> Iterator[str]:
+    """The paths of the files that `contents_of` would return, in any order."""
     for parent, folders, files in os.walk(root):
         folders[:] = [folder for folder in folders if not _is_system(folder)]
         for file in files:
-            if file.lower().endswith(suffixes) and not _is_system(file):
-                return os.path.join(parent, file)
-    return ""
+            if _is_requested(file, suffixes):
+                yield os.path.join(parent, file)
+
+
+def files_in(folder: Path, suffixes: tuple[str, ...]) -> list[str]:
+    """The paths of the files of `files_below` that lie directly in the folder, sorted."""
+    names = [name for name in names_below(folder) if _is_requested(name, suffixes)]
+    return [os.path.join(folder, name) for name in sorted(names, key=os.fsencode)]
+
+
+def _is_requested(name: str, suffixes: tuple[str, ...]) -> bool:
+    """Whether a file has one of the suffixes, in lower or upper case, and is no system file."""
+    return name.lower().endswith(suffixes) and not _is_system(name)
 
 
 def _followed(

@@ -60,7 +60,7 @@ def as_single_polygons(annotations: Annotations) -> tuple[Annotations, list[str]
     notes = []
     if moved:
         change = f"{counted(moved, 'box', 'boxes')} by more than a pixel"
-        notes.append(f"yolo's boxes are those around the outlines, which changes {change}")
+        notes.append(f"YOLO's boxes are those around the outlines, which changes {change}")
     missing = int((~columns.has_mask).sum())
     if missing and columns.has_mask.any():
         without = counted(missing, "object has", "objects have")

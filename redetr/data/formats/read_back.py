@@ -9,6 +9,7 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.layouts import read_annotations
 from redetr.data.formats.writers import names_of
 from redetr.errors import InputError
+from redetr.wording import counted
 
 _TOLERANCE_PX = 1e-3
 _WRITE_COCO = "write coco, which holds it"
@@ -23,11 +24,11 @@ def require_same(meant: Annotations, root: Path, split: Split, form: str) -> Non
         written.require_sound()
     except InputError as error:
         reason = _without_folder(error, root)
-        text = f"{form} cannot hold it: what was written cannot be read again ({reason})"
+        text = f"cannot be written as {form}: what was written cannot be read again ({reason})"
         raise InputError(text, where=meant.source, remedy=error.remedy) from None
     difference, remedy = _difference(meant, written)
     if difference:
-        text = f"{form} cannot hold it: {split} reads differently, {difference}"
+        text = f"cannot be written as {form}: when {split} is read back, {difference}"
         raise InputError(text, where=meant.source, remedy=remedy)
 
 
@@ -56,16 +57,16 @@ def _images(meant: Annotations, written: Annotations) -> tuple[str, str]:
         return "", ""
     missing = sorted(set(names) - set(others))
     if missing:
-        return f"as image {missing[0]!r} is missing", "rename it"
+        return f"image {missing[0]!r} is missing", "rename it"
     added = sorted(set(others) - set(names))
     if added:
-        return f"as image {added[0]!r} is added", "rename it"
+        return f"image {added[0]!r} is added", "rename it"
     counts = Counter(names)
     counts.subtract(Counter(others))
     for name, count in counts.items():
         if count:
-            return f"as image {name!r} has another number of entries", "merge them into one"
-    return "as its images are in another order", _WRITE_COCO
+            return f"image {name!r} has another number of entries", "merge them into one"
+    return "its images are in another order", _WRITE_COCO
 
 
 def _counts(meant: Annotations, written: Annotations) -> tuple[str, str]:
@@ -75,7 +76,8 @@ def _counts(meant: Annotations, written: Annotations) -> tuple[str, str]:
     if not differs.any():
         return "", ""
     i = int(differs.argmax())
-    text = f"as image {names_of(meant)[i]!r} has {counts[i]} objects, and {others[i]} are read"
+    objects = counted(others[i], "object")
+    text = f"image {names_of(meant)[i]!r} has {objects} instead of {counts[i]:,}"
     return text, _CORRECT
 
 
@@ -86,7 +88,7 @@ def _classes(meant: Annotations, written: Annotations) -> tuple[str, str]:
     if not differs.any():
         return "", ""
     i = int(differs.argmax())
-    text = f"as the class of {_called(meant, i)} is {names[i]!r}, and is read as {others[i]!r}"
+    text = f"the class of {_called(meant, i)} is {others[i]!r} instead of {names[i]!r}"
     return text, "write a name without blanks at its ends"
 
 
@@ -98,7 +100,7 @@ def _boxes(meant: Annotations, written: Annotations) -> tuple[str, str]:
     i = int(differs.argmax())
     box = meant.boxes[i].tolist()
     other = written.boxes[i].tolist()
-    return f"as the box of {_called(meant, i)} is {box}, and is read as {other}", _CORRECT
+    return f"the box of {_called(meant, i)} is {other} instead of {box}", _CORRECT
 
 
 def _masks(meant: Annotations, written: Annotations) -> tuple[str, str]:
@@ -108,7 +110,7 @@ def _masks(meant: Annotations, written: Annotations) -> tuple[str, str]:
         for number, (mask, other) in enumerate(zip(masks, others, strict=True)):
             if mask != other:
                 i = int(meant.first[index]) + number
-                return f"as the mask of {_called(meant, i)} is read as another one", _CORRECT
+                return f"the mask of {_called(meant, i)} is another one", _CORRECT
     return "", ""
 
 

@@ -39,7 +39,7 @@ def apart(splits: Splits) -> tuple[Splits, dict[Path, Path], list[str]]:
     example, original = next(iter(files.items()))
     images = counted(len(files), "image")
     note = (
-        f"voc has one folder for all splits: {images} with names that are in several splits get "
+        f"VOC has one folder for all splits: {images} with names that are in several splits get "
         f"the split as prefix, such as {example.name} for {original.name}"
     )
     return renamed, files, [note]

@@ -126,8 +126,8 @@ _FORMATS = (
 
 
 def unread_format(root: Path) -> tuple[str, str]:
-    """What a folder contains instead of a data set that can be read, such as "a.json is in a format
-    that is not read (Supervisely)", and a remedy; both empty if nothing is recognised."""
+    """What a folder contains instead of a data set that can be read, such as "a.json is in an
+    unsupported format (Supervisely)", and a remedy; both empty if nothing is recognised."""
     heads = {file: first_bytes(file, _HEAD) for file in _files(root)}
     for format_ in _FORMATS:
         for file, head in heads.items():
@@ -135,7 +135,7 @@ def unread_format(root: Path) -> tuple[str, str]:
             if not has_ending or not format_.matches(head):
                 continue
             name = file.relative_to(root)
-            text = f"{name} is in a format that is not read ({format_.name})"
+            text = f"{name} is in an unsupported format ({format_.name})"
             if format_.name == "an archive":
                 text = f"{name} is an archive"
             return text, format_.remedy

@@ -4,12 +4,12 @@ the devkit or of other tools."""
 import posixpath
 import re
 from dataclasses import dataclass
-from itertools import islice, product
+from itertools import product
 from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.faults import Fault, listed
-from redetr.data.formats.listing import contents_of, first_below
+from redetr.data.formats.listing import contents_of, files_in, first_below
 from redetr.data.formats.paths import in_capitals, read_lines
 from redetr.files import open_file
 
@@ -119,7 +119,7 @@ def _locate_elsewhere(root: Path, split: Split) -> VocLocation | None:
     if split != "train":
         return None
     for folder in (root, *image_folders):
-        if any(_is_voc(str(file)) for file in islice(sorted(folder.glob("*.xml")), _TRIED)):
+        if any(_is_voc(file) for file in files_in(folder, XML)[:_TRIED]):
             return VocLocation(folder, folder)
     return None
 

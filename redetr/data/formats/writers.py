@@ -108,10 +108,11 @@ def write_coco_lists(splits: Splits, root: Path) -> None:
 
 
 def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
-    """The objects, with their ids if these are unique."""
+    """The objects, with their ids if these are unique and not 0, or else numbered from 1:
+    pycocotools never counts an object with the id 0 as detected."""
     count = len(a.object_ids)
     ids = a.object_ids
-    if len(np.unique(ids)) < count:
+    if len(np.unique(ids)) < count or not ids.all():
         ids = np.arange(1, count + 1)
     corners = _decimals(a.boxes)
     starts = corners[:, :2]

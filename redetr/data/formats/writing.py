@@ -17,8 +17,8 @@ from redetr.data.archives import archives_in, copy_data_file
 from redetr.data.formats.cutting import Cut, cut_images
 from redetr.data.formats.file_sizes import require_sizes, tags_note
 from redetr.data.formats.folder import read_split
-from redetr.data.formats.holdout import hold_out
-from redetr.data.formats.hub import Address, hub_splits, write_images
+from redetr.data.formats.holdout import fraction_unused, hold_out
+from redetr.data.formats.hub import Address, splits_and_others, write_images
 from redetr.data.formats.layouts import splits_of
 from redetr.data.formats.mask_writing import as_single_polygons
 from redetr.data.formats.paths import name_taken, without_capitals
@@ -66,7 +66,7 @@ def convert(
     """
     require_in_bounds("val_fraction", val_fraction)
     if shard_bytes is not None and form != "coco":
-        text = f"{form} cannot name images in archives"
+        text = f"{form.upper()} cannot name images in archives"
         raise InputError(text, remedy="leave out --shards, or write coco")
     is_folder = not str(source).startswith("hf:")
     if is_folder:
@@ -132,13 +132,22 @@ def _read_hub(
 ) -> tuple[Splits, list[str]]:
     """The splits of a data set on the hub, whose images are written to `folder`, and sentences on
     them."""
+    names, others = splits_and_others(address)
+    if val_fraction and "val" not in names and "train" not in names:
+        text = "has only a test split, and --val-fraction holds out images of train"
+        raise InputError(text, where=address, remedy="leave it out")
     splits = {}
-    for split in hub_splits(address):
+    for split in names:
         splits[split] = write_images(address, split, folder / split, follow_links)
     notes: dict[str, None] = {}  # an ordered set, as both splits may have the same notes
     for annotations in splits.values():
         notes.update(dict.fromkeys(map(str, annotations.faults)))
-    if val_fraction and "val" not in splits:
+    if others:
+        unread = ", ".join(others)
+        notes[f"{address}: only train, validation and test are read, not {unread}"] = None
+    if val_fraction and "val" in splits:
+        notes[fraction_unused(address)] = None
+    elif val_fraction:
         everything = splits["train"]
         for split in ("train", "val"):
             splits[split], note = hold_out(everything, split, val_fraction, address)
@@ -239,13 +248,17 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
     notes = []
     num_masks = count_masks(splits)
     if any(_has_outlines(annotations) for annotations in splits.values()):
-        note = f"{form} has no areas: boxes decide which objects count as small, medium and large"
+        note = (
+            f"{form.upper()} has no areas: boxes decide which objects count as small, medium and "
+            "large"
+        )
         if form == "yolo" and num_masks:
             note += ", or masks where they are read"
         notes.append(note)
     if form == "voc":
         if num_masks:
-            notes.append(f"the voc format has no masks: {num_masks:,} are left out")
+            left_out = counted(num_masks, "mask is", "masks are")
+            notes.append(f"VOC has no masks: {left_out} left out")
             splits = {split: replace(a, masks=None) for split, a in splits.items()}
         _require_distinct_names(splits)
         return splits, notes + _unused_classes(splits)
@@ -259,7 +272,8 @@ def _fitted(splits: Splits, form: str) -> tuple[Splits, list[str]]:
         objects[split], sentences = as_single_polygons(without_crowds(annotations))
         notes += [f"{split}: {sentence}" for sentence in sentences]
     if crowds:
-        notes.append(f"yolo has no crowds and no objects to ignore: {crowds} are left out")
+        left_out = counted(crowds, "object is", "objects are")
+        notes.append(f"YOLO has no crowds and no objects to ignore: {left_out} left out")
     return objects, notes
 
 
@@ -270,7 +284,7 @@ def _require_distinct_names(splits: Splits) -> None:
         counts = Counter(annotations.class_names)
         for name, count in counts.items():
             if count > 1:
-                text = f"voc has no class ids: {count} called {name!r} would become one"
+                text = f"VOC has no class ids: {count} called {name!r} would become one"
                 remedy = "give each its own name"
                 raise InputError(text, where=annotations.source, remedy=remedy)
 
@@ -287,9 +301,8 @@ def _unused_classes(splits: Splits) -> list[str]:
     if not unused:
         return []
     example = min(unused)
-    return [
-        f"voc lists no classes: {len(unused)} without objects, such as {example!r}, are left out"
-    ]
+    left_out = counted(len(unused), "class without objects is", "classes without objects are")
+    return [f"VOC has no class list: {left_out} left out, such as {example!r}"]
 
 
 def _require_same_classes(splits: Splits) -> None:
@@ -299,7 +312,7 @@ def _require_same_classes(splits: Splits) -> None:
     for split in others:
         annotations = splits[split]
         if annotations.class_names != class_names:
-            text = f"{split} lists other classes than {first}, but yolo has one list for all splits"
+            text = f"{split} lists other classes than {first}, but YOLO has one list for all splits"
             raise InputError(text, where=annotations.source, remedy="make them the same")
 
 

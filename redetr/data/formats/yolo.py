@@ -217,7 +217,7 @@ def _parse_config(file: Path) -> dict[str, Any]:
         if isinstance(error, yaml.reader.ReaderError | UnicodeDecodeError):
             remedy = "save it in UTF-8, without control characters"
             raise InputError(f"not a text: {reason}", where=file, remedy=remedy) from None
-        raise InputError(f"not YAML: {reason}", where=file, remedy="mend its YAML syntax") from None
+        raise InputError(f"not YAML: {reason}", where=file, remedy="fix its YAML syntax") from None
     if not isinstance(config, dict):
         remedy = "write names, train and val into it"
         raise InputError("holds no settings", where=file, remedy=remedy)
@@ -335,7 +335,7 @@ def _judge_lines(rows: Rows, lines: Lines, classes: dict[int, str], has_outlines
         is_stray = np.zeros(len(kind), bool)
         is_stray[first] = True
         text = f"its keypoints lie outside its box, as in {count:,} of {counted(sample, 'line')}"
-        remedy = "does the box consist of corners? write class cx cy w h before the keypoints"
+        remedy = "is the box given as corners? write class cx cy w h before the keypoints"
         rows.fault("key-points-outside", is_stray, lambda i: text, remedy, "warning")
 
 
