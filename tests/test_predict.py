@@ -834,6 +834,26 @@ def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, camera, tm
     assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines)
 
 
+@pytest.mark.parametrize(
+    ("package", "says"), [("av", "videos need PyAV"), ("cv2", "cameras need OpenCV")]
+)
+def test_a_camera_without_a_package_is_refused_before_the_model_is_loaded(
+    package, says, camera, tmp_path, monkeypatch, capsys
+):
+    """And leaves no predictions.jsonl, which would refuse the next command."""
+    monkeypatch.setattr("redetr.detector.detector.load", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert says in refused(capsys, "best.pt", "3", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_camera_that_is_not_drawn_needs_no_pyav(checkpoint, camera, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    predict(checkpoint, "3", "--output", tmp_path, "--save", "json")
+    *lines, end = lines_in(tmp_path)
+    assert end == {"image": "3", "frames": len(lines)}
+
+
 def test_a_recording_survives_resuming(checkpoint, camera, folder, tmp_path):
     """And sources after the camera wait for it: they are not reported as processed."""
     sources = ["3", folder / "val-0.jpg"]

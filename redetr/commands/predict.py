@@ -145,7 +145,9 @@ class Predict:
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
-        require_fitting_sources(sources, track=self.track, masks="masks" in self.save)
+        require_fitting_sources(
+            sources, track=self.track, masks="masks" in self.save, draws=self._draws
+        )
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
         with (
