@@ -116,15 +116,15 @@ class FolderLock:
         begun there."""
         if self._file < 0:
             return
-        if not self._is_current(self._file):
-            text = "was removed while this run held it; it will not save anything more"
-            raise LostError(text, where=self.path)
         holder = _read(self._file)
         if holder is not None and holder != self._me:
             raise LostError(
                 f"{self.path.parent}: another run has taken over ({self._described(holder)}): this "
                 "one was suspended or cut off for too long, and will not save anything more"
             )
+        if not self._is_current(self._file):
+            text = "was removed while this run held it; it will not save anything more"
+            raise LostError(text, where=self.path)
 
     def _problem(self) -> str | None:
         """Takes the lock; returns why it could not."""
