@@ -467,7 +467,7 @@ def test_what_follows_from_the_length_of_a_run_follows_from_the_new_one(flags, t
     given = again(folder, *flags, "--eval_every", 50, "--ema-decay", 0.5)
     assert (given.eval_every, given.save_every, given.ema_decay) == (50, 50, 0.5)
     notes = train_command.parse([str(folder), *map(str, flags), "--save-every=10"]).notes
-    assert notes == ("note: recomputed, as they follow from flags that you changed: "
+    assert notes == ("note: chosen again, because you changed flags that they depend on: "
                      "--ema-decay (was 0.994667), --eval-every (was 75)",)  # fmt: skip
 
 

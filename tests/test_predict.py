@@ -467,6 +467,26 @@ def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "threshold", "said"),
+    [
+        ((), 0.5, "nothing found in 1 image with a score of 0.5 or more: lower --threshold"),
+        ((), 0.0, "nothing found in 1 image"),
+        (("cup",), 0.5, "no cup found in 1 image with a score of 0.5 or more: lower --threshold"),
+        (("cup", "spoon"), 0.0, "no cup or spoon found in 1 image"),
+    ],
+)
+def test_where_nothing_was_found_what_was_looked_for_is_named(
+    classes, threshold, said, tmp_path, capsys
+):
+    """A threshold of 0 cannot be lowered."""
+    line = {"image": "a.jpg", "detections": []}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    command = Predict("best.pt", ("a.jpg",), classes=classes)
+    command._print_summary(predictions.summary(tmp_path), rate=0.0, threshold=threshold)
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_many_classes_are_not_all_told(tmp_path, capsys):
     labels = [[], *([f"class {n}"] * (9 - n) for n in range(7))]
     lines = [

@@ -1029,9 +1029,8 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkey
     assert evaluations == [2, 4, 6, 8]
     assert len(announced) == 9  # one ahead
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 8
-    ended = (
-        "ended early at step 8 of 12: no better AP in 6 steps and 3 evaluations (--patience 0.3)"
-    )
+    ended = "ended early at step 8 of 12: AP has not improved for 6 steps "
+    ended += "(3 evaluations, --patience 0.3)"
     assert f"\n{ended}; best.pt is from step 2: AP 0." in capsys.readouterr().err
     main([*arguments, "--resume", "--eval-every=4"])  # it stays ended
     assert len(announced) == 9  # nothing is loaded for a run that has ended
