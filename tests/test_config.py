@@ -518,6 +518,16 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     assert "--augment" in data_options and "--lr" not in data_options
 
 
+def test_the_help_of_a_flag_that_the_run_turned_off(tmp_path, capsys):
+    """Of `train RUN`, where the flag turns it on again."""
+    folder = written_run(tmp_path, pictures=False)
+    with pytest.raises(SystemExit):
+        main(["train", str(folder), "--help"])
+    text = capsys.readouterr().out
+    assert re.search(r"--pictures\s+Undo --no-pictures of the run\.", text)
+    assert re.search(r"--no-group-by-size\s+Fill batches", text)
+
+
 @pytest.mark.parametrize(
     "command",
     [
