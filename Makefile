@@ -62,7 +62,7 @@ slow: $(VENV)/installed-dev
 	$(BIN)/python tests/system_packages.py slow
 	$(PYTEST) -m 'long or slow'
 
-# With a GPU, in the Python that is there: a virtual environment would take another PyTorch. It needs pytest,
+# With a GPU, with the current Python: a virtual environment would take another PyTorch. It needs pytest,
 # pytest-timeout and hypothesis. `make gpu PYTHON=.venv/bin/python` for the virtual environment.
 gpu:
 	$(PYTHON) -m pytest -q -m gpu tests/test_gpu.py
@@ -102,7 +102,7 @@ bench: $(VENV)/installed-dev
 	$(BIN)/python benchmarks/learning.py crowns
 	$(BIN)/python benchmarks/overfit.py
 
-# Tests, proofs, speed and memory on a GPU, in the Python that is there: for the speed, torch, torchvision, numpy and
+# Tests, proofs, speed and memory on a GPU, with the current Python: for the speed, torch, torchvision, numpy and
 # scipy are enough; Transformers, with timm, is measured where it is installed. Results in runs/gpu.
 bench-gpu:
 	$(PYTHON) benchmarks/gpu.py
@@ -121,7 +121,7 @@ $(BIN)/python:
 $(CONSTRAINTS_oldest): pyproject.toml tests/lower_bounds.py | $(BIN)/python
 	$(BIN)/python tests/lower_bounds.py pyproject.toml > $@
 
-# `installed` is newer than the files that ask for what is there, so a second call is quick.
+# `installed` is newer than the files that list the requirements, so a second call is quick.
 $(VENV)/installed: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP_INSTALL) --editable .
 	touch $@
@@ -130,7 +130,7 @@ $(VENV)/installed-dev: pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	$(PIP_INSTALL) --editable '.[dev]'
 	touch $@ $(VENV)/installed
 
-# A newer version is no change of a file here, so `newest` looks for one every time.
+# A newer version changes no file here, so `newest` looks for one every time.
 ifeq ($(DEPS),newest)
 $(VENV)/installed $(VENV)/installed-dev: always
 endif

@@ -1,4 +1,4 @@
-"""DETR that is written to be read, with the same gradients on any number of GPUs."""
+"""DETR with a readable core and identical gradients on any number of GPUs."""
 
 from importlib import import_module
 from importlib.util import find_spec

@@ -16,20 +16,20 @@ from redetr.errors import INTERRUPTED, InputError, RedetrError, exhausted_memory
 from redetr.memory import keep_memory
 from redetr.threads import wait_politely
 
-USAGE = """redetr: DETR that is written to be read, with the same gradients on any number of GPUs
+USAGE = """redetr: DETR with a readable core and identical gradients on any number of GPUs
 
   redetr demo                                   train on handwritten digits for a few minutes
   redetr check PATH [--report DIR]              find faults in a data set before training does
   redetr train RECIPE --data PATH --output DIR  train on your own images, or on digits or crowns
   redetr evaluate CHECKPOINT [--report DIR]     measure AP; write a report on the mistakes
   redetr predict CHECKPOINT SOURCE...           detect objects in images, folders, videos, URLs
-  redetr explain CHECKPOINT IMAGE               show where the model looks, and how the loss is made
+  redetr explain CHECKPOINT IMAGE               show where models look and how the loss is computed
   redetr app CHECKPOINT                         serve a web page for your images, and an HTTP API
   redetr convert FOLDER NEW --to FORMAT         write a data set as coco, yolo or voc
   redetr export CHECKPOINT --format FORMAT      export to ONNX, OpenVINO and others; check the AP
   redetr push OWNER/NAME CHECKPOINT             share a model on the Hugging Face hub
   redetr models                                 list the models with their size, cost and results
-  redetr verify [RECIPE] [flags of train]       prove that many GPUs give the gradient of one
+  redetr verify [RECIPE] [flags of train]       prove that many GPUs give the same gradient as one
   redetr completion SHELL                       print tab completion for bash, zsh or fish
 
 redetr COMMAND --help lists the flags of a command, redetr train lists the recipes.

@@ -115,6 +115,22 @@ def first_line(error: BaseException) -> str:
     return message.splitlines()[0]
 
 
+def is_not_installed(error: Exception, package: str) -> bool:
+    """Whether an import failed because the package is missing, not because it is broken, or because
+    one that it needs is missing."""
+    if not isinstance(error, ModuleNotFoundError):
+        return False
+    missing = error.name or ""
+    return missing.split(".")[-1] == package
+
+
+def import_failure(error: ImportError, package: str) -> str:
+    """Why a package cannot be imported, as the rest of a sentence that begins with its name."""
+    if is_not_installed(error, package):
+        return "is not installed"
+    return f"cannot be imported ({first_line(error)})"
+
+
 def exhausted_memory(error: Exception) -> str | None:
     """Says which memory could not be allocated; None if that is not what happened.
 

@@ -103,7 +103,7 @@ class FolderLock:
             return
         self._ended.set()
         self._beats.join()
-        if _read(self._file) == self._me:
+        if self._is_current(self._file) and _read(self._file) == self._me:
             self.path.unlink(missing_ok=True)
         os.close(self._file)
         if self._is_new:
@@ -112,15 +112,19 @@ class FolderLock:
 
     def require_held(self) -> None:
         """Raises LostError if another run has taken the folder over, because this one was suspended
-        or cut off for too long."""
+        or cut off for too long, or if the file of the lock was removed: then another run may have
+        begun there."""
         if self._file < 0:
             return
         holder = _read(self._file)
         if holder is not None and holder != self._me:
             raise LostError(
                 f"{self.path.parent}: another run has taken over ({self._described(holder)}): this "
-                "one was suspended or cut off for too long, and will save nothing more"
+                "one was suspended or cut off for too long, and will not save anything more"
             )
+        if not self._is_current(self._file):
+            text = "was removed while this run held it; it will not save anything more"
+            raise LostError(text, where=self.path)
 
     def _problem(self) -> str | None:
         """Takes the lock; returns why it could not."""
@@ -178,16 +182,21 @@ class FolderLock:
             time.sleep(_PAUSE_S)
 
     def _is_current(self, file: int) -> bool:
-        """Whether `file` still has its name: a holder removes it when it ends."""
+        """Whether `file` still has its name: a holder removes it when it ends.
+
+        The file at the path is not opened: when it is closed, the lock of the kernel would end.
+        """
         try:
             return os.path.samestat(os.fstat(file), os.stat(self.path))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def _beat(self) -> None:
+        # By its descriptor where that is possible: the path may be that of another run by now.
+        file: int | Path = self._file if os.utime in os.supports_fd else self.path
         while not self._ended.wait(_BEAT_S):
             with suppress(OSError):  # a disk that fails now may be back at the next beat
-                os.utime(self.path)
+                os.utime(file)
 
 
 def _try_lock(file: int) -> tuple[bool, bool]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from redetr.choices import LoggerName
-from redetr.errors import InputError, first_line
+from redetr.errors import InputError, first_line, import_failure, is_not_installed
 from redetr.files import write_json
 
 Line = dict[str, Any]  # as in metrics.jsonl: "step", and numbers by name
@@ -57,9 +57,9 @@ def _by_default(folder: Path, settings: dict[str, Any], step: int) -> tuple[dict
     ask for it, so training continues."""
     try:
         return {"tensorboard": TensorBoard(folder, settings, step)}, ""
-    except ModuleNotFoundError:
-        return {}, ""
     except Exception as error:  # of TensorBoard or protobuf, or for a path that is not UTF-8
+        if is_not_installed(error, "tensorboard"):
+            return {}, ""
         warning = f"warning: TensorBoard is installed but cannot be used: {first_line(error)}"
         return {}, warning
 
@@ -67,8 +67,8 @@ def _by_default(folder: Path, settings: dict[str, Any], step: int) -> tuple[dict
 def _opened(name: LoggerName, folder: Path, settings: dict[str, Any], step: int) -> Logger:
     try:
         return _LOGGERS[name](folder, settings, step)
-    except ImportError:
-        text = f"--log {name}: the package is not installed"
+    except ImportError as error:
+        text = f"--log {name}: the package {import_failure(error, name)}"
         raise InputError(text, remedy=f'pip install "redetr[{name}]"') from None
     except UnicodeEncodeError:
         text = f"--log {name} supports only paths in UTF-8"

@@ -177,8 +177,8 @@ class State:
             return ""
         judge = in_words(judge_of(self.best))
         return (
-            f"ended early at step {self.step} of {steps}: no better {judge} in {waited} steps and "
-            f"{self.evaluations_since_best} evaluations (--patience {patience:g})"
+            f"ended early at step {self.step} of {steps}: {judge} has not improved for {waited} "
+            f"steps ({self.evaluations_since_best} evaluations, --patience {patience:g})"
         )
 
     def _rate_has_fallen(self) -> bool:

@@ -467,7 +467,7 @@ def test_what_follows_from_the_length_of_a_run_follows_from_the_new_one(flags, t
     given = again(folder, *flags, "--eval_every", 50, "--ema-decay", 0.5)
     assert (given.eval_every, given.save_every, given.ema_decay) == (50, 50, 0.5)
     notes = train_command.parse([str(folder), *map(str, flags), "--save-every=10"]).notes
-    assert notes == ("note: recomputed, as they follow from flags that you changed: "
+    assert notes == ("note: chosen again, because you changed flags that they depend on: "
                      "--ema-decay (was 0.994667), --eval-every (was 75)",)  # fmt: skip
 
 
@@ -516,6 +516,16 @@ def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     assert headings == ["model", "data", "optimizer", "schedule", "loader", "run"]
     data_options = text.partition("data options")[2].partition("optimizer options")[0]
     assert "--augment" in data_options and "--lr" not in data_options
+
+
+def test_the_help_of_a_flag_that_the_run_turned_off(tmp_path, capsys):
+    """Of `train RUN`, where the flag turns it on again."""
+    folder = written_run(tmp_path, pictures=False)
+    with pytest.raises(SystemExit):
+        main(["train", str(folder), "--help"])
+    text = capsys.readouterr().out
+    assert re.search(r"--pictures\s+Undo --no-pictures of the run\.", text)
+    assert re.search(r"--no-group-by-size\s+Fill batches", text)
 
 
 @pytest.mark.parametrize(

@@ -85,14 +85,19 @@ def test_what_fails_at_once_leaves_the_earlier_demo(tmp_path):
 
 
 def test_an_interrupted_demo_is_replaced(tmp_path, monkeypatch):
+    left = []
+
     def interrupted(config, console, **_):
+        left.append({path.name for path in (tmp_path / "demo").iterdir()})
         (tmp_path / "demo" / "last.pt").touch()
+        (tmp_path / "demo" / "tensorboard").mkdir()
         raise KeyboardInterrupt
 
     monkeypatch.setattr("redetr.commands.demonstration.train", interrupted)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
             demo("digits", tmp_path / "demo", 2, Console(quiet=True))
+    assert left == [{"demo"}, {"demo"}]
 
 
 def test_demo_does_not_delete_what_is_no_demo(tmp_path):

@@ -388,16 +388,21 @@ def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
         ("rotated.jpg", 5, "the model takes 5 channels; give them as a .npy file"),
         ("bands.npy", 3, r"holds uint8 \[2, 1, 5\]; the model takes uint8 \[H, W, 3\]"),
         ("deep.npy", 1, r"holds uint16 \[2, 1, 1\]; the model takes uint8"),
+        ("clear.png", 3, "clear.png: has transparency or more than 8 bits; save it as 8-bit RGB"),
+        ("deep.png", 1, "deep.png: has transparency or more than 8 bits; save it as 8-bit RGB"),
     ],
 )
 def test_examples_read_images_of_any_channels(form, name, channels, expected, tmp_path):
-    """A photograph is rotated as its EXIF tag says."""
+    """A photograph is rotated as its EXIF tag says. What redetr reads by rules of its own is
+    refused."""
     exif = Image.Exif()
     exif[274] = 6
     Image.new("RGB", (2, 1), (76, 0, 0)).save(tmp_path / "rotated.jpg", exif=exif, quality=100)
     np.save(tmp_path / "grey.npy", np.full((2, 1), 9, np.uint8))
     np.save(tmp_path / "bands.npy", np.full((2, 1, 5), 9, np.uint8))
     np.save(tmp_path / "deep.npy", np.full((2, 1), 9, np.uint16))
+    Image.new("RGBA", (1, 2)).save(tmp_path / "clear.png")
+    Image.fromarray(np.full((2, 1), 900, np.uint16)).save(tmp_path / "deep.png")
     read = runpy.run_path(str(ROOT / f"examples/export/run_{form}.py"))["read"]
     if isinstance(expected, str):
         with pytest.raises(SystemExit, match=expected):

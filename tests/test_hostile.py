@@ -271,7 +271,7 @@ def test_folders_links_and_pipes_in_the_place_of_images(detector, tmp_path, caps
     said = fails(
         capsys, "predict", detector[0], images, "--output", tmp_path / "out", "--device=cpu"
     )
-    assert said.startswith("redetr: 3 sources cannot be read")
+    assert said.startswith("redetr: 3 sources could not be read (see ")
     lines = [
         json.loads(line) for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()
     ]
@@ -287,7 +287,7 @@ def test_predict_goes_through_all_of_it(detector, tmp_path, capsys):
         (tmp_path / f"{i}.jpg").write_bytes(content)
     save = ["--save", "json", "--device=cpu", "--batch-size=8"]
     said = fails(capsys, "predict", detector[0], tmp_path, "--output", tmp_path / "out", *save)
-    assert f"{len(BAD_IMAGES)} sources cannot be read" in said
+    assert f"{len(BAD_IMAGES)} sources could not be read" in said
     assert len(json.loads((tmp_path / "out/predictions.json").read_text())) == len(GOOD_IMAGES)
 
 

@@ -60,7 +60,7 @@ def test_patience_follows_the_number_that_decides():
     recorded(state, (0.364, 0.4), (0.364, 0.5), (0.364, 0.6))
     assert state.end_reason() == ""
     recorded(state, (0.364, 0.59), (0.364, 0.58))
-    ended = "ended early at step 25 of 100: no better mask AP in 10 steps and 2 evaluations"
+    ended = "ended early at step 25 of 100: mask AP has not improved for 10 steps (2 eval"
     assert state.end_reason().startswith(ended)
 
 

@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import time
 from dataclasses import asdict, replace
@@ -11,9 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import lines_of, train_arguments
+from rich.console import Console
 
 from redetr import lock, training
 from redetr.cli import main
+from redetr.commands.demonstration import _MARK, demo
 from redetr.distributed import Dist
 from redetr.errors import InputError, LostError
 from redetr.lock import FolderLock, Holder
@@ -143,6 +146,48 @@ def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path):
         with pytest.raises(LostError, match=r"another run has taken over .*process 7 on other"):
             held.require_held()
     assert (tmp_path / "run.lock").exists()
+
+
+def test_a_run_whose_folder_was_removed_saves_nothing_more(tmp_path):
+    """Nor does it touch the lock of a run that began there since."""
+    folder = tmp_path / "run"
+    removed = r"run\.lock: was removed while this run held it; it will not save anything more"
+    first = FolderLock(folder, ALONE)
+    first.__enter__()
+    shutil.rmtree(folder)
+    with pytest.raises(LostError, match=removed):
+        first.require_held()
+    with FolderLock(folder, ALONE) as second:
+        with pytest.raises(LostError, match=removed):
+            first.require_held()
+        first.__exit__()
+        assert second.path.exists()
+        second.require_held()
+
+
+def test_the_lock_of_another_run_is_not_renewed(tmp_path, monkeypatch):
+    """As by a run whose folder was removed: the other may be dead, which only its file says."""
+    monkeypatch.setattr(lock, "_BEAT_S", 0.01)
+    folder = tmp_path / "run"
+    with FolderLock(folder, ALONE) as held:
+        shutil.rmtree(folder)
+        folder.mkdir()
+        path = record(folder, ELSEWHERE, age_s=100)
+        written = path.stat().st_mtime_ns
+        before = os.fstat(held._file).st_mtime_ns
+        deadline = time.monotonic() + 60
+        while os.fstat(held._file).st_mtime_ns == before:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert path.stat().st_mtime_ns == written
+
+
+def test_a_demo_does_not_replace_one_that_is_going_on(holding, tmp_path):
+    (tmp_path / "demo").write_text(_MARK)
+    (tmp_path / "last.pt").touch()
+    with pytest.raises(InputError, match="has been training there since"):
+        demo("digits", tmp_path, 2, Console(quiet=True))
+    assert {path.name for path in tmp_path.iterdir()} == {"demo", "held", "last.pt", "run.lock"}
 
 
 def test_a_run_that_was_taken_over_keeps_no_best_weights(shared_coco, tmp_path, monkeypatch):

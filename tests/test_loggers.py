@@ -4,6 +4,7 @@ and in a callback, read back from there."""
 import io
 import json
 import os
+import re
 import struct
 import sys
 from collections.abc import Iterator
@@ -175,10 +176,32 @@ def test_tensorboard_read_back(logged):
 
 def test_a_logger_that_is_not_installed_is_named_with_its_cure(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "mlflow", None)
-    with pytest.raises(InputError, match=r'--log mlflow: .*pip install "redetr\[mlflow\]"'):
+    said = r'--log mlflow: the package is not installed; pip install "redetr\[mlflow\]"'
+    with pytest.raises(InputError, match=said):
         open_loggers(("mlflow",), tmp_path, {}, 0)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert open_loggers((), tmp_path, {}, 0) == ({}, "")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        ImportError("cannot import name 'Run' from 'wandb'"),
+        ModuleNotFoundError("No module named 'yaml'", name="yaml"),
+    ],
+    ids=["a name is missing", "a package that it needs is missing"],
+)
+def test_a_package_that_is_broken_is_not_called_missing(error, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise error
+
+    monkeypatch.setitem(loggers._LOGGERS, "wandb", broken)
+    said = re.escape(f'--log wandb: the package cannot be imported ({error}); pip install "redetr')
+    with pytest.raises(InputError, match=said):
+        open_loggers(("wandb",), tmp_path, {}, 0)
+    monkeypatch.setattr(loggers, "TensorBoard", broken)
+    _, warning = open_loggers((), tmp_path, {}, 0)
+    assert warning == f"warning: TensorBoard is installed but cannot be used: {error}"
 
 
 def test_a_broken_tensorboard_stops_only_a_run_that_asks_for_it(tmp_path, monkeypatch):

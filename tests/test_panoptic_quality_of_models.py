@@ -225,7 +225,7 @@ def test_what_ends_and_chooses_a_panoptic_run_is_named(monkeypatch, capsys):
     for step, pq in ((5, 0.4), (10, 0.3), (15, 0.2)):
         state.step = step
         state.record(0.5, None, pq)
-    assert "at step 15 of 100: no better PQ in 10 steps and 2 evaluations" in state.end_reason()
+    assert "at step 15 of 100: PQ has not improved for 10 steps (2 eval" in state.end_reason()
     monkeypatch.setattr("redetr.commands.train.print_results", lambda results: None)
     Train(config)._report({"step": 15, "best": state.best})
     said = capsys.readouterr().out.splitlines()[0]

@@ -467,6 +467,26 @@ def test_the_command_says_what_was_found(checkpoint, folder, tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize(
+    ("classes", "threshold", "said"),
+    [
+        ((), 0.5, "nothing found in 1 image with a score of 0.5 or more: lower --threshold"),
+        ((), 0.0, "nothing found in 1 image"),
+        (("cup",), 0.5, "no cup found in 1 image with a score of 0.5 or more: lower --threshold"),
+        (("cup", "spoon"), 0.0, "no cup or spoon found in 1 image"),
+    ],
+)
+def test_where_nothing_was_found_what_was_looked_for_is_named(
+    classes, threshold, said, tmp_path, capsys
+):
+    """A threshold of 0 cannot be lowered."""
+    line = {"image": "a.jpg", "detections": []}
+    (tmp_path / "predictions.jsonl").write_text(json.dumps(line) + "\n")
+    command = Predict("best.pt", ("a.jpg",), classes=classes)
+    command._print_summary(predictions.summary(tmp_path), rate=0.0, threshold=threshold)
+    assert capsys.readouterr().out == f"{said}\n"
+
+
 def test_many_classes_are_not_all_told(tmp_path, capsys):
     labels = [[], *([f"class {n}"] * (9 - n) for n in range(7))]
     lines = [
@@ -832,6 +852,26 @@ def test_a_camera_is_a_video_that_ends_when_it_is_stopped(checkpoint, camera, tm
     assert len(lines) > 5
     assert end == {"image": "3", "picture": "camera-3.mp4", "frames": len(lines)}
     assert len(list(video_frames(tmp_path / "camera-3.mp4"))) == len(lines)
+
+
+@pytest.mark.parametrize(
+    ("package", "says"), [("av", "videos need PyAV"), ("cv2", "cameras need OpenCV")]
+)
+def test_a_camera_without_a_package_is_refused_before_the_model_is_loaded(
+    package, says, camera, tmp_path, monkeypatch, capsys
+):
+    """And leaves no predictions.jsonl, which would refuse the next command."""
+    monkeypatch.setattr("redetr.detector.detector.load", None)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert says in refused(capsys, "best.pt", "3", "--output", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_camera_that_is_not_drawn_needs_no_pyav(checkpoint, camera, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    predict(checkpoint, "3", "--output", tmp_path, "--save", "json")
+    *lines, end = lines_in(tmp_path)
+    assert end == {"image": "3", "frames": len(lines)}
 
 
 def test_a_recording_survives_resuming(checkpoint, camera, folder, tmp_path):

@@ -119,7 +119,7 @@ def test_a_note_says_that_frames_of_videos_have_no_png(detector, scenes, tmp_pat
     ("flags", "text"),
     [
         (("--panoptic", "--tile", "32"), "--tile cannot be combined with --panoptic"),
-        (("--stuff", "sky"), "--stuff names the segments that --panoptic merges"),
+        (("--stuff", "sky"), "--stuff has no effect without --panoptic: add it"),
         (("--panoptic", "--stuff", "sea"), "--stuff sea: the model knows ball, crate"),
     ],
 )

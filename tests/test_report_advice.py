@@ -52,6 +52,14 @@ def test_a_folder_that_does_not_say_how_long_is_usual(folder):
     assert advice == "train longer (AP was still rising at the end: --steps 428)"
 
 
+def test_scenes_that_are_drawn_have_no_usual_length(folder):
+    """As many scenes as asked for can be drawn, so their number says nothing."""
+    drawn = {"train": {"count": 20_000, "annotations": {}}}
+    (folder / "data.json").write_text(json.dumps(drawn))
+    advice = longer_training(folder, curve(0.1, 0.2, every=107))
+    assert advice == "train longer (AP was still rising at the end: --steps 428)"
+
+
 def test_where_hardly_anything_is_lost_the_headline_says_so(folder):
     """A fraction of a point of AP50 is no reason to train longer or to annotate more."""
     dataset, found = scene_of_each_kind()

@@ -55,7 +55,7 @@ def test_an_rtsp_stream_that_drops_and_comes_back():
     times = [frame.time_s for frame in images]
     assert times == sorted(times)
     assert end.error.startswith(f"{address}: the stream dropped (")
-    assert end.error.endswith("and did not come back in 1 attempts")
+    assert end.error.endswith("and did not come back in 1 attempt")
 
 
 def test_a_line_when_a_stream_drops_and_when_it_is_back():
@@ -66,6 +66,15 @@ def test_a_line_when_a_stream_drops_and_when_it_is_back():
     dropped, back, dropped_again = lines
     assert dropped.startswith(f"{address}: the stream dropped (") and dropped == dropped_again
     assert back == f"{address}: the stream is back"
+
+
+def test_a_stream_that_is_not_to_be_opened_again():
+    shown = iter([[Image.new("RGB", SIZE, RED)] * 6])
+    with rtsp_server(lambda: next(shown, [])) as address:
+        (*images, end), lines = read(address, attempts=0)
+    assert len(images) == 6 and lines == []
+    assert end.error.startswith(f"{address}: the stream dropped (")
+    assert end.error.endswith(")")
 
 
 def test_the_password_of_a_camera_is_not_shown():
@@ -192,7 +201,7 @@ def test_the_pictures_of_a_camera_over_http(web, monkeypatch):
     *images, end = read(f"{web}/video")[0]
     assert [is_red(frame.image) for frame in images] == [True] * 5 + [False] * 5
     assert all(frame.position["live"] for frame in images)
-    assert "did not come back in 1 attempts" in end.error
+    assert "did not come back in 1 attempt" in end.error
 
 
 @pytest.mark.parametrize("path", ["/clip.mp4", "/clip"])

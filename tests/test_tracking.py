@@ -256,9 +256,7 @@ def test_what_cannot_be_followed(clip, tmp_path, capsys, monkeypatch):
         return capsys.readouterr().err
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    assert "--track follows objects through videos, but the sources contain none" in refused(
-        tmp_path / "a.png"
-    )
+    assert "--track needs a video, and none of the sources is one" in refused(tmp_path / "a.png")
     monkeypatch.setitem(sys.modules, "trackers", None)
     assert 'pip install "redetr[track]"' in refused(clip)
     assert not (tmp_path / "new").exists()

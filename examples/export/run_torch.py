@@ -19,8 +19,11 @@ def read(path: str, channels: int) -> np.ndarray:
     if path.endswith(".npy"):
         pixels = np.load(path)
     elif channels in (1, 3):
-        upright = ImageOps.exif_transpose(Image.open(path))  # as redetr predict reads it
-        pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
+        with Image.open(path) as image:
+            if image.has_transparency_data or image.mode.startswith(("I", "F")):
+                sys.exit(f"{path}: has transparency or more than 8 bits; save it as 8-bit RGB")
+            upright = ImageOps.exif_transpose(image)  # as redetr predict reads it
+            pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))
     else:
         sys.exit(f"{path}: the model takes {channels} channels; give them as a .npy file")
     pixels = np.atleast_3d(pixels)  # [H, W] is one channel

@@ -138,10 +138,24 @@ def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
         default = getattr(info.default, setting.name, setting.default)
         if default is dataclasses.MISSING:
             default = tyro.MISSING_NONPROP
-        text = texts.get(setting.name, "").removeprefix(_off_flag(setting.name) + ": ")
+        text = _help_text(setting.name, texts.get(setting.name, ""), default)
         kind = _shown(setting.name, hints[setting.name], text, default)
         flags.append(StructFieldSpec(setting.name, kind, default, text or None))
     return StructConstructorSpec(info.type, tuple(flags))
+
+
+def _help_text(name: str, documented: str, default: Any) -> str:
+    """The help of a field that is `documented` so in the source.
+
+    Of a field that is True, that is the help of the flag which turns it off, such as --no-pictures.
+    A run may have turned it off: the flag then turns it on again.
+    """
+    off_flag = _off_flag(name)
+    if not documented.startswith(f"{off_flag}: "):
+        return documented
+    if default is False:
+        return f"Undo {off_flag} of the run. {documented}"
+    return documented.removeprefix(f"{off_flag}: ")
 
 
 def _off_flag(name: str) -> str:

@@ -188,6 +188,30 @@ def say_spellings(detector: "Detector", dataset: "DetectionDataset") -> None:
         ERRORS.print(f"classes matched by meaning (data = model): {spellings}")
 
 
+def warn_of_leakage(
+    checkpoint: Path, detector: "Detector", dataset: "DetectionDataset", source: str | None
+) -> None:
+    """Prints a warning on standard error if the run of a checkpoint was trained on images of
+    `dataset`, the val split of `source`. Checked only where `source` is the training data, a part
+    of which the run held out: in other data, the same name is that of another image."""
+    from redetr.data.inventory import was_trained_on
+    from redetr.data.open import absolute_source
+
+    trained_on = detector.trained_on
+    if source is None or trained_on is None or not detector.val_fraction:
+        return
+    if absolute_source(source) != absolute_source(trained_on):
+        return
+    inventories = checkpoint.parent / "data.json"
+    if detector.held_out_otherwise or was_trained_on(inventories, dataset):
+        ERRORS.print(
+            f"warning: the run of {checkpoint} was trained on some of these images (images were "
+            "added since, --val-fraction differs, or an earlier version of redetr divided the "
+            "data), so AP is too high; for a reliable AP, give --data with a val split",
+            soft_wrap=True,
+        )
+
+
 def say_fp32(detector: "Detector", why: str) -> None:
     """Prints on standard error why a command computes in fp32, if the training run did not."""
     if detector.run_precision not in (None, "fp32"):

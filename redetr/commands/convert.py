@@ -84,7 +84,7 @@ class Convert:
         for name in ("overlap", "min_visible", "empty_tiles", "channels"):
             if getattr(self, name) != getattr(Convert, name):
                 flag = name.replace("_", "-")
-                text = f"--{flag} is for tiles"
+                text = f"--{flag} has no effect without --tile"
                 raise InputError(text, remedy="add --tile SIZE, or leave it out")
 
 

@@ -11,8 +11,10 @@ from rich.console import Console
 from redetr.commands.run_pictures import CURVES, PREDICTIONS, draw_run
 from redetr.config import TrainConfig
 from redetr.data import open_dataset
+from redetr.distributed import process_group
 from redetr.errors import InputError
 from redetr.files import first_bytes
+from redetr.lock import FolderLock
 from redetr.models import build
 from redetr.monitor import in_percent
 from redetr.recipes import get_recipe
@@ -33,7 +35,8 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
     """Trains a recipe on `data` into `folder` (replacing an earlier demo there), draws curves and
     predictions, and prints the next steps on `console`.
 
-    Raises InputError if `folder` exists and was not written by a demo.
+    Raises InputError if `folder` exists and was not written by a demo, or if a run is going on
+    there.
     """
     if folder.exists() and not _is_earlier_demo(folder):
         text = "exists and is not an earlier demo"
@@ -43,12 +46,22 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
     config.check(world_size=1)
     build(config.model, 1, **config.model_kwargs())
     open_dataset(data, "val")
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / _MARK_NAME).write_text(_MARK)
+    with process_group("cpu") as dist, FolderLock(folder, dist) as lock:
+        dist.main_only(_clear)(folder, keep=(lock.path.name, _MARK_NAME))
+        dist.main_only((folder / _MARK_NAME).write_text)(_MARK)
     result = train(config, console, after_evaluation=draw_run)
     console.print(_next_steps(result, folder, recipe), soft_wrap=True, markup=False)
+
+
+def _clear(folder: Path, keep: tuple[str, ...]) -> None:
+    """Deletes what is in the folder of an earlier demo, but for the names to `keep`."""
+    for path in list(folder.iterdir()):
+        if path.name in keep:
+            continue
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
 
 
 def _is_earlier_demo(folder: Path) -> bool:

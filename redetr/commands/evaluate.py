@@ -20,6 +20,7 @@ from redetr.commands.console import (
     require_images,
     say_precision,
     say_spellings,
+    warn_of_leakage,
 )
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
@@ -35,11 +36,6 @@ if TYPE_CHECKING:
     from redetr.panoptic_quality import PanopticResult
     from redetr.report.comparison import Difference
     from redetr.structures import DatasetDetections
-
-_HELD_OUT_OTHERWISE = (
-    "warning: an earlier version of redetr held out other images for this run, so it may have "
-    "learned from some of these; for an AP to rely on, give --data with a val split"
-)
 
 
 @dataclass(frozen=True)
@@ -100,15 +96,14 @@ class Evaluate:
         with process_group(self.device) as dist:
             for warning in what_was_left_out(unreadable_of(dataset), self.split):
                 dist.main_only(ERRORS.print)(warning)
-            if self._is_held_out_otherwise(paths[0], detectors[0], dataset):
-                dist.main_only(ERRORS.print)(_HELD_OUT_OTHERWISE)
             dist.main_only(_say_what_was_passed_over)(dataset)
-            for detector in detectors:
+            about = []
+            for path, detector in zip(paths, detectors, strict=True):
+                if self.split == "val":
+                    dist.main_only(warn_of_leakage)(path, detector, dataset, source)
                 detector.compute_in(self.precision, dist)
                 dist.main_only(say_precision)(detector)
                 dist.main_only(say_spellings)(detector, dataset)
-            about = []
-            for path, detector in zip(paths, detectors, strict=True):
                 about.append(self._about(str(path), detector, dataset, source))
             by_detector = []
             for detector in detectors:
@@ -125,20 +120,6 @@ class Evaluate:
                 return
             result = with_quality(detectors[0].model, dataset, by_detector[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
-
-    def _is_held_out_otherwise(
-        self, path: Path, detector: "Detector", dataset: "DetectionDataset"
-    ) -> bool:
-        """Whether an earlier version held out other images of the training data for the run."""
-        from redetr.data.inventory import was_trained_on
-
-        if self.data is not None:
-            return False
-        if detector.held_out_otherwise:
-            return True
-        is_same_share = self.val_fraction in (None, detector.val_fraction)
-        is_held_out = self.split == "val" and detector.val_fraction > 0 and is_same_share
-        return is_held_out and was_trained_on(path.parent / "data.json", dataset)
 
     def _about(
         self, path: str, detector: "Detector", dataset: "DetectionDataset", source: str | None
@@ -244,7 +225,9 @@ class Evaluate:
             OUT.print(thresholds(results[0]))
         if differences:
             OUT.print(_differences_table(differences))
-            OUT.print("An interval that includes 0 leaves open which checkpoint is better.")
+            OUT.print(
+                "If an interval includes 0, these images cannot tell which checkpoint is better."
+            )
         elif self.compare:
             OUT.print("no confidence intervals: they need objects in at least two images")
 

@@ -105,16 +105,14 @@ class Explain:
                 "nothing to explain: give an image file after the checkpoint, or --image-id"
             )
         if self.image is not None and self.image_id is not None:
-            raise InputError(
-                f"{self.image} and --image-id {self.image_id} are two images: give only one"
-            )
+            raise InputError("give either an image or --image-id, not both")
         if self.image_id is None and self.world_size != 1:
-            raise InputError("--world-size is for the loss page: give --image-id as well")
+            raise InputError("--world-size only affects the loss page: give --image-id as well")
         if self.data is None and self.image_id is None:
             for name in ("split", "val_fraction"):
                 if getattr(self, name) != getattr(Explain, name):
                     flag = name.replace("_", "-")
-                    raise InputError(f"--{flag} is for a data set: give --data as well")
+                    raise InputError(f"--{flag} has no effect without --data: add it")
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.samples < 0:

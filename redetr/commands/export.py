@@ -10,7 +10,14 @@ from rich.table import Table
 
 from redetr.choices import ExportFormat, ExportPrecision, ImageSize
 from redetr.commands.arguments import Checkpoint, NewFile, parse_flags
-from redetr.commands.console import ERRORS, OUT, require_images, say_fp32, say_origin
+from redetr.commands.console import (
+    ERRORS,
+    OUT,
+    require_images,
+    say_fp32,
+    say_origin,
+    warn_of_leakage,
+)
 from redetr.errors import InputError
 from redetr.files import require_folder
 from redetr.garbage import quick_imports
@@ -141,13 +148,19 @@ class Export:
 
     def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
+        from redetr.weights.reading import locate
+
         try:
             masks = detector.model.has_masks
-            return detector.open_data(split, self.data, self.val_fraction, masks)
+            dataset = detector.open_data(split, self.data, self.val_fraction, masks)
         except InputError as error:
             if self.data or split == "train":
                 raise
             raise InputError(f"{error}, or --no-check to export without a comparison") from error
+        if split == "val":
+            path = locate(self.checkpoint)
+            warn_of_leakage(path, detector, dataset, self.data or detector.trained_on)
+        return dataset
 
 
 def print_comparison(comparison: "Comparison", max_ap_drop: float) -> None:

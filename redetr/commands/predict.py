@@ -65,7 +65,7 @@ if TYPE_CHECKING:
 Format = Literal["png", "jpg", "masks", "json", "coco", "csv", "html"]
 _IMAGES = ("png", "jpg", "masks")  # of these formats
 
-_STOPPED = "stopped; the same command with --resume continues"
+_STOPPED = "stopped; to continue, run the same command with --resume"
 _LONGEST_WAIT_S = 7 * 86400.0  # for other ranks: one may have a long video left
 
 
@@ -145,7 +145,9 @@ class Predict:
         faults: list[Fault] = []
         sources = find_sources(self.source, faults)
         self._require_kept(folder, sources)
-        require_fitting_sources(sources, track=self.track, masks="masks" in self.save)
+        require_fitting_sources(
+            sources, track=self.track, masks="masks" in self.save, draws=self._draws
+        )
         detector = load(self.checkpoint, device=self.device)
         self._require_fitting(detector)
         with (
@@ -177,14 +179,14 @@ class Predict:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
-            raise InputError("--resume continues and --overwrite starts again: give only one")
+            raise InputError("--resume and --overwrite exclude each other: give only one")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):
             flag = "--tile" if self.tile else "--track"
             raise InputError(f"{flag} cannot be combined with --panoptic: leave one of them out")
         if self.stuff and not self.panoptic:
-            raise InputError("--stuff names the segments that --panoptic merges: give both")
+            raise InputError("--stuff has no effect without --panoptic: add it")
         if not 0 <= self.overlap < 1:
             raise InputError(f"--overlap {self.overlap} must be at least 0 and below 1")
         if self.line_width is not None and self.line_width < 1:
@@ -443,9 +445,18 @@ class Predict:
             raise InputError(errors[0])
         if errors:
             raise InputError(
-                f"{len(errors)} sources cannot be read, see their lines in {folder / RECORD}: "
+                f"{len(errors)} sources could not be read (see {folder / RECORD}); the first: "
                 f"{errors[0]}"
             )
+
+    def _without_objects(self, images: int, threshold: float) -> str:
+        """A sentence on images in which nothing of what the flags ask for was detected."""
+        wanted = " or ".join(self.classes)
+        subject = f"no {wanted}" if wanted else "nothing"
+        sentence = f"{subject} found in {counted(images, 'image')}"
+        if threshold > 0:
+            sentence += f" with a score of {threshold} or more: lower --threshold"
+        return sentence
 
     def _print_summary(self, total: Summary, rate: float, threshold: float) -> None:
         if not total.images:
@@ -454,10 +465,7 @@ class Predict:
             kind = "segments" if self.panoptic else "objects"
             sentence = f"{kind} found: {total.in_words()}"
         else:
-            sentence = (
-                f"nothing found in {counted(total.images, 'image')} with a score of "
-                f"{threshold} or more: lower --threshold"
-            )
+            sentence = self._without_objects(total.images, threshold)
         if total.tracks:
             sentence += f"; {counted(total.tracks, 'object')} tracked"
         if rate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import ERRORS, OUT
+from redetr.commands.console import ERRORS, OUT, warn_of_leakage
 from redetr.errors import InputError
 from redetr.files import require_folder
 from redetr.garbage import quick_imports
@@ -70,7 +70,7 @@ class Push:
         if self.to is None:
             require_access()  # before minutes of evaluation
         detector = load(path, device=self.device)
-        evaluation = self._evaluated(detector) if self.evaluate else None
+        evaluation = self._evaluated(path, detector) if self.evaluate else None
         if not self.licence:
             ERRORS.print("warning: the card states no licence; give it with --licence")
         content = (self.name, weights, about, self.licence, evaluation)
@@ -90,7 +90,7 @@ class Push:
             raise InputError("exists already", where=folder, remedy="give a new folder with --to")
         require_folder(folder)
 
-    def _evaluated(self, detector: "Detector") -> "Evaluation":
+    def _evaluated(self, path: Path, detector: "Detector") -> "Evaluation":
         """The numbers and the picture of the val split. Raises InputError if it is not there."""
         from redetr.commands.run_pictures import prediction_grid
         from redetr.export.card import Evaluation
@@ -103,6 +103,7 @@ class Push:
             raise InputError(
                 f"{error}, or give --no-evaluate for a card without results"
             ) from error
+        warn_of_leakage(path, detector, dataset, self.data or detector.trained_on)
         result = detector.evaluate(dataset).to_dict()
         if "why_no_masks" in result:
             why = f"the card has no numbers of masks, because {result['why_no_masks']}"

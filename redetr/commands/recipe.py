@@ -145,7 +145,7 @@ def _require_open_accumulation(arguments: list[str]) -> None:
 
 def _list_recipes(command: str) -> None:
     title = (
-        f"redetr {command} RECIPE [FLAGS]; a run folder repeats its run; "
+        f"redetr {command} RECIPE [FLAGS]; give a run folder instead of RECIPE to repeat that run; "
         f"redetr {command} RECIPE --help lists the flags"
     )
     table = Table("recipe", "what it is", title=title)
@@ -212,7 +212,7 @@ def _note_on_choices(before: TrainConfig, config: TrainConfig) -> str:
             were.append(f"--{name.replace('_', '-')} (was {earlier:g})")
     if not were:
         return ""
-    return f"note: recomputed, as they follow from flags that you changed: {', '.join(were)}"
+    return "note: chosen again, because you changed flags that they depend on: " + ", ".join(were)
 
 
 def _note_on_augmentation(recipe_name: str, run: TrainConfig, config: TrainConfig) -> str:

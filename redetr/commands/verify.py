@@ -60,7 +60,10 @@ def _print_verification(result: dict[str, Any]) -> None:
     if not result["failed"]:
         OUT.print("exact: equal up to the order of floating-point sums")
     if result["world_size"] * result["accumulate"] == 1:
-        OUT.print("nothing was split: start this under torchrun, or give --accumulate 2")
+        OUT.print(
+            "nothing was split, so nothing was compared: run this under torchrun, or give "
+            "--accumulate 2"
+        )
 
 
 def parse(args: list[str]) -> Verify:

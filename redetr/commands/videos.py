@@ -1,6 +1,7 @@
 """What `redetr predict` checks and reports because some of its sources are videos, or none is."""
 
 from collections.abc import Collection, Sequence
+from importlib.util import find_spec
 
 from redetr.commands.console import ERRORS
 from redetr.errors import InputError
@@ -8,21 +9,40 @@ from redetr.errors import InputError
 _FLAGS = {"masks": "--save masks", "panoptic": "--panoptic"}  # for the kinds of further images
 
 
-def require_fitting_sources(sources: Sequence[str], *, track: bool, masks: bool) -> None:
-    """Raises InputError if --track has no video or lacks its package, or if --save masks has no
-    image."""
+def require_fitting_sources(
+    sources: Sequence[str], *, track: bool, masks: bool, draws: bool
+) -> None:
+    """Raises InputError if --track has no video, if --save masks has no image, or if a package is
+    missing that the sources, the annotated videos (with `draws`) or --track need."""
     from redetr.detector.sources import is_video
     from redetr.detector.tracking import bytetrack_class
 
     if track:
         if not any(is_video(source) for source in sources):
-            raise InputError("--track follows objects through videos, but the sources contain none")
+            raise InputError("--track needs a video, and none of the sources is one")
         bytetrack_class()
     if masks and all(is_video(source) for source in sources):
         raise InputError(
             "--save masks writes a PNG for each image, but all sources are videos",
             remedy="leave out masks; predictions.jsonl has those of each frame",
         )
+    _require_packages(sources, draws)
+
+
+def _require_packages(sources: Sequence[str], draws: bool) -> None:
+    """Raises InputError if OpenCV or PyAV is missing and a source needs it. Otherwise that would
+    come out only after the model is loaded, or after the first frame of a camera."""
+    from redetr.detector.sources import is_camera, is_video
+    from redetr.detector.video import opencv, pyav
+
+    if any(is_camera(source) for source in sources):
+        opencv()
+    if find_spec("av") is not None:
+        return  # before servers are asked whether URLs are videos
+    for source in sources:
+        is_used = draws or not is_camera(source)  # annotated videos are written with PyAV as well
+        if is_used and is_video(source):
+            pyav()
 
 
 def say_images_only(sources: Sequence[str], kinds: Collection[str]) -> None:

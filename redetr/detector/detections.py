@@ -13,7 +13,7 @@ from torch import Tensor
 from redetr.choices import LabelChoice, MaskChoice
 from redetr.class_names import chosen_classes
 from redetr.detector.images import ImageLike, as_picture
-from redetr.errors import DivergedError, InputError
+from redetr.errors import DivergedError, InputError, import_failure
 from redetr.masks import CroppedMasks, MaskCrop, crops_of, encode
 from redetr.outlines import polygons_without_holes
 from redetr.pages.drawing import NO_COLOR, Color, class_color, draw_boxes, score_color
@@ -208,15 +208,13 @@ class Detections:
         """The same detections as `supervision.Detections`, with class names in `data["class_name"]`
         and identities in `tracker_id`.
 
-        Raises InputError if supervision is not installed.
+        Raises InputError if supervision cannot be imported.
         """
         try:
             import supervision
         except ImportError as error:
-            message = (
-                'supervision is not installed; install it with: pip install "redetr[supervision]"'
-            )
-            raise InputError(message) from error
+            text = f"supervision {import_failure(error, 'supervision')}"
+            raise InputError(text, remedy='pip install "redetr[supervision]"') from error
         masks = self.masks.dense() if isinstance(self.masks, CroppedMasks) else self.masks
         return supervision.Detections(
             xyxy=self.boxes.numpy(),

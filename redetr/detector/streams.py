@@ -27,6 +27,7 @@ from redetr.detector.video import (
 from redetr.download import Deadline, reason_of, web_opener
 from redetr.errors import InputError, without_password
 from redetr.files import scheme_of
+from redetr.wording import counted
 
 TIMEOUT_S = 10.0  # for a connection, and for each frame
 _FIRST_WAIT_S = 1.0
@@ -140,11 +141,13 @@ def stream_frames(
                 text = f"cannot be read as video ({reason})"
                 remedy = "check the address and the connection"
                 raise InputError(text, where=address, remedy=remedy) from None
-        if failures == 0:
-            reconnection.say(f"{shown}: the stream dropped ({reason}); trying to open it again")
+        dropped = f"the stream dropped ({reason})"
         if failures == reconnection.attempts:
-            text = f"the stream dropped ({reason}) and did not come back in {failures} attempts"
-            raise InputError(text, where=address)
+            if failures:
+                dropped += f" and did not come back in {counted(failures, 'attempt')}"
+            raise InputError(dropped, where=address)
+        if failures == 0:
+            reconnection.say(f"{shown}: {dropped}; trying to open it again")
         if is_over.wait(min(_FIRST_WAIT_S * 2**failures, _LONGEST_WAIT_S)):
             return
         failures += 1

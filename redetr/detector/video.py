@@ -220,10 +220,7 @@ def camera_frames(number: int) -> Iterator[VideoFrame]:
 
     Raises InputError if it gives none.
     """
-    try:
-        import cv2
-    except ImportError:
-        raise InputError('reading cameras needs OpenCV: pip install "redetr[camera]"') from None
+    cv2 = opencv()
     camera = cv2.VideoCapture(number)
     try:
         rate = _usable_rate(camera.get(cv2.CAP_PROP_FPS))
@@ -336,5 +333,14 @@ def pyav() -> Any:
     try:
         import av
     except ImportError:
-        raise InputError('reading videos needs PyAV: pip install "redetr[video]"') from None
+        raise InputError('videos need PyAV: pip install "redetr[video]"') from None
     return av
+
+
+def opencv() -> Any:
+    """OpenCV. Raises InputError if it is not installed."""
+    try:
+        import cv2
+    except ImportError:
+        raise InputError('cameras need OpenCV: pip install "redetr[camera]"') from None
+    return cv2

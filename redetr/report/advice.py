@@ -45,14 +45,18 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
 
 
 def _usual_length(folder: Path) -> int | None:
-    """The default number of steps for the run; None if its folder does not have the settings. The
-    faithful variants have no usual length, because they need far more."""
+    """The default number of steps for the run; None if its folder does not have the settings.
+
+    Scenes that are drawn, as digits, and data sets from Python have no usual length, nor have the
+    faithful variants, which need far more steps.
+    """
     try:
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))
         data: dict[str, Any] = json.loads((folder / "data.json").read_text())
         num_images = data["train"]["count"]
+        is_stored = data["train"].get("annotations") != {}  # `inventory` has no hashes of others
     except (OSError, ValueError, KeyError, TypeError, InputError):  # of another version, or gone
         return None
-    if config.is_faithful:
+    if config.is_faithful or not is_stored:
         return None
     return default_steps(num_images, config.batch_size)

@@ -30,6 +30,7 @@ import redetr
 from redetr.cli import main
 from redetr.commands import COMMANDS
 from redetr.commands.evaluate import thresholds
+from redetr.commands.export import Export
 from redetr.config import TrainConfig
 from redetr.data.dataset import Hints
 from redetr.postprocess import decode
@@ -1028,9 +1029,8 @@ def test_a_run_without_progress_ends_early(shared_coco, tmp_path, capsys, monkey
     assert evaluations == [2, 4, 6, 8]
     assert len(announced) == 9  # one ahead
     assert torch.load(tmp_path / "run" / "last.pt", weights_only=True)["step"] == 8
-    ended = (
-        "ended early at step 8 of 12: no better AP in 6 steps and 3 evaluations (--patience 0.3)"
-    )
+    ended = "ended early at step 8 of 12: AP has not improved for 6 steps "
+    ended += "(3 evaluations, --patience 0.3)"
     assert f"\n{ended}; best.pt is from step 2: AP 0." in capsys.readouterr().err
     main([*arguments, "--resume", "--eval-every=4"])  # it stays ended
     assert len(announced) == 9  # nothing is loaded for a run that has ended
@@ -1136,6 +1136,9 @@ def test_a_run_names_its_images_and_goes_on_with_no_others(
     )
 
 
+LEAKED = "was trained on some of these images"
+
+
 def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     """A folder without a val split: the checkpoint knows which images its run did not learn
     from."""
@@ -1149,24 +1152,40 @@ def test_what_was_held_out_is_what_is_evaluated(tiny_coco, tmp_path, capsys):
     main(["evaluate", str(tmp_path / "run"), "--json", "--precision", "fp32", "--device", "cpu"])
     output, errors = capsys.readouterr()
     assert json.loads(output)["AR100"] == pytest.approx(best["AR100"], abs=1e-6)
-    assert "held out other images" not in errors
+    assert LEAKED not in errors
     inventory = json.loads((tmp_path / "run" / "data.json").read_text())
     train, val = (set(inventory[split]["images"]) for split in ("train", "val"))
     assert val and not train & val and len(train | val) == 8
+
+    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
+    del checkpoint["threshold"]  # which an earlier version did not write
+    earlier = tmp_path / "earlier.pt"
+    torch.save(checkpoint, earlier)
+    main(["evaluate", str(earlier), "--precision", "fp32", "--device", "cpu"])
+    assert f"warning: the run of {earlier} {LEAKED}" in capsys.readouterr().err
+    run = str(tmp_path / "run")
+    main(["evaluate", run, "--compare", str(earlier), "--precision", "fp32", "--device", "cpu"])
+    errors = capsys.readouterr().err
+    assert f"warning: the run of {earlier} {LEAKED}" in errors and errors.count(LEAKED) == 1
+
+    more = ["--val-fraction", "0.6"]
+    main(["evaluate", run, *more, "--precision", "fp32", "--device", "cpu"])
+    assert LEAKED in capsys.readouterr().err
+    card = ["--to", str(tmp_path / "card"), "--no-picture", "--device", "cpu"]
+    main(["push", "me/cups", run, *more, *card])
+    assert LEAKED in capsys.readouterr().err
+    Export(run, val_fraction=0.6)._images_of(redetr.load(run, device="cpu"), "val")
+    assert LEAKED in capsys.readouterr().err
 
     first_val, first_train = min(val), min(train)
     images = {split: inventory[split]["images"] for split in ("train", "val")}
     images["train"][first_val] = images["val"].pop(first_val)
     images["val"][first_train] = images["train"].pop(first_train)
     (tmp_path / "run" / "data.json").write_text(json.dumps(inventory))
-    main(["evaluate", str(tmp_path / "run"), "--precision", "fp32", "--device", "cpu"])
-    assert "warning: an earlier version of redetr held out other images" in capsys.readouterr().err
-
-    checkpoint = torch.load(tmp_path / "run" / "last.pt", weights_only=True)
-    del checkpoint["threshold"]  # which an earlier version did not write
-    torch.save(checkpoint, tmp_path / "earlier.pt")
-    main(["evaluate", str(tmp_path / "earlier.pt"), "--precision", "fp32", "--device", "cpu"])
-    assert "warning: an earlier version of redetr held out other images" in capsys.readouterr().err
+    main(["evaluate", run, "--precision", "fp32", "--device", "cpu"])
+    assert LEAKED in capsys.readouterr().err
+    main(["evaluate", run, "--split", "train", "--precision", "fp32", "--device", "cpu"])
+    assert LEAKED not in capsys.readouterr().err
 
 
 @pytest.mark.long

@@ -32,8 +32,8 @@ def test_numbers_of_all_commands_have_bounds(arguments, message, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["convert", "a", "b", "--channels", "3"], "--channels is for tiles; add --tile SIZE"),
-        (["convert", "a", "b", "--empty-tiles", "0.2"], "--empty-tiles is for tiles; add"),
+        (["convert", "a", "b", "--channels", "3"], "--channels has no effect without --tile; add"),
+        (["convert", "a", "b", "--empty-tiles", "0.2"], "--empty-tiles has no effect without"),
         (["check", "digits", "--thorough"], "digits: --thorough looks at image files, but"),
     ],
 )
