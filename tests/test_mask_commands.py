@@ -15,7 +15,7 @@ def known(monkeypatch):
     """The checkpoint called "known" is a model that recites the first validation scenes of digits;
     others of `digits` do not exist."""
     monkeypatch.setitem(DigitsDataset.__init__.__globals__["_DEFAULT_SIZES"], "val", 6)
-    monkeypatch.setattr("redetr.weights.reading.locate", lambda checkpoint: checkpoint)
+    monkeypatch.setattr("redetr.weights.locating.locate", lambda checkpoint: checkpoint)
     scenes = DigitsDataset("val", masks=True)
     monkeypatch.setattr("redetr.detector.detector.load", lambda *_, **__: reciting(scenes))
     return "known"

@@ -15,7 +15,8 @@ from redetr.config import TrainConfig
 from redetr.errors import InputError
 from redetr.files import write_json
 from redetr.weights import panoptic, rtdetr
-from redetr.weights.reading import locate, read_weights
+from redetr.weights.locating import locate
+from redetr.weights.reading import read_weights
 from redetr.weights.starting import starting_point
 
 SIZES = ("hidden_dim=32", "nheads=2", "dec_layers=1", "dim_feedforward=32")

@@ -16,7 +16,7 @@ from redetr.cli import main
 from redetr.config import TrainConfig
 from redetr.files import without_folders
 from redetr.models import build
-from redetr.weights.reading import locate
+from redetr.weights.locating import locate
 
 OPTIONS = (
     "backbone=[8,16,32]",

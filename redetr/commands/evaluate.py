@@ -80,7 +80,7 @@ class Evaluate:
             from redetr.distributed import process_group
             from redetr.evaluation import quality_of, with_quality
             from redetr.pages.templates import require_redetr_page
-            from redetr.weights.reading import locate
+            from redetr.weights.locating import locate
 
         require_images(self.batch_size)
         if self.report:

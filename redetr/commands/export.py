@@ -117,7 +117,8 @@ class Export:
             max_ap_drop=limit,
         )
         say_origin(detector)
-        say_fp32(detector, "in PyTorch as in the file")
+        if self.precision == "fp32":
+            say_fp32(detector, "in PyTorch as in the file")
         if comparison:
             print_comparison(comparison, limit)
         else:
@@ -148,7 +149,7 @@ class Export:
 
     def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
-        from redetr.weights.reading import locate
+        from redetr.weights.locating import locate
 
         try:
             masks = detector.model.has_masks
@@ -197,7 +198,14 @@ def print_comparison(comparison: "Comparison", max_ap_drop: float) -> None:
 
 
 def _name(checkpoint: Path) -> str:
-    return checkpoint.resolve().name if checkpoint.is_dir() else checkpoint.stem
+    """The name of the exported file, without its suffix."""
+    from redetr.weights.locating import is_weight_file
+
+    if checkpoint.is_dir():
+        return checkpoint.resolve().name
+    if is_weight_file(checkpoint):
+        return checkpoint.stem
+    return checkpoint.name  # of a model on the hub: it may have dots
 
 
 def _megabytes(path: Path) -> float:

@@ -278,7 +278,7 @@ class Predict:
         from redetr.signals import sigterm_as_ctrl_c
 
         result = Outcome()
-        frame = Frame("")
+        recorded = Frame("")  # the last one that is in the record
         ahead = 1 if self.tile else self.batch_size
         reconnection = Reconnection(self.reconnect, say=ERRORS.print)
         read = frames(sources, ahead, detector.model.channels, reconnection)
@@ -303,17 +303,18 @@ class Predict:
                     result.add(frame, has_detections=detections is not None)
                     for line in self._lines(file_names, frame, detections):
                         record.add(line)
+                    recorded = frame
                     if is_last:
                         progress.advance(bar)
             except KeyboardInterrupt:
-                if not frame.is_live or frame.number is None:
+                if not recorded.is_live or recorded.number is None:
                     raise StoppedError(_STOPPED) from None
                 # Ctrl-C is how a live stream ends.
                 video.close()
-                end = Frame(frame.source, number=frame.number + 1)
+                end = Frame(recorded.source, number=recorded.number + 1)
                 for line in self._lines(file_names, end, None):
                     record.add(line)
-                if frame.source != sources[-1]:
+                if recorded.source != sources[-1]:
                     raise StoppedError(_STOPPED) from None
         return result
 

@@ -58,7 +58,8 @@ class Push:
             from redetr.detector.detector import load
             from redetr.export.card import read_about, write_folder
             from redetr.export.hub import push, require_access, require_name
-            from redetr.weights.reading import locate, read_weights
+            from redetr.weights.locating import locate
+            from redetr.weights.reading import read_weights
 
         require_name(self.name)
         if self.to is not None:

@@ -1,7 +1,6 @@
 """What `redetr predict` checks and reports because some of its sources are videos, or none is."""
 
 from collections.abc import Collection, Sequence
-from importlib.util import find_spec
 
 from redetr.commands.console import ERRORS
 from redetr.errors import InputError
@@ -13,7 +12,7 @@ def require_fitting_sources(
     sources: Sequence[str], *, track: bool, masks: bool, draws: bool
 ) -> None:
     """Raises InputError if --track has no video, if --save masks has no image, or if a package is
-    missing that the sources, the annotated videos (with `draws`) or --track need."""
+    missing that --track or a camera needs; `draws` says that annotated videos are written."""
     from redetr.detector.sources import is_video
     from redetr.detector.tracking import bytetrack_class
 
@@ -30,19 +29,17 @@ def require_fitting_sources(
 
 
 def _require_packages(sources: Sequence[str], draws: bool) -> None:
-    """Raises InputError if OpenCV or PyAV is missing and a source needs it. Otherwise that would
-    come out only after the model is loaded, or after the first frame of a camera."""
-    from redetr.detector.sources import is_camera, is_video
+    """Raises InputError if a camera needs OpenCV, or PyAV for its annotated video, and the package
+    is missing. Otherwise that would come out only after the first frame. A video that cannot be
+    read is an error of its own, after which other sources are processed."""
+    from redetr.detector.sources import is_camera
     from redetr.detector.video import opencv, pyav
 
-    if any(is_camera(source) for source in sources):
-        opencv()
-    if find_spec("av") is not None:
-        return  # before servers are asked whether URLs are videos
-    for source in sources:
-        is_used = draws or not is_camera(source)  # annotated videos are written with PyAV as well
-        if is_used and is_video(source):
-            pyav()
+    if not any(is_camera(source) for source in sources):
+        return
+    opencv()
+    if draws:
+        pyav()
 
 
 def say_images_only(sources: Sequence[str], kinds: Collection[str]) -> None:

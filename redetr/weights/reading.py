@@ -14,12 +14,12 @@ from torch import Tensor
 from redetr.checkpoint import REQUIRED, read_safetensors, read_torch
 from redetr.choices import ImageSize, Precision, size_text
 from redetr.config import TrainConfig
-from redetr.download import quiet_hub
 from redetr.earlier import with_earlier_network, with_present_names
-from redetr.errors import InputError, first_line
-from redetr.files import require_no_url, without_folders
+from redetr.errors import InputError
+from redetr.files import without_folders
 from redetr.models import options_of
 from redetr.weights import detr_config, dfine, folder, panoptic, rtdetr
+from redetr.weights.locating import locate
 from redetr.weights.official import coco_class_names, describe_detr, from_transformers
 from redetr.weights.published import UNKNOWN, origin_of
 from redetr.weights.tensors import require_tensors, unwrapped, without_wrappers
@@ -30,11 +30,6 @@ _LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
 _LONGEST_ORIGIN = 1000  # characters
 _RUN = "a run of redetr from "
-# Patterns of files. The second is tried only if no file matches the first.
-_WEIGHTS_ON_HUB = (
-    ["model*.safetensors", "model.safetensors.index.json"],
-    ["pytorch_model*.bin", "pytorch_model.bin.index.json"],
-)
 _COCO_CLASSES = 91  # outputs of official checkpoints, one for each category id
 _COCO_PANOPTIC_CLASSES = 250  # of panoptic ones
 # DC5 by the model with the same tensors.
@@ -150,45 +145,6 @@ def _read_safetensors(path: Path, model: str | None) -> Weights:
         raise _damaged(path, str(error)) from error
     tensors = with_present_names(tensors)
     return Weights(path, tensors, _origin_of_run(path, about, tensors), _start_of_run(path, about))
-
-
-def locate(source: str | os.PathLike) -> Path:
-    """The file or Transformers folder that `source` refers to.
-
-    A run folder refers to its `best.pt`, or else to its `last.pt`, or else to its
-    `best.safetensors`; a hub name is downloaded. Raises InputError if there is no such file or
-    folder, or if a run has no checkpoint yet.
-    """
-    if not isinstance(source, str | os.PathLike):
-        raise InputError(f"{source!r:.80} is not the path or the hub name of weights")
-    path = Path(source)
-    if path.is_dir():
-        path = _file_of_folder(path)
-    elif path.name in folder.WEIGHTS and folder.is_of_transformers(path.parent):
-        path = path.parent  # the folder describes the tensors
-    if path.exists():
-        return path
-    require_no_url(source, "download the file and give its path, or give a name on the hub")
-    if str(source).count("/") == 1 and path.suffix not in (".pt", ".pth", ".safetensors"):
-        return _file_of_folder(_download(str(source)))
-    remedy = "give a checkpoint, a run folder or a Transformers folder"
-    raise InputError("no such file", where=path, remedy=remedy)
-
-
-def _file_of_folder(path: Path) -> Path:
-    """The weights in a run folder, a folder of timm or a folder that `redetr push` wrote; or the
-    folder itself, if it is a Transformers folder."""
-    for name in ("best.pt", "last.pt", "best.safetensors"):
-        if (path / name).exists():
-            return path / name
-    if folder.is_of_transformers(path):
-        return path
-    if (path / "model.safetensors").is_file():
-        return path / "model.safetensors"
-    if folder.is_of_run(path):
-        remedy = "wait for the run's first checkpoint, or give another run"
-        raise InputError("this run has no checkpoint yet", where=path, remedy=remedy)
-    return path / "best.pt"
 
 
 def _damaged(path: Path, reason: str) -> InputError:
@@ -467,34 +423,3 @@ def _original_dfine(path: Path, tensors: dict[str, Tensor], model: str | None) -
     class_names, category_ids = rtdetr.classes(names)
     origin = Origin(name, options, class_names, category_ids, lacks_activation=activation is None)
     return Weights(path, tensors, origin)
-
-
-def _download(name: str) -> Path:
-    """The downloaded folder of a hub name. Raises InputError if it cannot be downloaded."""
-    try:
-        from huggingface_hub import errors, snapshot_download
-    except ImportError:
-        text = "no such file, and names on the Hugging Face hub need huggingface-hub"
-        remedy = 'pip install "redetr[hub]"'
-        raise InputError(text, where=name, remedy=remedy) from None
-    settings = [folder.CONFIG, folder.IMAGES]
-    # OSError includes LocalEntryNotFoundError, which a machine without a network raises for files
-    # that are not in its cache. A broken connection raises an error of the client's HTTP library,
-    # whichever that is, so its base class is caught.
-    transport: type[Exception] = errors.HfHubHTTPError.__bases__[0]
-    causes = (OSError, errors.HfHubHTTPError, errors.HFValidationError, transport)
-    try:
-        for weights in _WEIGHTS_ON_HUB:
-            with quiet_hub():
-                path = Path(snapshot_download(name, allow_patterns=[*settings, *weights]))
-            if any(path.glob(weights[0])):
-                break
-        return path
-    except causes as error:
-        reason = first_line(error)[:160]
-        raise InputError(
-            f"no such file, and it cannot be downloaded from the hub ({reason})",
-            where=name,
-            remedy="download the folder (config.json, model.safetensors) on another machine, and "
-            "give its path",
-        ) from error
