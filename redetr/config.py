@@ -318,23 +318,37 @@ class TrainConfig(
             text = "this recipe fine-tunes a run: its learning rate is too low for random weights"
             remedy = "give --weights RUN, the folder of that run, or use redetr_n, which needs none"
             raise InputError(text, remedy=remedy)
-        per_rank = max(self.accumulate, 1)
-        if self.batch_size < world_size * per_rank:
-            ranks = counted(world_size, "rank")
-            micro_batches = counted(per_rank, "micro-batch", "micro-batches")
-            raise InputError(
-                f"--batch-size {self.batch_size} is too small for {ranks} with {micro_batches} "
-                f"each: use at least {world_size * per_rank}"
-            )
+        self._check_batch_size(world_size)
         if parsed_options(self.model_options).get("masks") and not self.masks:
             text = "the model option masks=true adds a mask head, which would not be trained"
             raise InputError(text, remedy="give --masks instead")
         if self.steps and self.epochs:
             raise InputError("--epochs and --steps both set the length of the run: give only one")
         if self.cache_dir and not Path(self.cache_dir).is_dir():
-            raise InputError(
-                f"--cache-dir {self.cache_dir}: no such folder; create it, or leave the flag out"
-            )
+            # A resumed run may have it from its config.json: no flag could be left out.
+            text = f"--cache-dir {self.cache_dir}: no such folder"
+            remedy = "create it, give another folder, or use --cache-dir None to cache in memory"
+            raise InputError(text, remedy=remedy)
+
+    def _check_batch_size(self, world_size: int) -> None:
+        """Raises InputError unless each micro-batch of each rank has an image. A resumed run keeps
+        its batch size, so the remedy names what it may change, if that suffices."""
+        per_rank = max(self.accumulate, 1)
+        least = world_size * per_rank
+        if self.batch_size >= least:
+            return
+        ranks = counted(world_size, "rank")
+        micro_batches = counted(per_rank, "micro-batch", "micro-batches")
+        remedy = f"use at least {least}"
+        if self.batch_size >= world_size:
+            most = self.batch_size // world_size
+            remedy = f"use --accumulate {most} or less, or --batch-size {least} or more"
+        elif self.batch_size > 0:
+            remedy += f", or at most {counted(self.batch_size, 'rank')}"
+        raise InputError(
+            f"--batch-size {self.batch_size} is too small for {ranks} with {micro_batches} each",
+            remedy=remedy,
+        )
 
     def _check_sides(self, model: "DetectionModel", is_resumed: bool) -> None:
         """Raises InputError for an image size that the model cannot take."""

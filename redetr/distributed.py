@@ -1,7 +1,7 @@
 """Processes, and all communication between them. The only module that imports `torch.distributed`.
 
 One process is a world of size 1 and takes the same path. Tensors on the host travel over gloo,
-gradients on GPUs over NCCL; `torchrun` is the only launcher.
+gradients on GPUs over NCCL. Any launcher that sets torchrun's environment variables works.
 """
 
 import inspect
@@ -43,7 +43,6 @@ T = TypeVar("T")
 # "Application timeout caused pair closure", which means that another rank did not respond.
 _GLOO_LOCATION = re.compile(r"\[[^\[\]]*\bgloo/[^\[\]]+:\d+\]")
 _GLOO_MESSAGE = re.compile(rf"{_GLOO_LOCATION.pattern}|caused pair closure")
-
 
 # NCCL's errors have one class. Those with these words are about another rank, the others about
 # this one: an old driver, for example, or no network interface.
@@ -298,7 +297,7 @@ def _lost_rank(
     note."""
     ended = set_up.end_of_another() if set_up else ""
     if ended:
-        return LostError(f"rank {rank} ends because {ended}")
+        return LostError(f"rank {rank} stopped because {ended}")
     return LostRankError(
         f"rank {rank} lost another rank: it died, or did not respond within {timeout_s:g} s",
         remedy=f"see that rank's output for the cause ({_reason(error)})",
@@ -369,8 +368,9 @@ def check_norms(
         )
     if synchronised and is_compiled and dist.world_size > 1:
         raise InputError(
-            "norm=sync_batch cannot be compiled for several ranks: leave out --compile, or use "
-            "--model-options norm=frozen_batch with pretrained weights"
+            "norm=sync_batch cannot be compiled for several ranks: leave out --compile (a resumed "
+            "run that has it needs --no-compile), or use --model-options norm=frozen_batch with "
+            "pretrained weights"
         )
     if synchronised and accumulate > 1:
         return [
@@ -466,7 +466,7 @@ class SetUp:
         with suppress(RuntimeError):  # the rank that holds the store may be gone
             self.doing(f"ended ({reason})")
             # The first note stays: the others end because of that rank.
-            self._store.compare_set(_ENDED, "", f"rank {self._rank} ended ({reason})")
+            self._store.compare_set(_ENDED, "", f"rank {self._rank} ended: {reason}")
 
     def end_of_another(self) -> str:
         """The rank that ended by itself, and the reason; empty if there is none, or if it is

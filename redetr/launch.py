@@ -97,8 +97,8 @@ def pick_device(device: str | torch.device) -> torch.device:
     if device == "cpu" or not has_cuda:
         return torch.device("cpu")
     if is_numbered and launch.world_size > 1:
-        remedy = "use --device cuda"
-        raise InputError(f"--device {device}: each process has a GPU of its own", remedy=remedy)
+        text = f"--device {device}: with several processes, each needs its own GPU"
+        raise InputError(text, remedy="use --device cuda")
     index = int(number) if is_numbered else _gpu_of(launch)
     count = torch.cuda.device_count()
     if index >= count and is_numbered:

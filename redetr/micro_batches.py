@@ -203,22 +203,32 @@ def choose_accumulation(
     devices = [dist.device] if dist.device.type == "cuda" else []
     with torch.random.fork_rng(devices):
         fits = largest_fitting(share, peak_of, limit)
-    fits = min(dist.gather([fits]))
+    fits, limit = min(dist.gather([(fits, limit)]))  # of the rank that decides
     height, width = canvas
-    gigabytes = f"{limit / 1e9:.1f} GB of {dist.device.type} memory"
+    memory = _described_memory(limit, dist.device)
     most_parts = config.batch_size // dist.world_size  # of one image each
     needed_parts = math.ceil(config.batch_size / (dist.world_size * max(fits, 1)))
     parts = min(needed_parts, most_parts)
     largest = math.ceil(config.batch_size / (dist.world_size * parts))
     if largest > fits:
-        text = f"--batch-size auto: {gigabytes} cannot hold {counted(largest, 'image')}"
+        text = f"--batch-size auto: {memory} cannot hold {counted(largest, 'image')}"
         remedy = "use --recompute, a smaller --image-size, or a smaller model"
         raise InputError(f"{text} of {height}x{width} px", remedy=remedy)
-    most = "all of them" if fits == share else counted(fits, "image")
+    micro_batches = counted(parts, "micro-batch", "micro-batches")
     return parts, (
-        f"micro-batches: {parts} of {counted(largest, 'image')} per rank, since {gigabytes} hold "
-        f"{most} of {height}x{width} px (--accumulate {parts} skips this trial)"
+        f"{micro_batches} of {counted(largest, 'image')} per rank: {memory} can hold "
+        f"{counted(fits, 'image')} of {height}x{width} px at a time (--accumulate {parts} skips "
+        "this trial)"
     )
+
+
+def _described_memory(num_bytes: float, device: torch.device) -> str:
+    """An amount of the memory of a device, such as "0.4 GB of CPU memory"."""
+    amount = f"{num_bytes / 1e9:.1f} GB"
+    if num_bytes < 1e8:  # would be 0.0 or 0.1 GB
+        amount = f"{num_bytes / 1e6:.3g} MB"
+    kind = "GPU" if device.type == "cuda" else "CPU"
+    return f"{amount} of {kind} memory"
 
 
 def largest_canvas(samples: Samples) -> Size:

@@ -98,6 +98,29 @@ def sigterm_as_ctrl_c() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
+@contextmanager
+def deferred_ctrl_c() -> Iterator[None]:
+    """Lets the block finish what it writes: the KeyboardInterrupt of a SIGINT or SIGTERM in it is
+    raised at its end. Outside of the main thread, which alone is interrupted, nothing changes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    received = []
+
+    def note(number: int, frame: Any) -> None:
+        received.append(number)
+
+    before_interrupt = signal.signal(signal.SIGINT, note)
+    before_termination = signal.signal(signal.SIGTERM, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before_interrupt)
+        signal.signal(signal.SIGTERM, before_termination)
+    if received:
+        raise KeyboardInterrupt
+
+
 class EvaluationStop:
     """Ends an evaluation on all ranks after the same batch, once any of them has received a signal.
     Called after each batch.

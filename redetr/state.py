@@ -284,17 +284,26 @@ def _require_same_augmentation(path: Path, saved: str | None, now: str | None) -
     raise InputError(text, where=path, remedy=remedy)
 
 
-def resume_command(folder: Path) -> str:
-    """The command that resumes the run in a folder, on as many hosts and processes as now."""
+def resume_command(folder: Path, custom_augment: str | None = None) -> str:
+    """The command that resumes the run in a folder on as many processes as now, with the user's own
+    augmentation FILE.py:NAME if it has one.
+
+    On several hosts, this process knows neither the launcher nor the address at which ranks meet,
+    so the command is that of each process, with a note.
+    """
     program = "redetr"
     launch = read_launch()
-    if launch.world_size > 1:
-        hosts = launch.world_size // launch.local_world_size
-        nodes = f"--nnodes {hosts} " if hosts > 1 else ""
-        program = f"torchrun {nodes}--nproc-per-node {launch.local_world_size} -m redetr"
+    on_several_hosts = launch.world_size > launch.local_world_size
+    if launch.world_size > 1 and not on_several_hosts:
+        program = f"torchrun --nproc-per-node {launch.local_world_size} -m redetr"
     # A name without a folder is that of a recipe first.
     name = f"./{folder}" if str(folder) in RECIPES else str(folder)
-    return f"{program} train {shlex.quote(name)} --resume"
+    command = f"{program} train {shlex.quote(name)} --resume"
+    if custom_augment is not None:
+        command += f" --custom-augment {shlex.quote(custom_augment)}"
+    if on_several_hosts:
+        command += " (started on all hosts as before)"
+    return command
 
 
 def _data_changes(file: Path, inventories: dict[str, Inventory], dist: Dist) -> list[str]:
@@ -352,11 +361,12 @@ def start_folder(
         notes.append(f"resumed from {path} at step {state.step}")
     dist.meet()
     # Also a barrier: no rank writes to the folder before all ranks have examined it.
-    steps = dist.gather_rows([state.step])()[:, 0].tolist()
+    steps = dist.gather_rows([state.step])()[:, 0].long().tolist()
     if len(set(steps)) > 1:
+        steps_of_ranks = ", ".join(map(str, steps))
         raise InputError(
-            f"{folder}: ranks see different checkpoints there, of steps {steps}: --output must be "
-            "a folder that all hosts share"
+            f"{folder}: ranks found checkpoints of different steps there ({steps_of_ranks}): "
+            "--output must be a folder that all hosts share"
         )
     inventories = {split: inventory(data, dist) for split, data in datasets.items()}
     if newest:

@@ -177,8 +177,8 @@ class ThreadChoice(NamedTuple):
         if self.gain < 1:  # too little to change the number
             comparison = f"{self.rejected} is only {1 / self.gain:.2f} times as fast"
         return (
-            f"threads: {self.threads} ({comparison}), as other programs or a container's limit "
-            "take processor time (override with --threads)"
+            f"threads: {self.threads} ({comparison}), because other programs or a container limit "
+            "take CPU time (override with --threads)"
         )
 
 

@@ -1,7 +1,6 @@
 """Training: the loop around `step.py`. The same code for one process and for many."""
 
 import math
-import shlex
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -177,10 +176,8 @@ def _continuation(config: TrainConfig, has_datasets: bool) -> str:
     """How a user resumes the run. A command cannot bring what Python has given."""
     if has_datasets or config.custom_augment == AUGMENT_IN_PYTHON:
         return "the same call with resume=True"
-    command = resume_command(Path(config.output))
-    if config.custom_augment:  # this user has allowed its code to run
-        command += f" --custom-augment {shlex.quote(config.custom_augment)}"
-    return command
+    # This user has allowed the code of the augmentation to run.
+    return resume_command(Path(config.output), config.custom_augment)
 
 
 def _open(
@@ -266,10 +263,7 @@ class _Run:
             if saving:
                 self._save()
             if stopped:
-                raise StoppedError(
-                    f"stopped by a signal after step {state.step}; {self.folder}/last.pt is saved; "
-                    f"to continue: {self.continuation}"
-                )
+                raise StoppedError(self._stop_message("after"))
             if evaluating:
                 result = self._evaluate()
         return self._finish(result)
@@ -419,6 +413,14 @@ class _Run:
             rates["lr_backbone"] = config.lr_backbone * factor
         return rates
 
+    def _stop_message(self, when: str) -> str:
+        """The message of a run that is saved and stopped by a signal: `when` is "after" or "in the
+        evaluation of" the present step."""
+        return (
+            f"stopped by a signal {when} step {self.state.step}; the state is saved in "
+            f"{self.folder}/last.pt; to continue: {self.continuation}"
+        )
+
     def _save(self) -> None:
         self.lock.require_held()
         self.dist.main_only(self.state.save)(self.folder)
@@ -429,10 +431,7 @@ class _Run:
         state, config = self.state, self.state.config
         averaged = state.ema.model
         num_batches = math.ceil(len(self.val) / config.eval_batch_size)
-        message = (
-            f"stopped by a signal in the evaluation of step {state.step}; {self.folder}/last.pt is "
-            f"saved; to continue: {self.continuation}"
-        )
+        message = self._stop_message("in the evaluation of")
         result = evaluate(
             averaged,
             self.val,

@@ -498,6 +498,69 @@ def test_the_rate_of_the_backbone_of_a_run_follows_from_the_new_rate(tmp_path):
     assert (settings.lr, settings.lr_backbone) == (1e-3, 1e-5)
 
 
+def test_a_new_run_with_the_settings_of_another_is_not_a_resumed_one(tmp_path):
+    """Scripts that restart a run give --resume at every start."""
+    folder = written_run(tmp_path)
+    flags = ("--steps", 3000, "--output", tmp_path / "longer", "--resume")
+    config = asked(folder, *flags)
+    assert (config.eval_every, config.save_every, config.ema_decay) == (0, 0, None)
+    settings = again(folder, *flags)
+    assert (settings.eval_every, settings.save_every) == (150, 150)
+    assert settings.ema_decay == pytest.approx(1 - 8 / 3000)
+    (tmp_path / "longer").mkdir()
+    (tmp_path / "longer" / "config.json").write_text(json.dumps(settings.to_dict()))
+    assert again(folder, *flags) == settings  # as restarted
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [("--resume",), ("--resume", "--output={}/"), ("--resume", "--output", "{}")],
+)
+def test_a_resumed_run_keeps_what_it_had(flags, tmp_path):
+    """Also where --output names its folder once more."""
+    folder = written_run(tmp_path)
+    written = [flag.format(folder) for flag in flags]
+    config = asked(folder, *written, "--eval-every", 30)
+    assert (config.eval_every, config.save_every) == (30, 75)
+
+
+def test_only_a_run_that_is_resumed_needs_its_augmentation(tmp_path):
+    folder = written_run(tmp_path, custom_augment="mine.py:FLIP")
+    with pytest.raises(redetr.InputError, match="began with your own augmentation mine.py:FLIP; "):
+        train_command.parse([str(folder), "--resume"])
+    new = ["--output", str(tmp_path / "new"), "--resume"]
+    (note,) = train_command.parse([str(folder), *new]).notes
+    assert note.startswith(f"note: {folder} began with your own augmentation mine.py:FLIP, which ")
+
+
+def test_what_another_machine_had_can_be_turned_off_in_a_resumed_run(tmp_path):
+    folder = written_run(tmp_path, cache_dir=str(tmp_path / "gone"), compile=True)
+    config = asked(folder, "--resume")
+    assert config.compile
+    with pytest.raises(redetr.InputError, match="gone: no such folder; .* or use --cache-dir None"):
+        config.check(world_size=1)
+    config = asked(folder, "--resume", "--cache-dir", "None", "--no-compile")
+    assert config.cache_dir is None
+    assert not config.compile
+    config.check(world_size=1)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "accumulate", "text"),
+    [
+        (16, 4, "4 micro-batches each; use --accumulate 2 or less, or --batch-size 32 or more"),
+        (4, 1, "1 micro-batch each; use at least 8, or at most 4 ranks"),
+        (0, 1, "1 micro-batch each; use at least 8"),
+    ],
+)
+def test_what_a_resumed_run_may_change_helps_a_batch_that_is_too_small(
+    batch_size, accumulate, text
+):
+    with pytest.raises(redetr.InputError) as error:
+        TrainConfig(batch_size=batch_size, accumulate=accumulate).check(world_size=8)
+    assert str(error.value) == f"--batch-size {batch_size} is too small for 8 ranks with {text}"
+
+
 @pytest.mark.parametrize("command", ["train", "verify"])
 def test_help_lists_every_setting_once_and_in_its_group(command, capsys):
     with pytest.raises(SystemExit):

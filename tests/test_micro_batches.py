@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import redetr
 from redetr import micro_batches
-from redetr.cli import main
+from redetr.cli import main, parse_command
 from redetr.commands.recipe import with_micro_batches
 from redetr.config import TrainConfig
 from redetr.data.formats.digits import DigitsDataset
@@ -126,9 +126,8 @@ def test_a_run_says_and_keeps_its_choice(memory, shared_coco, tmp_path, capsys):
     main([str(argument) for argument in arguments])
     said = capsys.readouterr().err
     assert (
-        "micro-batches: 16 of 1 image per rank, since 0.0 GB of cpu memory hold 1 image of 64x64 "
-        "px "
-        "(--accumulate 16 skips this trial)" in said
+        "16 micro-batches of 1 image per rank: 0.00015 MB of CPU memory can hold 1 image of 64x64 "
+        "px at a time (--accumulate 16 skips this trial)" in said
     )
     assert meter.images == [1, 2]
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -179,7 +178,32 @@ def test_what_no_trial_on_as_many_ranks_chose_is_chosen_anew(
     said = " ".join(capsys.readouterr().err.split())
     expected = "chosen anew: the run had 16 per rank, and it records no trial with 1 rank"
     assert expected in said
-    assert "micro-batches: 8 of 2 images per rank" in said
+    assert "8 micro-batches of 2 images per rank" in said
+    assert read_trials(file) == TrialChoices(1, accumulate=8)
+
+
+def test_a_run_folder_chooses_anew_on_another_number_of_ranks(
+    memory, shared_coco, tmp_path, capsys
+):
+    """Its config.json holds the number that a trial chose as it holds one that was given."""
+    memory(150)
+    folder = tmp_path / "run"
+    arguments = train_arguments(shared_coco, folder, steps=1, batch_size="auto")
+    main([str(argument) for argument in arguments])
+    file = folder / "config.json"
+    settings = json.loads(file.read_text())
+    settings["trials"] = {"world_size": 2, "accumulate": 16}
+    file.write_text(json.dumps(settings))
+    new = parse_command(["train", str(folder), "--output", str(tmp_path / "new"), "--resume"])
+    assert new.config.accumulate == 16
+    assert parse_command(["verify", str(folder)]).config.accumulate == 16
+    given = parse_command(["train", str(folder), "--resume", "--accumulate", "16"])
+    assert given.config.accumulate == 16
+    memory(250)
+    capsys.readouterr()
+    main(["train", str(folder), "--resume"])
+    said = " ".join(capsys.readouterr().err.split())
+    assert "chosen anew: the run had 16 per rank, and it records no trial with 1 rank" in said
     assert read_trials(file) == TrialChoices(1, accumulate=8)
 
 
@@ -236,20 +260,34 @@ def test_as_few_parts_as_the_memory_holds(limit, parts, prepared, memory, monkey
         state.config, state.model, criterion, samples, Dist(0, 1, CPU)
     )
     assert chosen == parts
-    assert ("hold all of them" in note) == (parts == 1)
+    assert ("can hold 12 images of " in note) == (parts == 1)
+    assert note.startswith("1 micro-batch of 12 images per rank: ") == (parts == 1)
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "device", "text"),
+    [
+        (6.04e9, torch.device("cuda", 0), "6.0 GB of GPU memory"),
+        (0.42e9, CPU, "0.4 GB of CPU memory"),
+        (0.05e9, CPU, "50 MB of CPU memory"),
+    ],
+)
+def test_memory_in_words(num_bytes, device, text):
+    assert micro_batches._described_memory(num_bytes, device) == text
 
 
 def test_the_rank_with_the_least_memory_decides(prepared, memory):
     class TwoRanks(Dist):
         def gather(self, items):
-            return [*items, 2]
+            return [*items, (2, 300.0)]
 
     memory(600)
     state, criterion, samples = prepared
-    parts, _ = choose_accumulation(
+    parts, note = choose_accumulation(
         state.config, state.model, criterion, samples, TwoRanks(0, 2, CPU)
     )
     assert parts == 3  # of two images on each of two ranks
+    assert "per rank: 0.0003 MB of CPU memory can hold 2 images of 64x64 px at a time" in note
 
 
 def test_a_trial_leaves_weights_and_random_numbers_as_they_are(prepared, memory):

@@ -141,6 +141,28 @@ def test_ctrl_c_ends_a_stream_with_whole_files(tmp_path, capsys, monkeypatch):
         assert frame.time_s == pytest.approx(line["time_s"] - lines[0]["time_s"], abs=0.05)
 
 
+def test_ctrl_c_while_a_frame_is_written_waits_for_its_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(detectors, "load", lambda *_, **__: Watcher())
+    add = VideoWriter.add
+    calls = []
+
+    def interrupted(*arguments) -> None:
+        calls.append(arguments)
+        if len(calls) == 10:
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)  # a signal that is not deferred interrupts this
+        add(*arguments)
+
+    monkeypatch.setattr(VideoWriter, "add", interrupted)
+    image = Image.new("RGB", SIZE, RED)
+    with rtsp_server(lambda: iter(lambda: image, None)) as address:
+        main(["predict", "best.pt", address, "--output", str(tmp_path)])
+    text = (tmp_path / "predictions.jsonl").read_text()
+    *lines, end = [json.loads(line) for line in text.splitlines()]
+    assert end["frames"] == len(lines) == 10
+    assert len(list(video_frames(tmp_path / "camera.mp4"))) == 10
+
+
 # ------------------------------------------------------------------------------------------- http
 
 

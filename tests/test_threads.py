@@ -271,9 +271,9 @@ def model():
 @pytest.mark.parametrize(
     ("gain", "count", "reason"),
     [
-        (1.5, 1, "threads: 1 (1.50 times as fast as 2), as other programs "),
-        (1.04, 2, "threads: 2 (1 is only 1.04 times as fast), as other programs "),
-        (0.5, 2, "threads: 2 (2.00 times as fast as 1), as other programs "),
+        (1.5, 1, "threads: 1 (1.50 times as fast as 2), because other programs "),
+        (1.04, 2, "threads: 2 (1 is only 1.04 times as fast), because other programs "),
+        (0.5, 2, "threads: 2 (2.00 times as fast as 1), because other programs "),
     ],
 )
 def test_a_trial_chooses_the_threads(gain, count, reason, model, loaded, trial_says):

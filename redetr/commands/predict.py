@@ -275,7 +275,7 @@ class Predict:
         from redetr.detector.streams import Reconnection
         from redetr.detector.tracking import Tracker
         from redetr.detector.video import VideoWriter
-        from redetr.signals import sigterm_as_ctrl_c
+        from redetr.signals import deferred_ctrl_c, sigterm_as_ctrl_c
 
         result = Outcome()
         recorded = Frame("")  # the last one that is in the record
@@ -296,14 +296,14 @@ class Predict:
             try:
                 for frame, detections, picture in read_ahead(jobs, ahead):
                     is_last = frame.number is None or detections is None  # of its source
-                    if picture:
-                        video.add(picture, file_names[frame.source], frame.rate, frame.time_s)
-                    if is_last:
-                        video.close()  # before the record says that it is finished
-                    result.add(frame, has_detections=detections is not None)
-                    for line in self._lines(file_names, frame, detections):
-                        record.add(line)
-                    recorded = frame
+                    with deferred_ctrl_c():
+                        if picture:
+                            video.add(picture, file_names[frame.source], frame.rate, frame.time_s)
+                        if is_last:
+                            video.close()  # before the record says that it is finished
+                        result.add(frame, has_detections=detections is not None)
+                        self._record(record, file_names, frame, detections)
+                        recorded = frame
                     if is_last:
                         progress.advance(bar)
             except KeyboardInterrupt:
@@ -312,8 +312,7 @@ class Predict:
                 # Ctrl-C is how a live stream ends.
                 video.close()
                 end = Frame(recorded.source, number=recorded.number + 1)
-                for line in self._lines(file_names, end, None):
-                    record.add(line)
+                self._record(record, file_names, end, None)
                 if recorded.source != sources[-1]:
                     raise StoppedError(_STOPPED) from None
         return result
@@ -377,6 +376,16 @@ class Predict:
         self, image: "Tensor", detections: "Prediction", scale: int | None = None
     ) -> "Image.Image":
         return detections.draw(image, scale, labels=self.labels, line_width=self.line_width)
+
+    def _record(
+        self,
+        record: Record,
+        file_names: dict[str, Path],
+        frame: "Frame",
+        detections: "Prediction | None",
+    ) -> None:
+        for line in self._lines(file_names, frame, detections):
+            record.add(line)
 
     def _lines(
         self, file_names: dict[str, Path], frame: "Frame", detections: "Prediction | None"

@@ -20,6 +20,7 @@ from redetr.config import (
 )
 from redetr.errors import InputError, UsageError
 from redetr.recipes import RECIPES, get_recipe
+from redetr.trial_choices import read_trials
 
 HELP = ("-h", "--help")
 
@@ -102,7 +103,11 @@ def split_recipe(command: str, arguments: list[str]) -> tuple[TrainConfig, list[
     is_run = recipe_name not in RECIPES and path.exists()
     recipe = _settings_of(path) if is_run else get_recipe(recipe_name)
     given = {flag.partition("=")[0].replace("_", "-") for flag in flags}
-    if is_run and "--resume" not in given:
+    output = _last_value("--output", flags) or recipe.output
+    is_resumed = is_run and "--resume" in given and _is_folder_of(path, output)
+    if is_resumed and command == "train":
+        recipe = _without_choice_of_trial(recipe, _settings_file(path))
+    elif is_run and not is_resumed:
         recipe = replace(recipe, **_open_again(recipe, given))
     if given & _LENGTH:  # either one replaces the recipe's length
         recipe = replace(recipe, steps=0, epochs=0.0)
@@ -143,6 +148,18 @@ def _require_open_accumulation(arguments: list[str]) -> None:
             )
 
 
+def _last_value(name: str, flags: list[str]) -> str | None:
+    """The value that the flags give to the flag `name`: the last one, which counts; None if they
+    give none."""
+    value = None
+    next_words = [*flags, ""][1:]
+    for argument, following in zip(flags, next_words, strict=True):
+        flag, equals, after_equals = argument.partition("=")
+        if flag.replace("_", "-") == name:
+            value = after_equals if equals else following
+    return value
+
+
 def _list_recipes(command: str) -> None:
     title = (
         f"redetr {command} RECIPE [FLAGS]; give a run folder instead of RECIPE to repeat that run; "
@@ -166,6 +183,23 @@ def _settings_of(path: Path) -> TrainConfig:
 
 def _settings_file(path: Path) -> Path:
     return path / "config.json" if path.is_dir() else path
+
+
+def _is_folder_of(path: Path, output: str) -> bool:
+    """Whether `output` is the folder of the run whose folder or config.json is `path`. With
+    --resume, it is this run that is resumed; else a new one, which a restart of its command
+    resumes."""
+    return Path(output).resolve() == _settings_file(path).parent.resolve()
+
+
+def _without_choice_of_trial(run: TrainConfig, file: Path) -> TrainConfig:
+    """The settings of a run that is to be resumed, read from `file`, in which the number of
+    micro-batches is open if a trial chose it: it is kept on as many ranks, and chosen anew on
+    others."""
+    trials = read_trials(file)
+    if trials is None or trials.accumulate != run.accumulate:
+        return run
+    return replace(run, accumulate=0)
 
 
 def _open_again(run: TrainConfig, given: set[str]) -> dict[str, Any]:
@@ -222,7 +256,7 @@ def _note_on_augmentation(recipe_name: str, run: TrainConfig, config: TrainConfi
     if before is None or config.custom_augment:
         return ""
     began = f"began with {augmentation_text(before)}"
-    if config.resume:
+    if config.resume and _is_folder_of(Path(recipe_name), config.output):
         raise InputError(began, where=recipe_name, remedy=augmentation_remedy("resume", before))
     remedy = augmentation_remedy("start", before)
     return f"note: {recipe_name} {began}, which is left out now; {remedy}"

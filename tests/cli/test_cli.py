@@ -363,7 +363,8 @@ def test_a_stopped_and_resumed_run_is_the_same_bit_for_bit(
 
 
 def test_a_signal_in_an_evaluation(shared_coco, tmp_path, capsys, monkeypatch):
-    """Ends it after its batch; the run resumes with it, and ends as if nothing had been."""
+    """Ends it after its batch or the next; the run resumes with it, and ends as if nothing had
+    been."""
     main(train_arguments(shared_coco, tmp_path / "whole"))
     arguments = train_arguments(shared_coco, tmp_path / "two parts", eval_batch_size=1)
     batches = []

@@ -24,7 +24,7 @@ from redetr.distributed import Dist, check_norms, process_group, replicate
 from redetr.ema import ModelEma
 from redetr.errors import LostRankError
 from redetr.launch import Launch, pick_device, rank_cores, read_launch, restart_notes
-from redetr.state import resume_command
+from redetr.state import resume_command, start_folder
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda", 0)
 
@@ -94,12 +94,36 @@ def test_other_errors_are_not(error):
     assert raised.value is error
 
 
-def test_the_command_that_resumes_has_as_many_hosts(monkeypatch):
-    launch = {"RANK": "0", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "a"}
-    for name, value in {**launch, "MASTER_PORT": "1"}.items():
-        monkeypatch.setenv(name, value)
-    command = "torchrun --nnodes 2 --nproc-per-node 2 -m redetr train runs/a --resume"
+@pytest.mark.parametrize(
+    ("world_size", "local_world_size", "command"),
+    [
+        (2, 2, "torchrun --nproc-per-node 2 -m redetr train runs/a --resume"),
+        (4, 2, "redetr train runs/a --resume (started on all hosts as before)"),
+        (3, 2, "redetr train runs/a --resume (started on all hosts as before)"),
+    ],
+)
+def test_the_command_that_resumes_does_not_guess_how_hosts_meet(
+    world_size, local_world_size, command, monkeypatch
+):
+    launched(monkeypatch, WORLD_SIZE=world_size, RANK=0, LOCAL_WORLD_SIZE=local_world_size)
     assert resume_command(Path("runs/a")) == command
+
+
+def test_the_command_that_resumes_names_the_augmentation_before_the_hosts(monkeypatch):
+    launched(monkeypatch, WORLD_SIZE=4, RANK=0, LOCAL_WORLD_SIZE=2)
+    assert resume_command(Path("runs/a"), "my file.py:FLIP") == (
+        "redetr train runs/a --resume --custom-augment 'my file.py:FLIP' (started on all hosts as "
+        "before)"
+    )
+
+
+def test_ranks_that_see_different_folders_are_told_their_steps(tmp_path, monkeypatch):
+    steps = torch.tensor([[20.0], [0.0]], dtype=torch.float64)
+    monkeypatch.setattr(Dist, "gather_rows", lambda self, row: lambda: steps)
+    state = SimpleNamespace(step=20, config=SimpleNamespace(resume=False))
+    expected = re.escape("run: ranks found checkpoints of different steps there (20, 0): --output")
+    with pytest.raises(redetr.InputError, match=expected):
+        start_folder(tmp_path / "run", state, {}, Dist(0, 2, CPU))
 
 
 def test_the_command_that_resumes_is_not_taken_for_a_recipe():
@@ -137,7 +161,7 @@ def test_synchronised_batch_norm_is_for_gpus_and_not_exact_over_accumulation():
 def test_synchronised_batch_norm_is_not_compiled_for_several_ranks():
     model = with_norm(nn.SyncBatchNorm(8))
     assert check_norms(model, Dist(0, 1, CUDA), accumulate=1, is_compiled=True) == []
-    with pytest.raises(redetr.InputError, match="leave out --compile"):
+    with pytest.raises(redetr.InputError, match="leave out --compile .*needs --no-compile"):
         check_norms(model, Dist(0, 2, CUDA), accumulate=1, is_compiled=True)
 
 
@@ -182,7 +206,7 @@ def test_the_device_of_a_process(device, count, launch, expected, monkeypatch):
         ("cuda:", 2, {}, "unknown device 'cuda:': choose auto, cpu, cuda or cuda:NUMBER"),
         ("tpu:0", 2, {}, "unknown device 'tpu:0'"),
         (0, 2, {}, "unknown device '0'"),
-        ("cuda:0", 2, {"WORLD_SIZE": 2, "RANK": 0}, "each process has a GPU of its own; use"),
+        ("cuda:0", 2, {"WORLD_SIZE": 2, "RANK": 0}, "each needs its own GPU; use --device cuda"),
         (
             "auto",
             2,

@@ -125,8 +125,8 @@ def slow_rank(rank: int, port: int, folder: Path, limit_s: float, ending: str) -
         ),
         (60, "error", r"1: rank 0 waited \d+ s in the set-up for rank 1: ended \(data: no such "),
         (60, "kill", r"1: rank 0 waited \d+ s in the set-up for rank 1: reading the annotations; "),
-        (60, "late error", r"1: rank 0 ends because rank 1 ended \(.*No space left on device\)$"),
-        (60, "late loss", r"1: rank 0 ends because rank 1 ended \(a loader process died\)$"),
+        (60, "late error", r"1: rank 0 stopped because rank 1 ended: .*No space left on device$"),
+        (60, "late loss", r"1: rank 0 stopped because rank 1 ended: a loader process died$"),
         (60, "late kill", r"1: rank 0 lost another rank: it died, or did not respond within 10 s"),
     ],
 )
