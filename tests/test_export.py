@@ -759,6 +759,28 @@ def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):
     assert Path("v1.5.pt2").exists()
 
 
+def test_a_hub_name_with_dots_gives_its_whole_name(middle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    exported(monkeypatch, averages(middle), "me/cups-v1.2", "--format", "torch", "--no-check")
+    assert Path("cups-v1.2.pt2").exists()
+
+
+@pytest.mark.parametrize(("precision", "is_said"), [("fp32", True), ("int8", False)])
+def test_only_a_file_in_fp32_computes_as_pytorch(
+    precision, is_said, middle, tmp_path, monkeypatch, capsys
+):
+    def write(detector, path, *_, **__):
+        path.write_bytes(b"")
+
+    monkeypatch.setattr("redetr.export.export.export", write)
+    of = averages(middle)
+    of.run_precision = "bf16"
+    path = tmp_path / "d.onnx"
+    exported(monkeypatch, of, "best.pt", "--output", path, "--precision", precision)
+    said = "precision: fp32, in PyTorch as in the file" in capsys.readouterr().err
+    assert said == is_said
+
+
 @pytest.mark.long
 def test_a_file_is_called_as_its_checkpoint_by_default(of_the_page):
     assert metadata(of_the_page / "best.onnx")["outputs"] == ["logits", "boxes"]

@@ -251,3 +251,11 @@ def test_an_older_run_keeps_the_folder_of_its_weights_private(run, tmp_path):
     text = (tmp_path / "card" / "README.md").read_text()
     assert "Weights: a run of redetr from x.pt of unknown origin and licence." in text
     assert "secret" not in text
+
+
+def test_a_repository_whose_weights_have_another_name(server):
+    server.repositories["me/dfine"] = {"dfine_s.pth": b"x"}
+    with pytest.raises(redetr.InputError) as error:
+        redetr.load("me/dfine", device="cpu")
+    assert str(error.value).startswith("me/dfine: has no weights under a known name (")
+    assert str(error.value).endswith("on the hub; download its weight file and give the path")

@@ -560,6 +560,20 @@ def test_no_such_file():
             read_weights(name)
 
 
+def test_a_folder_whose_weights_have_another_name(tmp_path):
+    """As the authors' own training leaves it."""
+    folder = tmp_path / "dfine_hgnetv2_s_custom"
+    folder.mkdir()
+    with pytest.raises(redetr.InputError) as empty:
+        read_weights(folder)
+    assert str(empty.value).startswith(f"{folder}: has no weights under a known name (best.pt, ")
+    assert str(empty.value).endswith("give a weight file, a run folder or a Transformers folder")
+    (folder / "last.pth").write_bytes(b"")
+    with pytest.raises(redetr.InputError) as other:
+        read_weights(folder)
+    assert str(other.value).endswith(f"give the weight file itself, such as {folder / 'last.pth'}")
+
+
 def test_random_weights_under_frozen_norms_are_said_to_be_bad():
     config = replace(FAST, weights="none")
     assert starting_point(fresh(config), config, CLASSES) == []
