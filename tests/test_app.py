@@ -686,7 +686,9 @@ def test_a_file_that_has_changed_since_it_was_chosen(page, image):
     upload(page, image)
     image.write_bytes(image.read_bytes() + b"\0")
     one(page, "#explain").click()
-    wait(page, lambda: one(page, "#explain-error").text.startswith("This file cannot be read: it is"))
+    wait(
+        page, lambda: one(page, "#explain-error").text.startswith("This file cannot be read: it is")
+    )
 
 
 def test_a_camera_that_is_refused(page):

@@ -148,6 +148,8 @@ def test_data_that_cannot_be_opened_is_a_fault_in_json(
     assert text in fault["text"] and fault["text"] in told.err
     assert len(told.err.splitlines()) == 1
     assert report.keys() == check(str(root)).to_dict().keys()
+    assert fault.keys() == Fault("note", "a", Path("b"), "", "", "").to_json().keys()
+    assert (report["source"], report["errors"], report["splits"]) == (source, 1, {})
 
 
 def test_a_url_that_cannot_be_opened_keeps_its_slashes():
@@ -157,8 +159,6 @@ def test_a_url_that_cannot_be_opened_keeps_its_slashes():
     (fault,) = unopened("data", InputError("refused", where=f"{url}/0.tar"))["faults"]
     assert fault["file"] == f"{url}/0.tar"
     assert Fault.from_json(fault).file == f"{url}/0.tar"
-    assert fault.keys() == Fault("note", "a", Path("b"), "", "", "").to_json().keys()
-    assert (report["source"], report["errors"], report["splits"]) == (source, 1, {})
 
 
 def test_what_both_splits_have_in_common_is_reported_once(root):

@@ -526,7 +526,9 @@ def test_a_resumed_run_keeps_what_it_had(flags, tmp_path):
 
 def test_only_a_run_that_is_resumed_needs_its_augmentation(tmp_path):
     folder = written_run(tmp_path, custom_augment="mine.py:FLIP")
-    with pytest.raises(redetr.InputError, match="began with your own augmentation mine.py:FLIP; "):
+    with pytest.raises(
+        redetr.InputError, match=r"began with your own augmentation mine\.py:FLIP; "
+    ):
         train_command.parse([str(folder), "--resume"])
     new = ["--output", str(tmp_path / "new"), "--resume"]
     (note,) = train_command.parse([str(folder), *new]).notes
@@ -537,7 +539,9 @@ def test_what_another_machine_had_can_be_turned_off_in_a_resumed_run(tmp_path):
     folder = written_run(tmp_path, cache_dir=str(tmp_path / "gone"), compile=True)
     config = asked(folder, "--resume")
     assert config.compile
-    with pytest.raises(redetr.InputError, match="gone: no such folder; .* or use --cache-dir None"):
+    with pytest.raises(
+        redetr.InputError, match=r"gone: no such folder; .* or use --cache-dir None"
+    ):
         config.check(world_size=1)
     config = asked(folder, "--resume", "--cache-dir", "None", "--no-compile")
     assert config.cache_dir is None

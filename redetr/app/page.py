@@ -178,7 +178,7 @@ class Page:
         if self._known_examples is not None:
             return self._known_examples
         examples = []
-        errors = []
+        errors: list[str] = []
         shown = min(_EXAMPLES, len(self.dataset))
         for k in range(shown):
             index = k * len(self.dataset) // shown
@@ -186,7 +186,7 @@ class Page:
                 examples.append(self._example(index))
             except InputError as error:  # the others can be chosen without it
                 errors.append(str(error))
-        content = {"examples": examples, "errors": errors}
+        content: dict[str, list[Any]] = {"examples": examples, "errors": errors}
         if not errors:  # images that are mended are shown when the page is loaded again
             self._known_examples = content
         return content

@@ -161,7 +161,7 @@ def test_synchronised_batch_norm_is_for_gpus_and_not_exact_over_accumulation():
 def test_synchronised_batch_norm_is_not_compiled_for_several_ranks():
     model = with_norm(nn.SyncBatchNorm(8))
     assert check_norms(model, Dist(0, 1, CUDA), accumulate=1, is_compiled=True) == []
-    with pytest.raises(redetr.InputError, match="leave out --compile .*needs --no-compile"):
+    with pytest.raises(redetr.InputError, match=r"leave out --compile .*needs --no-compile"):
         check_norms(model, Dist(0, 2, CUDA), accumulate=1, is_compiled=True)
 
 

@@ -40,10 +40,7 @@ def _has_labels(root: Path) -> bool:
     """Whether there is a text file in `labels/`, or one with the stem of an image in its folder."""
     if first_below(root / "labels", (LABEL_SUFFIX,)):
         return True
-    for folder in _FOLDERS["train"]:
-        if _holds_pair(names_below(root / folder)):
-            return True
-    return False
+    return any(_holds_pair(names_below(root / folder)) for folder in _FOLDERS["train"])
 
 
 def _holds_pair(names: set[str]) -> bool:
