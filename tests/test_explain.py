@@ -481,7 +481,7 @@ def test_the_loss_page_of_an_earlier_image_is_removed(checkpoint, shared_coco, t
         (["--image-id=1", "--data=s3://b/x"], "s3://b/x: s3 URLs are not supported; give the http"),
         (["ftp://x/a.jpg"], "ftp://x/a.jpg: ftp URLs are not supported; download it"),
         (["IMAGE", "--split=test"], "--split has no effect without --data: add it"),
-        (["IMAGE", "--val-fraction=0.2"], "--val-fraction is for a data set: give --data as well"),
+        (["IMAGE", "--val-fraction=0.2"], "--val-fraction has no effect without --data: add it"),
         (["--image-id=0", "--data=digits", "--split=test"], "digits: has no test split; use val"),
     ],
 )

@@ -584,7 +584,7 @@ SPEED_FIGURES = [
         ),
     ),
     Bound(
-        "on {} images of {}x{}, with PyTorch 2.11, in medians of {} rounds",
+        "on {} images of {}x{}, with PyTorch 2.11; medians of {} rounds",
         GPU_FP32,
         plain("setting > batch_size", "setting > height", "setting > width", "setting > rounds"),
     ),

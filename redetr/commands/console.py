@@ -202,8 +202,8 @@ def warn_of_leakage(
         return
     if absolute_source(source) != absolute_source(trained_on):
         return
-    inventories = checkpoint.parent / "data.json"
-    if detector.held_out_otherwise or was_trained_on(inventories, dataset):
+    run = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    if detector.held_out_otherwise or was_trained_on(run / "data.json", dataset):
         ERRORS.print(
             f"warning: the run of {checkpoint} was trained on some of these images (images were "
             "added since, --val-fraction differs, or an earlier version of redetr divided the "

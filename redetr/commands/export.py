@@ -149,8 +149,6 @@ class Export:
 
     def _images_of(self, detector: "Detector", split: "Split") -> "DetectionDataset":
         """The images of the flags, or of the training run. Raises InputError if there are none."""
-        from redetr.weights.locating import locate
-
         try:
             masks = detector.model.has_masks
             dataset = detector.open_data(split, self.data, self.val_fraction, masks)
@@ -159,8 +157,8 @@ class Export:
                 raise
             raise InputError(f"{error}, or --no-check to export without a comparison") from error
         if split == "val":
-            path = locate(self.checkpoint)
-            warn_of_leakage(path, detector, dataset, self.data or detector.trained_on)
+            checkpoint = Path(self.checkpoint)
+            warn_of_leakage(checkpoint, detector, dataset, self.data or detector.trained_on)
         return dataset
 
 

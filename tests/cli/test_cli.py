@@ -629,7 +629,7 @@ def test_an_image_damaged_in_the_middle_is_named_when_it_is_read(
 
 
 BAD_SETTINGS = {
-    "batch and accumulation": ({"accumulate": 5}, "--batch-size 4", "at least 5"),
+    "batch and accumulation": ({"accumulate": 5}, "--batch-size 4", "--batch-size 5 or more"),
     "no batch": ({"batch_size": 0}, "--batch-size 0"),
     "two lengths": ({"epochs": 2}, "--epochs", "--steps"),
     "learning rate": ({"lr": 0}, "--lr 0"),
