@@ -938,3 +938,10 @@ def test_the_page_in_a_browser_without_network(tmp_path, browser):
     shown = "return [...document.images].map(i => i.complete && i.naturalWidth > 500)"
     assert browser.execute_script(shown) == [True] * 6
     assert browser.get_log("browser") == []
+
+
+@pytest.mark.parametrize("source", ["digits", "crowns"])
+def test_a_fraction_beside_a_val_split_is_reported(source):
+    report = check(source, val_fraction=0.5)
+    assert codes(report.faults).count("fraction-unused") == 1
+    assert "--val-fraction" not in report.verdict

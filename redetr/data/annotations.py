@@ -147,7 +147,9 @@ class Annotations:
         addition = ""
         if len(errors) > 1:
             more = counted(len(errors) - 1, "more kind", "more kinds")
-            addition = f"; {more} of faults: redetr check reports them"
+            addition = f"; {more} of faults"
+            if not str(self.source).startswith("hf:"):  # where check stops at this error as well
+                addition += ": redetr check reports them"
         raise errors[0].to_error(addition)
 
 

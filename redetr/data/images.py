@@ -191,9 +191,10 @@ def decode(
     needed: tuple[int, int] | None = None,
     name: str = "",
     channels: int = 3,
+    remedy: str = READ_REMEDY,
 ) -> tuple[Tensor, tuple[int, int]]:
     """The image in a file, as from `read_image`, and its stored size; errors call it `name`
-    (default: its path).
+    (default: its path), and have this `remedy` if they have none of their own.
 
     A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, if that leaves the size `needed`: its
     decoder then skips most of the work.
@@ -209,7 +210,7 @@ def decode(
         return to_rgb(image)
 
     called = name or str(file)
-    pixels, stored = _decoded(file, called, READ_REMEDY, channels, read, read_bands)
+    pixels, stored = _decoded(file, called, remedy, channels, read, read_bands)
     # The channels of a pixel stay adjacent, see `views.interleaved`.
     return torch.from_numpy(pixels).permute(2, 0, 1), stored
 

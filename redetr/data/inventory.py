@@ -223,6 +223,10 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
                 "restore the data; if it is unchanged, an earlier version of redetr held out other "
                 "images: give another --output"
             )
+        elif image and image not in recorded.images:
+            change = f"{image} has been added to {split} since the run began"
+        elif image and image not in current.images:
+            change = f"{image} has been removed from {split} since the run began"
         elif image:
             change = f"{image} of {split} has changed since the run began"
         elif columns:

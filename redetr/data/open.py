@@ -10,6 +10,7 @@ from redetr.data.dataset import DetectionDataset, Hints
 from redetr.data.faults import Fault
 from redetr.data.formats.digits import DigitsDataset
 from redetr.data.formats.folder import open_folder, unreadable_of
+from redetr.data.formats.holdout import fraction_unused
 from redetr.data.formats.hub import Address, open_hub
 from redetr.data.formats.layouts import splits_of
 from redetr.data.remote import is_address, mirror
@@ -80,7 +81,10 @@ def open_dataset(
     if split == "test" and source in _EMBEDDED:
         raise InputError("has no test split", where=source, remedy="use val")
     if source == "digits":
-        return DigitsDataset(split, masks=masks)
+        scenes = DigitsDataset(split, masks=masks)
+        if val_fraction:
+            scenes.notes = (fraction_unused(source),)
+        return scenes
     if str(source).startswith("hf:"):
         if leave_out is not None:
             remedy = "write it as a folder (redetr convert), or leave out the flag"

@@ -26,7 +26,7 @@ from redetr.data.formats.folder import (
     FolderDataset,
     read_split,
 )
-from redetr.data.formats.holdout import for_a_single_image
+from redetr.data.formats.holdout import for_a_single_image, fraction_fault, fraction_unused
 from redetr.data.formats.hub import HubDataset, hub_splits
 from redetr.data.formats.layouts import splits_of
 from redetr.data.header_cache import Headers
@@ -249,6 +249,9 @@ def _check_without_files(
     for split, dataset in datasets.items():
         splits[split] = _annotations_of(dataset)
     train = datasets["train"]
+    if val_fraction and fraction_unused(source) in train.notes:
+        faults.append(fraction_fault(Path(source)))
+        val_fraction = 0.0  # the verdict would suggest it
     most = int(train.max_objects())
     plan = Plan.of(recipe, train.hints, num_queries, image_size, masks, most)
     headers = {}
@@ -292,6 +295,9 @@ def _check_folder(
     folder = folder_of(source)
     splits, faults = _read(folder, val_fraction, "train" if masks else "check")
     is_complete = not faults
+    if val_fraction and "val" in splits_of(folder):
+        faults.append(fraction_fault(folder))
+        val_fraction = 0.0  # the verdict would suggest it
     if masks:
         faults += mask_faults(splits)
     train = splits.get("train")

@@ -128,6 +128,18 @@ def test_what_coco_says_survives_in_coco(tmp_path):
     assert [0.5, 1.5, 2.0, 3.0] in boxes
 
 
+def test_only_the_id_0_is_replaced(tmp_path):
+    def change(document):
+        for row, id_ in zip(document["annotations"], (0, 70, 80, 90), strict=True):
+            row["id"] = id_
+
+    write(tmp_path / "source", damaged(change))
+    convert(tmp_path / "source", tmp_path / "new", "coco")
+    file = tmp_path / "new/annotations/instances_train.json"
+    rows = json.loads(file.read_text())["annotations"]
+    assert sorted(row["id"] for row in rows) == [70, 80, 90, 91]
+
+
 @pytest.mark.parametrize("first", [None, 0])
 def test_no_annotation_has_the_id_0(tmp_path, first):
     """With that id, pycocotools never counts an object as detected. `first` is that of the source,

@@ -257,6 +257,9 @@ def test_an_impossible_val_fraction_is_refused_beside_a_val_split_as_well(
 def test_val_fraction_beside_a_val_split_is_told(forms):
     dataset = open_dataset(forms["coco"], "val", 0.1)
     assert (len(dataset), "--val-fraction is not used" in dataset.notes[0]) == (5, True)
+    (note,) = open_dataset("digits", "train", 0.1).notes
+    assert note == "digits: has its own val split, so --val-fraction is not used"
+    assert open_dataset("digits", "train").notes == ()
 
 
 def test_val_fraction_in_training(forms, tmp_path, capsys):

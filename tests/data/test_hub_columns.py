@@ -140,3 +140,13 @@ def test_rows_whose_numbers_are_all_null_have_no_object(tmp_path, saved_picture,
     source = rows_of(tmp_path, rows, image=datasets.Image(), **types)
     dataset = open_dataset(source, "train")
     assert [dataset.target(index)["boxes"].tolist() for index in range(2)] == [[[5, 4, 35, 26]], []]
+
+
+def test_a_label_without_numbers_is_reported_by_its_box(tmp_path, saved_picture):
+    thing = {"xmin": 5, "ymin": 4, "xmax": 35, "ymax": 26, "label": 1}
+    types: dict[str, Any] = dict.fromkeys(thing, datasets.Value("int64")) | {"label": LABEL}
+    values: list[dict[str, Any]] = [thing, dict.fromkeys(thing) | {"label": 0}]
+    rows = [{"image": str(saved_picture)} | of_row for of_row in values]
+    source = rows_of(tmp_path, rows, image=datasets.Image(), **types)
+    with pytest.raises(InputError, match="is not 4 finite numbers"):
+        open_dataset(source, "train")

@@ -242,3 +242,20 @@ def test_headers_of_contents_that_cannot_be_read():
     first = headers[0]
     assert (first.width, first.height, first.orientation) == (HEIGHT, WIDTH, 6)
     assert first.content == headers[2].content != ""
+
+
+def test_a_truncated_row_is_no_file(tmp_path):
+    rows = [row(form="JPEG"), row(form="JPEG")]
+    rows[1]["image"]["bytes"] = rows[1]["image"]["bytes"][:-300]
+    dataset = open_dataset(f"{save(tmp_path, rows)},boxes=xywh", "train")
+    with pytest.raises(InputError, match=r"truncated.*; replace the image in this row") as caught:
+        dataset.image(1)
+    assert "--skip-unreadable" not in str(caught.value)
+
+
+def test_check_is_not_recommended_where_it_stops_as_well(tmp_path):
+    unreadable = row() | {"image": {"bytes": b"", "path": None}}
+    source = f"{save(tmp_path, [unreadable, row(bbox=[[1, 2, 3]])])},boxes=xywh"
+    for opened in (lambda: open_dataset(source, "train"), lambda: check(source)):
+        with pytest.raises(InputError, match="; 1 more kind of faults$"):
+            opened()

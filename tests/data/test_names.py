@@ -116,7 +116,7 @@ def test_what_a_format_cannot_hold_is_said_of_the_source(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["convert", str(root), str(tmp_path / "voc"), "--to", "voc"])
     said = capsys.readouterr().err
-    assert f"{root}/annotations/instances_train.json: cannot be written as voc" in said
+    assert f"{root}/annotations/instances_train.json: cannot be written as VOC" in said
     assert "unfinished" not in said
 
 

@@ -464,3 +464,9 @@ def test_archives_below_a_folder_without_images_are_named(tmp_path):
     write_tar(tmp_path / "deep/b.tar", {"y.png": b""})
     with pytest.raises(InputError, match=r"no images in this folder .*deep/b\.tar"):
         find_sources([str(tmp_path)])
+
+
+def test_suffixes_may_be_in_capitals(tmp_path):
+    root = web_dataset(tmp_path, **{"X.PNG": image_bytes(), "X.JSON": scene()})
+    names = open_dataset(root, "train").annotations.names.tolist()
+    assert b"train-000.tar/X.PNG" in names

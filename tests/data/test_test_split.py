@@ -238,12 +238,15 @@ def test_embedded_data_has_none(source):
 def test_folders_may_have_none(tmp_path):
     root = WRITERS["coco"](tmp_path / "coco")
     with pytest.raises(
-        InputError, match=r"no test split \(looked for annotations/instances_test.*use val"
+        InputError, match=r"no test split \(looked for annotations/instances_test.*use val$"
     ):
+        open_dataset(root, "test")
+    (root / "annotations/instances_val.json").unlink()
+    with pytest.raises(InputError, match=r"or use val \(--val-fraction 0\.1 makes one\)"):
         open_dataset(root, "test")
 
 
-def test_no_images_are_held_out_of_it(write):
+def test_no_images_are_held_out_of_it(write, tmp_path):
     root = write("coco")
     for split in ("train", "val"):
         (root / f"annotations/instances_{split}.json").unlink()

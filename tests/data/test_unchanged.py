@@ -106,6 +106,22 @@ def test_changed_classes_are_noticed(tiny_coco, recorded, change):
         require_unchanged(recorded, now)
 
 
+def remove_an_image(document: dict[str, Any]) -> None:
+    image = document["images"].pop()
+    rows = document["annotations"]
+    document["annotations"] = [row for row in rows if row["image_id"] != image["id"]]
+
+
+def test_an_image_that_was_added_or_removed_is_named(tiny_coco, recorded, tmp_path):
+    whole = inventories(tiny_coco)
+    fewer = changed(tiny_coco, "train", remove_an_image)
+    with pytest.raises(InputError, match=r"\.jpg has been removed from train since the run began"):
+        require_unchanged(recorded, fewer)
+    write_inventories(tmp_path / "data.json", fewer)
+    with pytest.raises(InputError, match=r"\.jpg has been added to train since the run began"):
+        require_unchanged(tmp_path / "data.json", whole)
+
+
 def test_what_training_does_not_see_may_change(tiny_coco, recorded):
     assert require_unchanged(recorded, changed(tiny_coco, "train", renumber)) == []
 

@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from redetr.bounds import require_in_bounds
 from redetr.data.annotations import Annotations, Split
+from redetr.data.faults import Fault
 from redetr.data.formats.photographs import photographs
 from redetr.errors import InputError
 from redetr.wording import counted
 
 Bools = NDArray[np.bool_]
 Indices = NDArray[np.int64]
+
+_FRACTION_UNUSED = "has its own val split, so --val-fraction is not used"
 
 
 def for_a_single_image(source: str | Path) -> str:
@@ -30,7 +33,12 @@ def for_a_single_image(source: str | Path) -> str:
 
 def fraction_unused(source: str | Path) -> str:
     """The sentence on a data set at `source` that has a val split of its own."""
-    return f"{source}: has its own val split, so --val-fraction is not used"
+    return f"{source}: {_FRACTION_UNUSED}"
+
+
+def fraction_fault(source: Path) -> Fault:
+    """The same as a note among the faults of the data set."""
+    return Fault("note", "fraction-unused", source, "", _FRACTION_UNUSED, "leave it out")
 
 
 def hold_out(

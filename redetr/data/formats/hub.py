@@ -42,7 +42,7 @@ from redetr.data.formats.hub_rows import (
     sample_rows,
 )
 from redetr.data.formats.layouts import is_saved_by_datasets
-from redetr.data.images import decode, open_image, suffix_of
+from redetr.data.images import ROW_REMEDY, decode, open_image, suffix_of
 from redetr.data.mask_columns import MaskBuilder, MaskUse
 from redetr.download import quiet_hub
 from redetr.errors import InputError
@@ -54,8 +54,8 @@ _SPLITS: dict[Split, tuple[str, ...]] = {
 }
 _SAMPLE = 500  # rows of each split that decide how boxes are written
 _SAVE_AGAIN = (
-    "call its splits train, validation and test: write a datasets.DatasetDict with these names "
-    "with save_to_disk, and give hf:FOLDER"
+    "call its splits train, validation and test: save a datasets.DatasetDict with these names "
+    "(save_to_disk), and give hf:FOLDER"
 )
 
 
@@ -180,7 +180,8 @@ def write_images(source: str, split: Split, folder: Path, follow_links: bool) ->
     for position in range(len(annotations)):
         content = dataset.content(position)
         stem = os.fsdecode(annotations.names[position])
-        with open_image(io.BytesIO(content), f"{source}: image {stem}") as image:
+        name = f"{source}: image {stem}"
+        with open_image(io.BytesIO(content), name, ROW_REMEDY) as image:
             suffix = suffix_of(image)
         name = f"{split}-{stem}{suffix}"  # VOC uses one folder for all splits
         (folder / name).write_bytes(content)
@@ -384,5 +385,6 @@ class HubDataset(AnnotatedDataset):
 
     def _read(self, position: int) -> Tensor:
         file = image_file(self._image(position))
-        pixels, _ = decode(file, name=str(self.annotations.path(position)))
+        name = str(self.annotations.path(position))
+        pixels, _ = decode(file, name=name, remedy=ROW_REMEDY)
         return pixels

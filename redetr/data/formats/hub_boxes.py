@@ -38,15 +38,12 @@ class NamedNumbers(NamedTuple):
 
     def boxes(self, value: Any) -> list[Any]:
         """The boxes of the objects of a row, from a list of dicts, a dict of lists, or the dict of
-        a single box. Values that are not boxes are returned unchanged. If all four numbers are
-        null, as in the row of an image without objects, there is no box."""
+        a single box. Values that are not boxes are returned unchanged."""
         if isinstance(value, list):
             return [self._box(item) for item in value]
         if not isinstance(value, dict):
             return []
         columns = [value.get(name) for name in self.names]
-        if all(column is None for column in columns):
-            return []
         lists = [column for column in columns if isinstance(column, list)]
         if not lists:
             return [columns]

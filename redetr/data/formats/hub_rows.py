@@ -100,6 +100,8 @@ class Columns:
                 lists[name] = self.numbers.boxes(self._value_of_row(fields or {}))
             else:
                 lists[name] = _as_list(name, (fields or {}).get(column))
+        if lists["bbox"] == [[None] * 4] and not lists["category"]:
+            return []  # the row of an image without objects
         lengths = {name: len(values) for name, values in lists.items()}
         if len(set(lengths.values())) > 1:
             counts = [f"{count} {self.fields[name] or name}" for name, count in lengths.items()]

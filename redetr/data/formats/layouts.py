@@ -95,6 +95,8 @@ def read_annotations(root: Path, split: Split, masks: MaskUse = "none") -> Annot
         remedy = _REMEDIES[split]
         if split == "val" and "train" not in splits:
             remedy = "add it, or use test (--split test of redetr evaluate and redetr explain)"
+        if split == "test" and "val" not in splits:
+            remedy = "add it, or use val (--val-fraction 0.1 makes one)"
         raise InputError(text, where=root, remedy=remedy)
     annotations = replace(layout.read(root, split, MaskBuilder.of(masks)), root=root)
     if split == "train":

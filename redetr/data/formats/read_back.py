@@ -24,11 +24,11 @@ def require_same(meant: Annotations, root: Path, split: Split, form: str) -> Non
         written.require_sound()
     except InputError as error:
         reason = _without_folder(error, root)
-        text = f"cannot be written as {form}: what was written cannot be read again ({reason})"
+        text = f"cannot be written as {form.upper()}: what was written cannot be read again ({reason})"
         raise InputError(text, where=meant.source, remedy=error.remedy) from None
     difference, remedy = _difference(meant, written)
     if difference:
-        text = f"cannot be written as {form}: when {split} is read back, {difference}"
+        text = f"cannot be written as {form.upper()}: when {split} is read back, {difference}"
         raise InputError(text, where=meant.source, remedy=remedy)
 
 

@@ -136,7 +136,7 @@ def _scenes(path: Path) -> Iterator[tuple[str, Row]]:
     in_file_order = np.argsort(archive.rows["offset"])
     for i in in_file_order.tolist():
         stem, suffix = posixpath.splitext(names[i])
-        if suffix == ".json" and stem in image_of:
+        if suffix.lower() == ".json" and stem in image_of:
             yield image_of[stem], _read_scene(archive, names[i], path)
 
 
@@ -160,8 +160,9 @@ def _require_pairs(path: Path, names: list[str], image_of: dict[str, str]) -> No
     annotated = set()
     for name in names:
         is_hidden = posixpath.basename(name).startswith(".")
-        if name.endswith(".json") and not is_hidden:
-            annotated.add(name.removesuffix(".json"))
+        stem, suffix = posixpath.splitext(name)
+        if suffix.lower() == ".json" and not is_hidden:
+            annotated.add(stem)
     without_json = sorted(image_of.keys() - annotated)
     if without_json:
         stem = without_json[0]

@@ -108,12 +108,13 @@ def write_coco_lists(splits: Splits, root: Path) -> None:
 
 
 def _coco_annotations(a: Annotations) -> list[dict[str, Any]]:
-    """The objects, with their ids if these are unique and not 0, or else numbered from 1:
-    pycocotools never counts an object with the id 0 as detected."""
+    """The objects, with their ids, or numbered from 1 if these are not unique. An id of 0 becomes
+    the next free number: pycocotools never counts an object with the id 0 as detected."""
     count = len(a.object_ids)
     ids = a.object_ids
-    if len(np.unique(ids)) < count or not ids.all():
+    if len(np.unique(ids)) < count:
         ids = np.arange(1, count + 1)
+    ids = np.where(ids == 0, ids.max(initial=0) + 1, ids)
     corners = _decimals(a.boxes)
     starts = corners[:, :2]
     sides = (corners[:, 2:] - starts).round(9)

@@ -104,6 +104,7 @@ def _read_folder(
         raise InputError("no such folder", where=source, remedy=remedy)
     _require_new(root, destination)
     names = splits_of(root)
+    _require_divisible(names, val_fraction, root)
     if val_fraction and "val" not in names:
         names = ["train", "val", *(name for name in names if name == "test")]
     splits = {}
@@ -133,9 +134,7 @@ def _read_hub(
     """The splits of a data set on the hub, whose images are written to `folder`, and sentences on
     them."""
     names, others = splits_and_others(address)
-    if val_fraction and "val" not in names and "train" not in names:
-        text = "has only a test split, and --val-fraction holds out images of train"
-        raise InputError(text, where=address, remedy="leave it out")
+    _require_divisible(names, val_fraction, address)
     splits = {}
     for split in names:
         splits[split] = write_images(address, split, folder / split, follow_links)
@@ -153,6 +152,13 @@ def _read_hub(
             splits[split], note = hold_out(everything, split, val_fraction, address)
             notes[note] = None
     return splits, [*notes]
+
+
+def _require_divisible(names: list[Split], val_fraction: float, source: str | Path) -> None:
+    """Raises InputError for a `val_fraction` of a data set that has only a test split."""
+    if val_fraction and "train" not in names and "val" not in names:
+        text = "has only a test split, and --val-fraction holds out images of train"
+        raise InputError(text, where=source, remedy="leave it out")
 
 
 def _write(
