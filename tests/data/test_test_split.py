@@ -252,3 +252,6 @@ def test_no_images_are_held_out_of_it(write, tmp_path):
         (root / f"annotations/instances_{split}.json").unlink()
     with pytest.raises(InputError, match=r"no val split .*; add it, or use test \(--split test"):
         open_dataset(root, "val")
+    words = "has only a test split, and --val-fraction holds out images of train; leave it out"
+    with pytest.raises(InputError, match=words):
+        convert(root, tmp_path / "new", "coco", val_fraction=0.5)
