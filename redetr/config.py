@@ -343,8 +343,9 @@ class TrainConfig(
         if self.batch_size >= world_size:
             most = self.batch_size // world_size
             remedy = f"use --accumulate {most} or less, or --batch-size {least} or more"
-        elif self.batch_size > 0:
-            remedy += f", or at most {counted(self.batch_size, 'rank')}"
+        elif self.batch_size >= per_rank:
+            most = self.batch_size // per_rank
+            remedy += f", or at most {counted(most, 'rank')}"
         raise InputError(
             f"--batch-size {self.batch_size} is too small for {ranks} with {micro_batches} each",
             remedy=remedy,

@@ -6,6 +6,7 @@ does not pass locks on, a holder on another host is known to live by the time of
 renews every few seconds.
 """
 
+import errno
 import json
 import os
 import platform
@@ -31,6 +32,8 @@ _BEAT_S = 10.0
 _SILENCE_S = 45.0  # without a beat: the host of the holder is dead, or cut off
 _PATIENCE_S = 120.0  # for a holder that is about to end, or seems to be dead
 _PAUSE_S = 0.5
+# Errors for a file that is gone; the last one if another host removed it from an NFS disk.
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ class FolderLock:
                 "one was suspended or cut off for too long, and will not save anything more"
             )
         if not self._is_current(self._file):
-            text = "was removed while this run held it; it will not save anything more"
+            text = "was removed while this run held it; this run will not save anything more"
             raise LostError(text, where=self.path)
 
     def _problem(self) -> str | None:
@@ -188,7 +191,9 @@ class FolderLock:
         """
         try:
             return os.path.samestat(os.fstat(file), os.stat(self.path))
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError as error:
+            if error.errno not in _GONE:
+                raise
             return False
 
     def _beat(self) -> None:
@@ -217,10 +222,15 @@ def _try_lock(file: int) -> tuple[bool, bool]:
 
 
 def _read(file: int) -> Holder | None:
-    """Who holds the lock; None if the file is empty or not whole: its holder died as it wrote."""
+    """Who holds the lock; None if the file is gone, or is empty or not whole because its holder
+    died as it wrote."""
     try:
         return Holder(**json.loads(os.pread(file, 4096, 0)))
     except (ValueError, RecursionError, TypeError):
+        return None
+    except OSError as error:
+        if error.errno not in _GONE:
+            raise
         return None
 
 

@@ -269,7 +269,8 @@ def first_notes(
     notes.append(f"weights: {state.model.weights_from}")
     notes += state.notes
     notes += outlook(config, data, val)
-    notes += [*restart_notes(), *data.notes]
+    notes += restart_notes()
+    notes += dict.fromkeys([*data.notes, *val.notes])  # both may have the same
     notes += what_was_left_out(unreadable_of(data), "train")
     notes += what_was_left_out(unreadable_of(val), "val")
     if state.model.has_masks:

@@ -110,13 +110,14 @@ def deferred_ctrl_c() -> Iterator[None]:
     def note(number: int, frame: Any) -> None:
         received.append(number)
 
-    before_interrupt = signal.signal(signal.SIGINT, note)
-    before_termination = signal.signal(signal.SIGTERM, note)
+    handlers_before = {}
     try:
+        for signal_number in (signal.SIGINT, signal.SIGTERM):
+            handlers_before[signal_number] = signal.signal(signal_number, note)
         yield
     finally:
-        signal.signal(signal.SIGINT, before_interrupt)
-        signal.signal(signal.SIGTERM, before_termination)
+        for signal_number, handler in handlers_before.items():
+            signal.signal(signal_number, handler)
     if received:
         raise KeyboardInterrupt
 

@@ -19,6 +19,7 @@ from urllib.parse import quote
 import anyio
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 from starlette.requests import Request
@@ -29,6 +30,7 @@ from redetr.app.server import web_app
 from redetr.app.uploads import MAX_BYTES, MAX_PIXELS
 from redetr.commands.app import App
 from redetr.detector.detections import Detections
+from redetr.detector.images import as_image
 from redetr.errors import InputError
 from tests.app_server import (
     answer_within,
@@ -713,3 +715,21 @@ def test_slow_clients_are_counted(monkeypatch):
 def test_the_error_names_what_a_model_of_these_channels_reads(channels, message):
     with pytest.raises(InputError, match=message):
         uploads.read_image(io.BytesIO(b"text"), channels)
+
+
+def test_a_model_of_rgb_reads_arrays(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 5, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    np.save(file, pixels)
+    file.seek(0)
+    image = uploads.read_image(file, 3)
+    assert image.permute(1, 2, 0).numpy().tolist() == pixels.tolist()
+
+
+def test_a_tiff_whose_planes_are_apart_is_read_as_predict_reads_it(tmp_path):
+    planes = np.random.default_rng(0).integers(0, 65536, (3, 6, 5), dtype=np.uint16)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, planes, photometric="rgb", planarconfig="separate")
+    with open(path, "rb") as file:
+        image = uploads.read_image(file, 3)
+    assert torch.equal(image, as_image(path))

@@ -554,6 +554,8 @@ def test_what_another_machine_had_can_be_turned_off_in_a_resumed_run(tmp_path):
     [
         (16, 4, "4 micro-batches each; use --accumulate 2 or less, or --batch-size 32 or more"),
         (4, 1, "1 micro-batch each; use at least 8, or at most 4 ranks"),
+        (4, 2, "2 micro-batches each; use at least 16, or at most 2 ranks"),
+        (2, 4, "4 micro-batches each; use at least 32"),
         (0, 1, "1 micro-batch each; use at least 8"),
     ],
 )
@@ -591,7 +593,7 @@ def test_the_help_of_a_flag_that_the_run_turned_off(tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["train", str(folder), "--help"])
     text = capsys.readouterr().out
-    assert re.search(r"--pictures\s+Undo --no-pictures of the run\.", text)
+    assert re.search(r"--pictures\s+Undo the run's --no-pictures\.", text)
     assert re.search(r"--no-group-by-size\s+Fill batches", text)
 
 

@@ -124,3 +124,7 @@ def test_the_plan_for_many_gpus_is_what_the_cost_model_gives(monkeypatch):
         percent = 100 * row["efficiency"]
         setting = f"`{row['model']}` | {row['network']} | {row['gpus']}"
         assert f"| {setting} | {row['all_reduce_ms']:.1f} | {percent:.0f}% |\n" in page
+
+
+def test_a_damaged_inventory_is_found_among_the_messages():
+    assert "`whether the data has changed`" in MESSAGES

@@ -17,6 +17,7 @@ import onnx
 import onnxruntime
 import openvino
 import pytest
+import tifffile
 import torch
 import torch.nn.functional as F
 from command_line import train_arguments
@@ -390,6 +391,7 @@ def test_examples_run_without_redetr(form, processed, strict_python, tmp_path):
         ("deep.npy", 1, r"holds uint16 \[2, 1, 1\]; the model takes uint8"),
         ("clear.png", 3, "clear.png: has transparency or more than 8 bits; save it as 8-bit RGB"),
         ("deep.png", 1, "deep.png: has transparency or more than 8 bits; save it as 8-bit RGB"),
+        ("deep.tif", 3, "deep.tif: has transparency or more than 8 bits; save it as 8-bit RGB"),
     ],
 )
 def test_examples_read_images_of_any_channels(form, name, channels, expected, tmp_path):
@@ -403,6 +405,7 @@ def test_examples_read_images_of_any_channels(form, name, channels, expected, tm
     np.save(tmp_path / "deep.npy", np.full((2, 1), 9, np.uint16))
     Image.new("RGBA", (1, 2)).save(tmp_path / "clear.png")
     Image.fromarray(np.full((2, 1), 900, np.uint16)).save(tmp_path / "deep.png")
+    tifffile.imwrite(tmp_path / "deep.tif", np.full((2, 1, 3), 900, np.uint16), photometric="rgb")
     read = runpy.run_path(str(ROOT / f"examples/export/run_{form}.py"))["read"]
     if isinstance(expected, str):
         with pytest.raises(SystemExit, match=expected):
@@ -757,6 +760,13 @@ def test_a_run_folder_gives_its_whole_name(middle, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "v1.5")
     exported(monkeypatch, averages(middle), ".", "--format", "torch", "--no-check")
     assert Path("v1.5.pt2").exists()
+
+
+def test_a_file_with_another_suffix_gives_its_stem(middle, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("model.ckpt").touch()
+    exported(monkeypatch, averages(middle), "model.ckpt", "--format", "torch", "--no-check")
+    assert Path("model.pt2").exists()
 
 
 def test_a_hub_name_with_dots_gives_its_whole_name(middle, tmp_path, monkeypatch):

@@ -151,7 +151,7 @@ def test_a_run_that_was_taken_over_saves_nothing_more(tmp_path):
 def test_a_run_whose_folder_was_removed_saves_nothing_more(tmp_path):
     """Nor does it touch the lock of a run that began there since."""
     folder = tmp_path / "run"
-    removed = r"run\.lock: was removed while this run held it; it will not save anything more"
+    removed = r"run\.lock: was removed while this run held it; this run will not save anything more"
     first = FolderLock(folder, ALONE)
     first.__enter__()
     shutil.rmtree(folder)
@@ -203,3 +203,17 @@ def test_a_run_that_was_taken_over_keeps_no_best_weights(shared_coco, tmp_path, 
         main(train_arguments(shared_coco, tmp_path / "run"))
     assert not (tmp_path / "run/best.pt").exists()
     assert all("AP" not in line for line in lines_of(tmp_path / "run"))
+
+
+def test_a_lock_that_another_host_removed_from_an_nfs_disk(tmp_path, monkeypatch):
+    def stale(*_):
+        raise OSError(errno.ESTALE, "Stale file handle")
+
+    held = FolderLock(tmp_path, ALONE)
+    held.__enter__()
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fstat", stale)
+        patched.setattr(os, "pread", stale)
+        with pytest.raises(LostError, match="was removed while this run held it"):
+            held.require_held()
+        held.__exit__()

@@ -254,8 +254,10 @@ def test_an_older_run_keeps_the_folder_of_its_weights_private(run, tmp_path):
 
 
 def test_a_repository_whose_weights_have_another_name(server):
-    server.repositories["me/dfine"] = {"dfine_s.pth": b"x"}
+    server.repositories["me/dfine"] = {"best.pt": b"x"}
     with pytest.raises(redetr.InputError) as error:
         redetr.load("me/dfine", device="cpu")
-    assert str(error.value).startswith("me/dfine: has no weights under a known name (")
-    assert str(error.value).endswith("on the hub; download its weight file and give the path")
+    assert str(error.value) == (
+        "me/dfine: has no model.safetensors on the hub, and no config.json of Transformers; "
+        "download its weight file and give the path"
+    )

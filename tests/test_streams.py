@@ -22,6 +22,7 @@ from redetr.detector.sources import Frame, frames
 from redetr.detector.streams import Reconnection
 from redetr.detector.video import VideoWriter, video_frames
 from redetr.precision import PrecisionChoice
+from redetr.signals import deferred_ctrl_c
 
 RED, BLUE = (220, 30, 30), (30, 30, 220)
 SIZE = (64, 48)
@@ -246,3 +247,19 @@ def test_what_is_no_video_is_one_line(web, address):
     (frame,) = read(address)[0]
     assert frame.error.startswith(f"{address}: cannot be read as video (")
     assert "\n" not in frame.error
+
+
+def test_a_signal_while_ctrl_c_is_being_deferred_leaves_the_handlers(monkeypatch):
+    before = signal.getsignal(signal.SIGINT)
+    install = signal.signal
+
+    def interrupted(number, handler):
+        if number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        return install(number, handler)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(signal, "signal", interrupted)
+        with pytest.raises(KeyboardInterrupt), deferred_ctrl_c():
+            pass
+    assert signal.getsignal(signal.SIGINT) == before

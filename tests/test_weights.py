@@ -572,6 +572,11 @@ def test_a_folder_whose_weights_have_another_name(tmp_path):
     with pytest.raises(redetr.InputError) as other:
         read_weights(folder)
     assert str(other.value).endswith(f"give the weight file itself, such as {folder / 'last.pth'}")
+    (folder / "last.pth").rename(folder / "pytorch_model.bin")
+    with pytest.raises(redetr.InputError) as lacks_settings:
+        read_weights(folder)
+    assert "pytorch_model.bin" not in lacks_settings.value.text
+    assert str(lacks_settings.value).endswith(f"such as {folder / 'pytorch_model.bin'}")
 
 
 def test_random_weights_under_frozen_norms_are_said_to_be_bad():

@@ -20,7 +20,8 @@ def read(path: str, channels: int) -> np.ndarray:
         pixels = np.load(path)
     elif channels in (1, 3):
         with Image.open(path) as image:
-            if image.has_transparency_data or image.mode.startswith(("I", "F")):
+            is_deep = image.mode[0] in "IF" or any(";16" in str(tile) for tile in image.tile)
+            if image.has_transparency_data or is_deep:
                 sys.exit(f"{path}: has transparency or more than 8 bits; save it as 8-bit RGB")
             upright = ImageOps.exif_transpose(image)  # as redetr predict reads it
             pixels = np.array(upright.convert("L" if channels == 1 else "RGB"))

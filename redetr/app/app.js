@@ -250,7 +250,7 @@ function refresh() {
   if (!detections.includes(shown.selected)) shown.selected = null;
   byId("find-status").textContent = summary();
   const first = detections.slice(0, 10).map(tagOf).join(", ");
-  const label = detections.length ? `The image with ${count()}: ${first}` : `The image; ${count()}`;
+  const label = detections.length ? `The image with ${count()}: ${first}` : `${count()} in the image`;
   byId("picture").setAttribute("aria-label", label);
   byId("detections").hidden = !detections.length;
   byId("rows").replaceChildren(...detections.map(rowOf));

@@ -187,7 +187,7 @@ class Page:
             except InputError as error:  # the others can be chosen without it
                 errors.append(str(error))
         content: dict[str, list[Any]] = {"examples": examples, "errors": errors}
-        if not errors:  # images that are mended are shown when the page is loaded again
+        if not errors:  # once fixed, images are shown when the page is loaded again
             self._known_examples = content
         return content
 

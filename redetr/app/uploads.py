@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, TypeVar, cast
 
 from anyio import CapacityLimiter, fail_after, to_thread
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from python_multipart.exceptions import FormParserError
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
@@ -17,7 +17,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
+from redetr.data.bands import has_bands
 from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright, upright
+from redetr.data.pixels import PlanesError
 from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
@@ -180,12 +182,19 @@ def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
         image = Image.open(file, formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise InputError(_TOO_LARGE) from None
+    except UnidentifiedImageError:
+        if has_bands(file):
+            return _read_bands(file, channels)
+        raise InputError(f"{NO_IMAGE}: give another file") from None
     except Exception:  # headers can be wrong in more ways than PIL knows
         raise InputError(f"{NO_IMAGE}: give another file") from None
-    with image:
-        if image.width * image.height > MAX_PIXELS:
-            raise InputError(_TOO_LARGE)
-        return upright(image)
+    try:
+        with image:
+            if image.width * image.height > MAX_PIXELS:
+                raise InputError(_TOO_LARGE)
+            return upright(image)
+    except PlanesError:
+        return _read_bands(file, channels)
 
 
 def _read_bands(file: BinaryIO, channels: int) -> Tensor:
@@ -194,7 +203,7 @@ def _read_bands(file: BinaryIO, channels: int) -> Tensor:
     width, height = image_size(file)
     if width * height == 0:
         of_bands, kinds = f" of {channels} bands", ".npy and TIFF"
-        if channels == 1:
+        if channels in (1, RGB):
             of_bands, kinds = "", f"{', '.join(FORMATS)} and .npy"
         raise InputError(f"not an image{of_bands} ({kinds} are read): give another file")
     if width * height > MAX_PIXELS:

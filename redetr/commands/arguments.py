@@ -145,16 +145,16 @@ def _flags(info: StructTypeInfo) -> StructConstructorSpec | None:
 
 
 def _help_text(name: str, documented: str, default: Any) -> str:
-    """The help of a field that is `documented` so in the source.
+    """The help of the flag of a field, from the text that is `documented` below it in the source.
 
-    Of a field that is True, that is the help of the flag which turns it off, such as --no-pictures.
-    A run may have turned it off: the flag then turns it on again.
+    If a field is True by default, its text describes the flag that turns it off, such as
+    --no-pictures. A run may have turned it off: the flag then turns it on again.
     """
     off_flag = _off_flag(name)
     if not documented.startswith(f"{off_flag}: "):
         return documented
     if default is False:
-        return f"Undo {off_flag} of the run. {documented}"
+        return f"Undo the run's {off_flag}. {documented}"
     return documented.removeprefix(f"{off_flag}: ")
 
 

@@ -18,6 +18,7 @@ from redetr.wording import counted, percent
 
 if TYPE_CHECKING:
     from redetr.data import DetectionDataset
+    from redetr.data.annotations import Split
     from redetr.detector.detector import Detector
 
 # A file or a pipe has no width: Rich would take 80 characters, and break the rows of wide tables.
@@ -186,6 +187,16 @@ def say_spellings(detector: "Detector", dataset: "DetectionDataset") -> None:
     spellings = other_spellings(dataset.class_names, detector.class_names)
     if spellings:
         ERRORS.print(f"classes matched by meaning (data = model): {spellings}")
+
+
+def warn_of_left_out(dataset: "DetectionDataset", split: "Split") -> None:
+    """Prints a warning on standard error if images of a split were left out, because they cannot be
+    read."""
+    from redetr.data.formats.folder import unreadable_of
+    from redetr.data.unreadable import what_was_left_out
+
+    for warning in what_was_left_out(unreadable_of(dataset), split):
+        ERRORS.print(warning, soft_wrap=True, markup=False)
 
 
 def warn_of_leakage(

@@ -35,8 +35,8 @@ def demo(data: str, folder: Path, steps: int, console: Console, recipe: str = "r
     """Trains a recipe on `data` into `folder` (replacing an earlier demo there), draws curves and
     predictions, and prints the next steps on `console`.
 
-    Raises InputError if `folder` exists and was not written by a demo, or if a run is going on
-    there.
+    Raises InputError if `folder` exists and was not written by a demo, or if a run is in
+    progress there.
     """
     if folder.exists() and not _is_earlier_demo(folder):
         text = "exists and is not an earlier demo"

@@ -21,6 +21,7 @@ from redetr.commands.console import (
     say_precision,
     say_spellings,
     warn_of_leakage,
+    warn_of_left_out,
 )
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
@@ -74,8 +75,6 @@ class Evaluate:
     def run(self) -> None:
         with quick_imports():
             from redetr.class_shares import to_main
-            from redetr.data.formats.folder import unreadable_of
-            from redetr.data.unreadable import what_was_left_out
             from redetr.detector.detector import load
             from redetr.distributed import process_group
             from redetr.evaluation import quality_of, with_quality
@@ -94,8 +93,7 @@ class Evaluate:
         )
         source = self.data or detectors[0].trained_on
         with process_group(self.device) as dist:
-            for warning in what_was_left_out(unreadable_of(dataset), self.split):
-                dist.main_only(ERRORS.print)(warning)
+            dist.main_only(warn_of_left_out)(dataset, self.split)
             dist.main_only(_say_what_was_passed_over)(dataset)
             about = []
             for path, detector in zip(paths, detectors, strict=True):

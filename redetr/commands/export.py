@@ -17,6 +17,7 @@ from redetr.commands.console import (
     say_fp32,
     say_origin,
     warn_of_leakage,
+    warn_of_left_out,
 )
 from redetr.errors import InputError
 from redetr.files import require_folder
@@ -159,6 +160,7 @@ class Export:
         if split == "val":
             checkpoint = Path(self.checkpoint)
             warn_of_leakage(checkpoint, detector, dataset, self.data or detector.trained_on)
+        warn_of_left_out(dataset, split)
         return dataset
 
 
@@ -201,7 +203,7 @@ def _name(checkpoint: Path) -> str:
 
     if checkpoint.is_dir():
         return checkpoint.resolve().name
-    if is_weight_file(checkpoint):
+    if checkpoint.is_file() or is_weight_file(checkpoint):
         return checkpoint.stem
     return checkpoint.name  # of a model on the hub: it may have dots
 

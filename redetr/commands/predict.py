@@ -179,7 +179,7 @@ class Predict:
         if self.threshold is not None and not 0 <= self.threshold <= 1:
             raise InputError(f"--threshold {self.threshold} is not between 0 and 1")
         if self.resume and self.overwrite:
-            raise InputError("--resume and --overwrite exclude each other: give only one")
+            raise InputError("--resume and --overwrite cannot be combined: give only one")
         if self.tile is not None and self.tile < 1:
             raise InputError(f"--tile {self.tile} must be at least 1")
         if self.panoptic and (self.tile or self.track):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 
 from redetr.commands.arguments import Checkpoint, parse_flags
-from redetr.commands.console import ERRORS, OUT, warn_of_leakage
+from redetr.commands.console import ERRORS, OUT, warn_of_leakage, warn_of_left_out
 from redetr.errors import InputError
 from redetr.files import require_folder
 from redetr.garbage import quick_imports
@@ -105,6 +105,7 @@ class Push:
                 f"{error}, or give --no-evaluate for a card without results"
             ) from error
         warn_of_leakage(path, detector, dataset, self.data or detector.trained_on)
+        warn_of_left_out(dataset, "val")
         result = detector.evaluate(dataset).to_dict()
         if "why_no_masks" in result:
             why = f"the card has no numbers of masks, because {result['why_no_masks']}"

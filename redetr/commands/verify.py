@@ -61,7 +61,7 @@ def _print_verification(result: dict[str, Any]) -> None:
         OUT.print("exact: equal up to the order of floating-point sums")
     if result["world_size"] * result["accumulate"] == 1:
         OUT.print(
-            "nothing was split, so nothing was compared: run this under torchrun, or give "
+            "nothing was split, so this proves nothing: run it under torchrun, or give "
             "--accumulate 2"
         )
 

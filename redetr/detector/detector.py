@@ -72,6 +72,7 @@ class Detector:
         self.trained_on, self.val_fraction = trained_on, val_fraction
         self.has_measured_threshold = threshold is not None
         self.held_out_otherwise = False  # see `Origin`
+        self.skip_unreadable = False  # see `Origin`
         self.threshold = DEFAULT_THRESHOLD if threshold is None else threshold
 
     @property
@@ -90,10 +91,12 @@ class Detector:
         """The data set at `source`; by default, the one that the model was trained on.
 
         With `masks`, targets have masks if the data set has some. With `skip_unreadable`, images
-        that cannot be read are left out. Raises InputError if the data set cannot be opened, or if
+        that cannot be read are left out, as they are of the training data if its run left them out.
+        Raises InputError if the data set cannot be opened, or if
         no `source` is given and the checkpoint does not name one.
         """
-        leave_out: LeaveOut = "unreadable" if skip_unreadable else None
+        is_as_in_run = source is None and self.skip_unreadable
+        leave_out: LeaveOut = "unreadable" if skip_unreadable or is_as_in_run else None
         held_out = self.val_fraction if val_fraction is None else val_fraction
         channels = self.model.channels
         if source is not None:
@@ -401,6 +404,7 @@ def load(
         origin.precision,
     )
     detector.held_out_otherwise = origin.held_out_otherwise
+    detector.skip_unreadable = origin.skip_unreadable
     if keep_memory and detector.device.type == "cpu":
         memory.keep_memory()
     return detector

@@ -47,8 +47,8 @@ def longer_training(folder: Path, metrics: Metrics) -> str:
 def _usual_length(folder: Path) -> int | None:
     """The default number of steps for the run; None if its folder does not have the settings.
 
-    Scenes that are drawn, as digits, and data sets from Python have no usual length, nor have the
-    faithful variants, which need far more steps.
+    Data that is not stored (drawn scenes such as digits, and data sets from Python) has no usual
+    length, and neither do the faithful variants, which need far more steps.
     """
     try:
         config = TrainConfig.from_dict(json.loads((folder / "config.json").read_text()))

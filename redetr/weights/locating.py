@@ -58,7 +58,9 @@ def _weights_of_folder(path: Path) -> Path:
     others = sorted(file.name for file in path.iterdir() if is_weight_file(file))
     if others:
         remedy = f"give the weight file itself, such as {path / others[0]}"
-    raise InputError(_no_known_weights(), where=path, remedy=remedy)
+    names = ", ".join((*_OF_RUN, _OF_TIMM))
+    text = f"has no weights under a known name ({names}), and is not a Transformers folder"
+    raise InputError(text, where=path, remedy=remedy)
 
 
 def _known_weights(path: Path) -> Path | None:
@@ -74,17 +76,13 @@ def _known_weights(path: Path) -> Path | None:
     return None
 
 
-def _no_known_weights() -> str:
-    names = ", ".join((*_OF_RUN, *folder.WEIGHTS))
-    return f"has no weights under a known name ({names})"
-
-
 def _weights_on_hub(name: str) -> Path:
     """The downloaded weights of a hub name. Raises InputError if they cannot be downloaded."""
     weights = _known_weights(_download(name))
     if weights is None:
+        text = f"has no {_OF_TIMM} on the hub, and no config.json of Transformers"
         remedy = "download its weight file and give the path"
-        raise InputError(f"{_no_known_weights()} on the hub", where=name, remedy=remedy)
+        raise InputError(text, where=name, remedy=remedy)
     return weights
 
 

@@ -60,6 +60,7 @@ class Origin:
     threshold: float | None = None  # with the best F1 when it was evaluated in its run
     precision: Precision | None = None  # what its run computed in
     held_out_otherwise: bool = False  # by an earlier version: other images for the same share
+    skip_unreadable: bool = False  # whether its run left out images that cannot be read
     # whether the activation in the decoder is unknown, see `dfine.lacking_activation`
     lacks_activation: bool = False
 
@@ -177,6 +178,7 @@ def _origin_of_run(path: Path, about: Any, tensors: dict[str, Tensor]) -> Origin
         threshold=_threshold_of_run(path, about.get("threshold")),
         precision=None if config.precision == "auto" else config.precision,
         held_out_otherwise=config.val_fraction > 0 and "threshold" not in about,
+        skip_unreadable=config.skip_unreadable,
     )
 
 

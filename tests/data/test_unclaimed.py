@@ -474,3 +474,11 @@ def test_no_folder_without_data_set_is_walked(monkeypatch, tmp_path):
     with pytest.raises(InputError, match="no data set found"):
         open_dataset(tmp_path, "train")
     assert walked == []
+
+
+def test_training_reports_what_was_found_in_val(data, tmp_path, capsys):
+    root = data("yolo")
+    (root / "labels/val/gone_1.txt").write_text(LINE)
+    arguments = train_arguments(root, tmp_path / "run", steps=1, eval_every=1)
+    main([str(word) for word in arguments])
+    assert "gone_1.txt: belongs to no image" in " ".join(capsys.readouterr().err.split())

@@ -96,9 +96,19 @@ def test_evaluate_leaves_them_out(data, run, capsys):
     assert result["images"] == IMAGES["val"] - 1
     assert list(result["unreadable"]) == names["val"]
     assert "1 image of val left out" in said.err
+    main(arguments)  # as its run did
+    said = capsys.readouterr()
+    assert json.loads(said.out)["AP"] == result["AP"]
+    assert "1 image of val left out" in said.err
+    root, _ = data
     with pytest.raises(SystemExit):
-        main(arguments)
+        main([*arguments, "--data", str(root)])
     assert "(train --skip-unreadable leaves it out)" in capsys.readouterr().err
+
+
+def test_an_export_is_compared_on_the_images_of_its_run(run, tmp_path, capsys):
+    main(["export", str(run), "--format", "torch", "--output", str(tmp_path / "a.pt2")])
+    assert "1 image of val left out" in capsys.readouterr().err
 
 
 def test_without_the_flag_the_error_names_it(data, tmp_path, capsys):

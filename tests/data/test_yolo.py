@@ -420,3 +420,10 @@ def test_images_of_a_list_that_are_elsewhere(tmp_path):
     assert annotations.names.tolist() == [b"images/train/a.png", b"images/train/c.png"]
     (fault,) = [fault for fault in annotations.faults if fault.code == "path-foreign"]
     assert (fault.severity, fault.where, fault.count) == ("note", "line 1", 1)
+
+
+def test_a_val_split_that_was_not_exported_can_be_held_out(tmp_path):
+    config = CONFIG | {"train": "../train/images", "val": "../valid/images"}
+    write(tmp_path, config, "train/images", "train/labels")
+    with pytest.raises(InputError, match=r"delete the line, and hold out .* --val-fraction 0\.1"):
+        open_dataset(tmp_path, "val", 0.3)

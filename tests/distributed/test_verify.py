@@ -224,3 +224,11 @@ def test_refused(capsys):
             main(arguments)
         assert ended.value.code == 1
         assert said in capsys.readouterr().err
+
+
+def test_a_layout_that_splits_nothing_proves_nothing(capsys):
+    result = {"batch_size": 12, "world_size": 1, "accumulate": 1, "device": "cpu"}
+    result |= {"parameters": {"all": 5}, "errors": {"fp64": {"all": 0.0}}, "failed": []}
+    verify_command._print_verification(result)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "nothing was split, so this proves nothing" in said

@@ -199,6 +199,7 @@ class FolderDataset(AnnotatedDataset):
 
     def __init__(self, annotations: Annotations, name: str, hints: Hints = Hints(), note: str = ""):
         super().__init__(annotations, name, hints, note)
+        self._note_on_bands = ""
         if not len(self):
             return
         first = self.path(0)
@@ -207,13 +208,16 @@ class FolderDataset(AnnotatedDataset):
             self.channels = bands
         elif bands > self.channels:
             text = f"note: {first} has {bands} bands, of which {self.channels} are read; "
-            self.notes += (text + f"--channels {bands} takes all",)
+            self._note_on_bands = text + f"--channels {bands} takes all"
+            self.notes += (self._note_on_bands,)
 
     def with_channels(self, channels: int) -> "FolderDataset":
         """The same images, read with `channels` bands. Whether they have as many is checked when
         they are read."""
         same = copy.copy(self)
         same.channels = channels
+        if channels != self.channels:
+            same.notes = tuple(note for note in self.notes if note != self._note_on_bands)
         return same
 
     def path(self, index: int) -> Path:

@@ -86,6 +86,8 @@ class ImagePaths:
             if not resolved.inside:
                 text = f"{quoted} is not in {self.root}"
                 remedy = "put it there, or write a path relative to this file"
+                if split == "val":
+                    remedy += "; or delete the line, and hold out images with --val-fraction 0.1"
                 raise InputError(text, where=self.file, remedy=remedy)
             if resolved.is_guess and not entry.startswith(".."):
                 text = f"{quoted} does not exist; {self.root / resolved.inside} is used"
