@@ -164,7 +164,7 @@ def test_group_norm_of_three_widths_may_be_said_or_not(tmp_path):
 def test_a_first_layer_for_other_channels_says_which(tmp_path):
     path = of_run(replace(FAST, channels=4), tmp_path / "best.safetensors")
     config = replace(FAST, weights=str(path))
-    message = "takes images of 4 channels, this model 3; give --channels 4"
+    message = "takes images of 4 channels, but this model of 3; give --channels 4"
     with pytest.raises(InputError, match=message):
         starting_point(built(config), config, CLASSES)
 

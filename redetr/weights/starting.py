@@ -227,7 +227,7 @@ def _for_channels(
         return tensors
     if channels != RGB:
         raise InputError(
-            f"takes images of {counted(channels, 'channel')}, this model {model.channels}",
+            f"takes images of {counted(channels, 'channel')}, but this model of {model.channels}",
             where=path,
             remedy=f"give --channels {channels}",
         )

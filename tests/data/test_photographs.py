@@ -71,7 +71,7 @@ def test_tiles_of_a_single_photograph_are_divided(tmp_path):
     names = [f"a_x{128 * number:05}_y00000.png" for number in range(10)]
     train, val, note = sides(coco(tmp_path, names), 0.2)
     assert (len(train), len(val)) == (8, 2)
-    assert note.endswith("; all show one photograph, so both sides do")
+    assert note.endswith("; all come from one photograph, so both splits show parts of it")
 
 
 SAME = [

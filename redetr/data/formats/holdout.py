@@ -84,7 +84,7 @@ def _on_photographs(photograph_of: Indices) -> str:
     if len(counts) == len(photograph_of):
         return ""
     if len(counts) == 1:
-        return "; all show one photograph, so both sides do"
+        return "; all come from one photograph, so both splits show parts of it"
     num_shared = int((counts[photograph_of] > 1).sum())
     return (
         f"; {num_shared:,} are tiles, versions or copies of the same photographs, each of which is "
