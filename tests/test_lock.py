@@ -1,5 +1,6 @@
 """Two runs in one folder: the second is refused, unless the first is dead."""
 
+import errno
 import json
 import multiprocessing
 import os

@@ -18,8 +18,7 @@ from starlette.requests import ClientDisconnect, Request
 from torch import Tensor
 
 from redetr.data.bands import has_bands
-from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright, upright
-from redetr.data.pixels import PlanesError
+from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright
 from redetr.errors import InputError
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
@@ -188,13 +187,10 @@ def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
         raise InputError(f"{NO_IMAGE}: give another file") from None
     except Exception:  # headers can be wrong in more ways than PIL knows
         raise InputError(f"{NO_IMAGE}: give another file") from None
-    try:
-        with image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(_TOO_LARGE)
-            return upright(image)
-    except PlanesError:
-        return _read_bands(file, channels)
+    with image:
+        if image.width * image.height > MAX_PIXELS:
+            raise InputError(_TOO_LARGE)
+    return read_upright(file, "this image", channels)
 
 
 def _read_bands(file: BinaryIO, channels: int) -> Tensor:

@@ -257,5 +257,5 @@ def test_check_is_not_recommended_where_it_stops_as_well(tmp_path):
     unreadable = row() | {"image": {"bytes": b"", "path": None}}
     source = f"{save(tmp_path, [unreadable, row(bbox=[[1, 2, 3]])])},boxes=xywh"
     for opened in (lambda: open_dataset(source, "train"), lambda: check(source)):
-        with pytest.raises(InputError, match="; 1 more kind of faults$"):
+        with pytest.raises(InputError, match=r"; 1 more kind of faults$"):
             opened()

@@ -24,7 +24,9 @@ def require_same(meant: Annotations, root: Path, split: Split, form: str) -> Non
         written.require_sound()
     except InputError as error:
         reason = _without_folder(error, root)
-        text = f"cannot be written as {form.upper()}: what was written cannot be read again ({reason})"
+        text = (
+            f"cannot be written as {form.upper()}: what was written cannot be read again ({reason})"
+        )
         raise InputError(text, where=meant.source, remedy=error.remedy) from None
     difference, remedy = _difference(meant, written)
     if difference:
