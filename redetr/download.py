@@ -80,7 +80,7 @@ class Deadline:
         self._is_over = False
 
     def handlers(self) -> list[urllib.request.BaseHandler]:
-        """Those of http and https."""
+        """Handlers of http and https whose connections this deadline watches."""
         return [_HttpHandler(self), _HttpsHandler(self)]
 
     def watch(self, connected: socket.socket) -> None:

@@ -42,7 +42,7 @@ class Holder:
 
     host: str
     process: int
-    kernel: str  # the same for processes that the lock of the kernel certainly holds between
+    kernel: str  # equal for two processes if the lock of the kernel certainly works between them
     job: str | None  # the batch system's or torchrun's; a restarted job has the same one
     since: str
 

@@ -139,7 +139,10 @@ def crops_of(masks: Iterable[Tensor] | CroppedMasks) -> Iterator[MaskCrop]:
 def encode(masks: Tensor | CroppedMasks) -> list[bytes]:
     """The compressed RLE of each of `masks`, bool `[N, H, W]`. Copies them to the host."""
     if isinstance(masks, CroppedMasks):
-        return [counts for mask in masks for counts in encode(mask[None])]
+        counts: list[bytes] = []
+        for mask in masks:  # one after the other: dense, all of them would take gigabytes
+            counts += encode(mask[None])
+        return counts
     stacked = masks.permute(1, 2, 0).cpu().numpy()
     return [rle["counts"] for rle in hotcoco.mask.encode(stacked)]
 

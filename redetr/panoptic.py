@@ -74,7 +74,7 @@ class Panoptic:
         return entries
 
     def masks(self) -> Tensor:
-        """Those of the segments, in their order, bool `[N, H, W]`."""
+        """The mask of each segment, in the order of `segments`, bool `[N, H, W]`."""
         numbers = torch.arange(1, len(self.segments) + 1, dtype=self.ids.dtype)
         return self.ids == numbers[:, None, None]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # PyTorch reads the environment when it is imported
     from redetr.structures import DetectionModel
 
 SPIN_COUNT = "1000"  # rounds of waiting, some 20 microseconds; by default 300 times as many
-# What a user may set to decide it, of libgomp and of any OpenMP.
+# Variables by which a user decides how threads wait: libgomp's own, and that of any OpenMP.
 _VARIABLES = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
 _CGROUP = Path("/sys/fs/cgroup")
 _PROCESSOR_TIMES = Path("/proc/stat")
@@ -63,9 +63,9 @@ def _busy_now() -> float | None:
     before = _processor_time()
     if before is None:
         return None
-    by_this_before = time.process_time()
+    own_before_s = time.process_time()
     time.sleep(_SAMPLE_S)
-    by_this = time.process_time() - by_this_before
+    own_s = time.process_time() - own_before_s
     after = _processor_time()
     if after is None:
         return None
@@ -73,7 +73,7 @@ def _busy_now() -> float | None:
     idle = after.idle - before.idle
     if busy + idle == 0:  # some sandboxes report zeros
         return None
-    share = max(0.0, busy - by_this) / (busy + idle)
+    share = max(0.0, busy - own_s) / (busy + idle)
     return share * (os.cpu_count() or 1)
 
 

@@ -202,7 +202,7 @@ def compare(
     compression: Compression = "none",
 ) -> Verification:
     """The gradients of one optimizer step on the global batch `samples`, in fp64 and in `precision`
-    ("fp32" or "bf16"): split, with this `compression`, and whole, without. Communicates.
+    (a name in `PRECISIONS`): split, with this `compression`, and whole, without. Communicates.
 
     `model` stays as it is: a copy of it is put in general position, without dropout, whose masks
     differ between ranks by nature.

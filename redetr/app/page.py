@@ -25,6 +25,7 @@ from redetr.app.uploads import (
     read_image,
 )
 from redetr.data import DetectionDataset
+from redetr.data.dataset import spread_indices
 from redetr.detector.detections import Detections
 from redetr.detector.detector import Detector
 from redetr.errors import InputError
@@ -179,9 +180,7 @@ class Page:
             return self._known_examples
         examples = []
         errors: list[str] = []
-        shown = min(_EXAMPLES, len(self.dataset))
-        for k in range(shown):
-            index = k * len(self.dataset) // shown
+        for index in spread_indices(_EXAMPLES, len(self.dataset)):
             try:
                 examples.append(self._example(index))
             except InputError as error:  # the others can be chosen without it

@@ -20,6 +20,7 @@ from torch import Tensor
 from redetr.data.bands import has_bands
 from redetr.data.images import FORMATS, NO_IMAGE, decoded_bytes, image_size, read_upright
 from redetr.errors import InputError
+from redetr.models.channels import RGB
 
 MAX_BYTES = 32 * 2**20  # of an uploaded file
 MAX_PIXELS = 50_000_000  # of its image; while decoded, each takes 10 bytes, with 16 bits up to 23
@@ -29,7 +30,6 @@ _TOO_DEEP = (
     f"the image has more than {_MAX_DECODED // 10**6} MB of pixels: give a smaller one, or fewer "
     "bands or bits"
 )
-RGB = 3
 _FORM_BYTES = 2**16  # of a form, besides the file
 _IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
 _MOST_UPLOADS = 64  # that arrive at once: at most 2 GB on disk

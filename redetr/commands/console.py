@@ -140,7 +140,8 @@ def _class_table(results: list[dict[str, Any]], numbers: list[str]) -> Table:
     return table
 
 
-def require_images(batch_size: int) -> None:
+def require_batch_size(batch_size: int) -> None:
+    """Raises InputError for a --batch-size below 1."""
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} must be at least 1")
 

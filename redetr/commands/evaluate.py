@@ -17,7 +17,7 @@ from redetr.commands.console import (
     OUT,
     print_json,
     print_results,
-    require_images,
+    require_batch_size,
     say_precision,
     say_spellings,
     warn_of_leakage,
@@ -81,7 +81,7 @@ class Evaluate:
             from redetr.pages.templates import require_redetr_page
             from redetr.weights.locating import locate
 
-        require_images(self.batch_size)
+        require_batch_size(self.batch_size)
         if self.report:
             require_redetr_page(Path(self.report), "report.json")
         use_threads(self.threads)
@@ -103,20 +103,18 @@ class Evaluate:
                 dist.main_only(say_precision)(detector)
                 dist.main_only(say_spellings)(detector, dataset)
                 about.append(self._about(str(path), detector, dataset, source))
-            by_detector = []
-            for detector in detectors:
-                by_detector.append(self._detect(detector, dataset, dist))
+            # What each detector gives on the images of this rank.
+            shares = [self._detect(detector, dataset, dist) for detector in detectors]
             if self.report or self.compare:  # these look at all detections together
+                by_image = bool(self.compare)
                 detections = []
                 qualities = []
-                for local in by_detector:
-                    detections.append(to_main(local.detections, dist))
-                    by_image = bool(self.compare)
-                    quality = quality_of(dataset, local.segments, dist, by_image=by_image)
-                    qualities.append(quality)
+                for share in shares:
+                    detections.append(to_main(share.detections, dist))
+                    qualities.append(quality_of(dataset, share.segments, dist, by_image=by_image))
                 dist.main_only(self._show)(dataset, about, detections, qualities, has_masks)
                 return
-            result = with_quality(detectors[0].model, dataset, by_detector[0], dist)
+            result = with_quality(detectors[0].model, dataset, shares[0], dist)
             dist.main_only(self._show_result)(about[0] | result.to_dict())
 
     def _about(

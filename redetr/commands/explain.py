@@ -70,13 +70,15 @@ class Explain:
         dataset = self._dataset(detector)
         loss = None
         if self.image is not None:
-            name, image = Path(self.image).name, as_image(self.image, detector.model.channels)
+            name = Path(self.image).name
+            image = as_image(self.image, detector.model.channels)
         else:
             assert dataset is not None and self.image_id is not None
             loss = explain_loss(detector, dataset, self.image_id, self.world_size)
             if loss.mask_note:
                 ERRORS.print(f"note: {loss.mask_note}")
-            name, image = f"{loss.image_name} of {dataset.name}", loss.image
+            name = f"{loss.image_name} of {dataset.name}"
+            image = loss.image
         explanation = explain(detector, image)
         habits = self._habits(detector, dataset) if dataset is not None and self.samples else None
         folder.mkdir(parents=True, exist_ok=True)
@@ -93,7 +95,10 @@ class Explain:
         else:  # one that is there is of an earlier image
             (folder / "loss.html").unlink(missing_ok=True)
         if self.json:
-            print_json(explanation.to_dict() | ({"loss": loss.to_dict()} if loss else {}))
+            content = explanation.to_dict()
+            if loss:
+                content["loss"] = loss.to_dict()
+            print_json(content)
         else:
             OUT.print(f"{folder}/index.html: from image to boxes", soft_wrap=True)
             if loss:

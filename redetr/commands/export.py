@@ -13,7 +13,7 @@ from redetr.commands.arguments import Checkpoint, NewFile, parse_flags
 from redetr.commands.console import (
     ERRORS,
     OUT,
-    require_images,
+    require_batch_size,
     say_fp32,
     say_origin,
     warn_of_leakage,
@@ -88,7 +88,7 @@ class Export:
             from redetr.export.files import SUFFIXES
             from redetr.export.settings import NOT_RUN, ExportConfig
 
-        require_images(self.batch_size)
+        require_batch_size(self.batch_size)
         if self.images < 1:
             raise InputError(f"--images {self.images} must be at least 1")
         config = ExportConfig(

@@ -22,7 +22,7 @@ class Outcome:
 
     @classmethod
     def of_all(cls, outcomes: Iterable[Self]) -> Self:
-        """That of all processes together."""
+        """The outcome of all processes together."""
         total = cls()
         for outcome in outcomes:
             total.images += outcome.images

@@ -18,7 +18,7 @@ from redetr.commands.console import (
     ERRORS,
     OUT,
     print_file,
-    require_images,
+    require_batch_size,
     say_detector,
     say_threshold,
 )
@@ -195,7 +195,7 @@ class Predict:
             raise InputError("--save html shows annotated images: add png or jpg")
         if self.reconnect < 0:
             raise InputError(f"--reconnect {self.reconnect} must be at least 0")
-        require_images(self.batch_size)
+        require_batch_size(self.batch_size)
         if not self.source:
             raise UsageError("no input: give images or folders after the checkpoint")
 
@@ -445,9 +445,9 @@ class Predict:
             print_file(folder / "predictions.json")
         else:
             self._print_summary(summary(folder), rate, threshold)
-            known = f", {resumed} of them in an earlier run" if resumed else ""
+            from_earlier_run = f", {resumed} of them in an earlier run" if resumed else ""
             OUT.print(
-                f"processed {len(sources) - len(errors)} of {len(sources)} sources{known}: "
+                f"processed {len(sources) - len(errors)} of {len(sources)} sources{from_earlier_run}: "
                 f"{folder}/{RECORD}",
                 soft_wrap=True,
             )

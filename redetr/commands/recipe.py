@@ -1,6 +1,7 @@
 """`RECIPE [flags]` or `RUN [flags]`, as train and verify take it."""
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -119,16 +120,18 @@ def with_micro_batches(arguments: list[str]) -> list[str]:
     that of the recipe. Raises InputError if they also say how many micro-batches."""
     rewritten: list[str] = []
     is_auto = False
+    previous = ""
     for argument in arguments:
-        flag = " ".join([*rewritten[-1:], argument]).replace("_", "-")
-        if flag == "--batch-size auto":
-            rewritten[-1:] = ["--accumulate", "0"]
-            is_auto = True
-        elif argument.replace("_", "-") == "--batch-size=auto":
+        word = argument.replace("_", "-")
+        is_value = previous == "--batch-size" and word == "auto"
+        if is_value:
+            rewritten.pop()  # the flag before it
+        if is_value or word == "--batch-size=auto":
             rewritten += ["--accumulate", "0"]
             is_auto = True
         else:
             rewritten.append(argument)
+        previous = word
     if is_auto:
         _require_open_accumulation(arguments)
     return rewritten
@@ -136,11 +139,7 @@ def with_micro_batches(arguments: list[str]) -> list[str]:
 
 def _require_open_accumulation(arguments: list[str]) -> None:
     """Raises InputError if the arguments say how many micro-batches there are."""
-    for argument, following in zip(arguments, [*arguments[1:], ""], strict=True):
-        flag, equals, value = argument.partition("=")
-        if flag != "--accumulate":
-            continue
-        number = value if equals else following
+    for number in _values("--accumulate", arguments):
         if number != "0":
             raise InputError(
                 f"--batch-size auto and --accumulate {number} contradict each other",
@@ -149,15 +148,20 @@ def _require_open_accumulation(arguments: list[str]) -> None:
 
 
 def _last_value(name: str, flags: list[str]) -> str | None:
-    """The value that the flags give to the flag `name`: the last one, which counts; None if they
-    give none."""
-    value = None
-    next_words = [*flags, ""][1:]
-    for argument, following in zip(flags, next_words, strict=True):
+    """The last value that the flags give to the flag `name`, which counts; None if they give
+    none."""
+    values = _values(name, flags)
+    return values[-1] if values else None
+
+
+def _values(name: str, arguments: list[str]) -> list[str]:
+    """All values that the arguments give to the flag `name`, in their order."""
+    values = []
+    for argument, following in pairwise([*arguments, ""]):
         flag, equals, after_equals = argument.partition("=")
         if flag.replace("_", "-") == name:
-            value = after_equals if equals else following
-    return value
+            values.append(after_equals if equals else following)
+    return values
 
 
 def _list_recipes(command: str) -> None:

@@ -9,9 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from redetr.data import DetectionDataset
+from redetr.data.dataset import spread_indices
 from redetr.detector.detector import Detector
 from redetr.pages.curves import plot_curves
-from redetr.pages.drawing import class_color, comparison_grid, draw_boxes, save_image
+from redetr.pages.drawing import comparison_grid, draw_objects, save_image
 from redetr.state import State
 from redetr.structures import StoredTarget
 
@@ -70,8 +71,7 @@ def prediction_grid(detector: Detector, dataset: DetectionDataset, count: int) -
     together: scores that are trained towards the IoU are low while boxes are rough, so no fixed
     threshold suits every stage of training.
     """
-    shown = min(count, len(dataset))
-    indices = [k * len(dataset) // shown for k in range(shown)]
+    indices = spread_indices(count, len(dataset))
     samples = [dataset.sample(index) for index in indices]
     scores = []
     num_objects = 0
@@ -106,7 +106,5 @@ def _drawn_truth(image: Tensor, target: StoredTarget, class_names: tuple[str, ..
     kept = ~target["iscrowd"]
     boxes = target["boxes"][kept]
     labels = target["labels"][kept].tolist()
-    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
-    colors = [class_color(label) for label in labels]
     masks = target["masks"][kept] if "masks" in target else None
-    return draw_boxes(image, boxes, names, None, colors, within_px=_PANEL_PX, masks=masks)
+    return draw_objects(image, boxes, labels, class_names, _PANEL_PX, masks)

@@ -134,3 +134,9 @@ def _compact(target: StoredTarget) -> StoredTarget:
     compact["mask_counts"] = encode(target["masks"])
     del compact["masks"]
     return compact
+
+
+def spread_indices(count: int, size: int) -> list[int]:
+    """At most `count` of the indices below `size`, evenly spread."""
+    shown = min(count, size)
+    return [number * size // shown for number in range(shown)]

@@ -50,7 +50,7 @@ class Detections:
     class_names: tuple[str, ...]  # C names
     category_ids: tuple[int, ...]  # C ids, as the annotation files number the classes
     image_size: tuple[int, int]  # height, width of the original image
-    # uint8 [3, H, W], kept if `predict` was given a single image; notebooks show it
+    # uint8 [channels, H, W], kept if `predict` was given a single image; notebooks show it
     image: Tensor | None = None
     # [N, H, W] bool, pixels of the original image; `CroppedMasks` if it was divided into tiles;
     # None = boxes only
@@ -68,14 +68,15 @@ class Detections:
             yield Detection(name, score, tuple(box), label)
 
     def __getitem__(
-        self, which: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
+        self, selection: int | slice | Sequence[int] | Sequence[bool] | np.ndarray | Tensor
     ) -> "Detections":
         """The selected detections, always as `Detections`. Raises IndexError for a number out of
         range."""
-        if isinstance(which, Tensor):  # NumPy would read a mask of one detection as a number
-            which = which.numpy()
+        if isinstance(selection, Tensor):  # NumPy would read a mask of one detection as a number
+            selection = selection.numpy()
         # NumPy accepts all of these, and slices with negative steps.
-        keep = torch.from_numpy(np.ascontiguousarray(np.arange(len(self))[which]))
+        rows = np.arange(len(self))[selection]
+        keep = torch.from_numpy(np.ascontiguousarray(rows))  # [N], also for a single number
         return replace(
             self,
             scores=self.scores[keep],

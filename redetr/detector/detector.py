@@ -69,7 +69,8 @@ class Detector:
         self.compute_in(precision)
         self.class_names = tuple(class_names)
         self.category_ids = tuple(category_ids)
-        self.trained_on, self.val_fraction = trained_on, val_fraction
+        self.trained_on = trained_on
+        self.val_fraction = val_fraction
         self.has_measured_threshold = threshold is not None
         self.held_out_otherwise = False  # see `Origin`
         self.skip_unreadable = False  # see `Origin`
@@ -92,8 +93,9 @@ class Detector:
 
         With `masks`, targets have masks if the data set has some. With `skip_unreadable`, images
         that cannot be read are left out, as they are of the training data if its run left them out.
-        Raises InputError if the data set cannot be opened, or if
-        no `source` is given and the checkpoint does not name one.
+
+        Raises InputError if the data set cannot be opened, or if no `source` is given and the
+        checkpoint does not name one.
         """
         is_as_in_run = source is None and self.skip_unreadable
         leave_out: LeaveOut = "unreadable" if skip_unreadable or is_as_in_run else None
@@ -206,7 +208,8 @@ class Detector:
         """`Detections` of one image, or a list of them for a list of images.
 
         An image is a path, a URL (http, https), a PIL image, a uint8 array `[H, W, 3]` (RGB), `[H,
-        W]` (grey) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. Files and PIL images are
+        W]` (grey) or `[H, W, 4]` (RGBA), or a uint8 tensor `[3, H, W]`. A model that does not take
+        RGB needs arrays `[H, W, channels]` or tensors `[channels, H, W]`. Files and PIL images are
         rotated as their EXIF tag says. A list is processed as one batch. The detections of a single
         image keep the image, so that they can be drawn. Those of a list do not, because all images
         would have to stay in memory.
@@ -344,14 +347,12 @@ class Detector:
         batch, outputs = self._outputs(images)
         sizes = [(image.shape[-2], image.shape[-1]) for image in images]
         is_thing = self.model.is_thing or (True,) * len(self.class_names)
-        segments = []
-        for panoptic_of_image in panoptic.panoptic_of_batch(
-            outputs, batch.sizes, sizes, is_thing, threshold
-        ):
-            segments.append(
-                segments_of(panoptic_of_image, self.class_names, self.category_ids, masks)
-            )
-        return segments
+        panoptics = panoptic.panoptic_of_batch(outputs, batch.sizes, sizes, is_thing, threshold)
+        predictions = []
+        for image_segments in panoptics:
+            prediction = segments_of(image_segments, self.class_names, self.category_ids, masks)
+            predictions.append(prediction)
+        return predictions
 
 
 def _opened(

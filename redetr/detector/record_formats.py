@@ -5,6 +5,7 @@ import csv
 import json
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
@@ -13,7 +14,7 @@ from redetr.errors import InputError
 from redetr.files import first_bytes, write_whole
 
 PAGE_MARK = "redetr predict"  # distinguishes the page from those of other programs
-_NAMES = "surrogateescape"  # how Python holds file names that are not UTF-8
+_NAME_ERRORS = "surrogateescape"  # how Python holds file names that are not UTF-8
 _COLUMNS = (
     *("image", "frame", "label", "category_id", "score"),
     *("x1", "y1", "x2", "y2", "picture", "track_id"),
@@ -26,18 +27,19 @@ def write_formats(folder: Path, formats: Sequence[str]) -> None:
     """Writes predictions.json, predictions.coco.json, predictions.csv, index.html or
     predictions.panoptic.json ("json", "coco", "csv", "html", "panoptic")."""
     for format in formats:
-        name, write, _ = _FORMATS[format]
+        file_format = _FORMATS[format]
+        write_text = partial(_write_text, file_format.write, folder / RECORD)
+        write_whole(folder / file_format.name, write_text)
 
-        def write_text(temporary: Path, write: Any = write) -> None:
-            # File names need not be UTF-8: their bytes are written unchanged.
-            with open(temporary, "w", encoding="utf-8", errors=_NAMES, newline="") as text:
-                write(text, folder / RECORD)
 
-        write_whole(folder / name, write_text)
+def _write_text(write: Callable[[TextIO, Path], None], record: Path, temporary: Path) -> None:
+    # File names need not be UTF-8: their bytes are written unchanged.
+    with open(temporary, "w", encoding="utf-8", errors=_NAME_ERRORS, newline="") as text:
+        write(text, record)
 
 
 def written_formats(folder: Path) -> list[str]:
-    """Those of `write_formats` that an earlier run wrote."""
+    """The formats of `write_formats` in which an earlier run wrote files."""
     formats = []
     for format, file_format in _FORMATS.items():
         path = folder / file_format.name

@@ -248,6 +248,7 @@ def summary(folder: Path) -> Summary:
 
 
 def _files(folder: Path) -> list[Path]:
+    """The records in a folder: the joined one first, then those of single processes."""
     parts = sorted(folder.glob("predictions.part-*.jsonl"))
     return [file for file in (folder / RECORD, *parts) if file.exists()]
 

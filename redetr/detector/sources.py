@@ -74,7 +74,7 @@ class Frame:
     read."""
 
     source: str  # as the user, or the folder, names it
-    image: Tensor | None = None  # uint8 [3, H, W]
+    image: Tensor | None = None  # uint8 [channels, H, W]
     # of a video's frame, from 0; at its end, and where a live stream fails, how many there were
     number: int | None = None
     rate: float = 0.0  # frames per second of its video
@@ -338,7 +338,7 @@ def _image_frame(source: str, channels: int) -> Frame:
             image, pages = read_counted(_file_of(source), source, channels)
         else:
             image = read_source(source, channels)
-        pixels = image.permute(1, 2, 0).numpy()  # [H, W, 3]
+        pixels = image.permute(1, 2, 0).numpy()  # [H, W, channels]
         return Frame(source, image, plain=one_colour(pixels), pages=pages)
     except InputError as error:
         return Frame(source, error=str(error))

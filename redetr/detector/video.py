@@ -282,13 +282,16 @@ class VideoWriter:
 
     def _open(self, size: tuple[int, int], path: Path, rate: float) -> None:
         """Begins a video for images of this width and height."""
-        self._path, self._unfinished = path, path.with_name(f"{UNFINISHED}{path.name}")
+        self._path = path
+        self._unfinished = path.with_name(f"{UNFINISHED}{path.name}")
         self._container = pyav().open(str(self._unfinished), "w", format="mp4")
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(rate).limit_denominator(1001)
         )
         # H.264 needs even sides, so the last row or column of an odd side is left out.
-        self._stream.width, self._stream.height = (max(2, side // 2 * 2) for side in size)
+        width, height = size
+        self._stream.width = max(2, width // 2 * 2)
+        self._stream.height = max(2, height // 2 * 2)
         self._stream.pix_fmt = "yuv420p"
         self._stream.codec_context.time_base = Fraction(1, _TICKS)
         self._next_pts = 0

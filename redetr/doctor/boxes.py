@@ -21,6 +21,7 @@ _ENOUGH_IMAGES = 500  # whatever the share
 _SMALL_PX = 8  # the finest stride of the fast models: smaller objects fall between two positions
 _MANY_SMALL, _FEW_SMALL = 0.25, 0.1  # shares of the boxes
 _SAME_IOU = 0.99
+_SAME_EDGE = 0.02  # of the width: if left edges are farther apart, the IoU is lower than that
 _MANY_IGNORED = 0.8  # share of the objects; no data set ignores so many on purpose
 _WHOLE = 0.98  # of each side of an image
 _NEARLY_ALL = 0.9
@@ -262,7 +263,7 @@ def _same_boxes(a: Annotations) -> np.ndarray:
         j = order[active + lag]
         same_image = image[i] == image[j]
         same_class = a.labels[i] == a.labels[j]
-        same_edge = x1[j] - x1[i] <= 0.02 * (x2 - x1)[i]
+        same_edge = x1[j] - x1[i] <= _SAME_EDGE * (x2 - x1)[i]
         near = same_image & same_class & same_edge
         active = active[near]
         i = i[near]

@@ -99,8 +99,8 @@ class Report:
         return self._by_class(class_counts)
 
     def classes_with_masks(self) -> dict[str, dict[str, int]]:
-        """Those of the objects in `classes` that have a mask; empty if all of them have one, or
-        none has."""
+        """The number of objects with a mask by class and split, without crowds; empty if all
+        objects have one, or none has."""
         with_masks = self._by_class(_masked_class_counts)
         counts = sum(sum(row.values()) for row in with_masks.values())
         return with_masks if counts and with_masks != self.classes() else {}
@@ -209,7 +209,7 @@ def check(
     masks: bool = False,
     samples: bool = False,
 ) -> Report:
-    """Checks all annotations and image files of a data set: `digits`, `crowns`, or a folder.
+    """Checks all annotations and images of a data set, which is given as for `open_dataset`.
 
     `num_queries` defaults to the choice of training with this recipe. `thorough` decodes all
     images, which finds damage in the middle of files, and near-duplicates; `samples` decodes those

@@ -43,7 +43,8 @@ def class_faults(splits: Mapping[Split, Annotations]) -> list[Fault]:
     return faults
 
 
-Check = tuple[np.ndarray, Severity, str, Callable[[int], str], str]
+# The bad classes (bool `[C]`), the severity, the code, the text for class `i`, and the remedy.
+_Check = tuple[np.ndarray, Severity, str, Callable[[int], str], str]
 
 
 def _odd_names(train: Annotations) -> list[Fault]:
@@ -131,9 +132,8 @@ def _is_root(annotations: Annotations) -> np.ndarray:
     return (ids == 0) & (annotations.source.name == ROBOFLOW_FILE)
 
 
-def _faults_of_classes(train: Annotations, checks: list[Check]) -> list[Fault]:
-    """A fault for each check that some classes fail. A check has the bad classes (bool `[C]`), the
-    severity, the code, the text for class `i`, and the remedy."""
+def _faults_of_classes(train: Annotations, checks: list[_Check]) -> list[Fault]:
+    """A fault for each check that some classes fail."""
     faults = []
     for bad, severity, code, text_of, remedy in checks:
 

@@ -5,10 +5,9 @@ import posixpath
 import reprlib
 from pathlib import Path
 
-from redetr.data.annotations import Annotations
+from redetr.data.annotations import Annotations, image_reference
 from redetr.data.formats.darknet import data_root
 from redetr.data.formats.labels import label_names
-from redetr.doctor.images import image_reference
 
 
 def location_of(annotations: Annotations, index: int) -> tuple[Path, str]:

@@ -39,7 +39,9 @@ class Plan:
         masks: bool = False,
         max_objects: int = MOST_QUERIES,
     ) -> "Plan":
-        """`num_queries` None and `image_size` 0 stand for the choice of training, in whose images
+        """The plan for training with a recipe on data with these hints.
+
+        `num_queries` None and `image_size` 0 stand for the choice of training, in whose images
         there are at most `max_objects` objects; `masks` are trained as well, whatever the recipe
         says.
 
@@ -81,7 +83,8 @@ class Plan:
             (shorter,) = sides_of(image_size)
             (nominal_shorter,) = sides_of(self.config.image_size)
             longest = (self.max_size or np.inf) * shorter / nominal_shorter
-            by_shorter, by_longer = shorter / sizes.min(1), longest / sizes.max(1)
+            by_shorter = shorter / sizes.min(1)
+            by_longer = longest / sizes.max(1)
             scale = np.minimum(by_shorter, by_longer)[:, None]
         sides = (boxes[:, 2:] - boxes[:, :2]) * scale  # [A, 2]
         return sides.min(1)

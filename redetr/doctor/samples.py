@@ -6,6 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from redetr.data.annotations import Annotations, Split
+from redetr.data.dataset import spread_indices
 from redetr.data.header_cache import Header, Headers
 from redetr.errors import InputError
 
@@ -13,7 +14,7 @@ _SAMPLES: dict[Split, int] = {"train": 8, "val": 4, "test": 4}
 _AUGMENTED_SAMPLES = 3
 
 Sample = tuple[Split, int]  # image `i` of a split
-Pixels = Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [3, H, W]
+Pixels = Callable[[Split, int], Tensor]  # image `i` of a split, uint8 [channels, H, W]
 
 
 def samples_of(
@@ -66,8 +67,4 @@ def _is_readable(split: Split, index: int, headers: Mapping[Split, Headers]) -> 
 
 def _spread(indices: np.ndarray, count: int) -> list[int]:
     """At most `count` of the indices, evenly spread."""
-    if len(indices) <= count:
-        return indices.tolist()
-    steps = np.arange(count)
-    chosen = steps * len(indices) // count
-    return indices[chosen].tolist()
+    return indices[spread_indices(count, len(indices))].tolist()

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor
 
 from redetr.boxes import box_cxcywh_to_xyxy
 from redetr.data import DetectionDataset, open_dataset
@@ -19,7 +18,7 @@ from redetr.doctor.check import Report
 from redetr.doctor.plan import Plan
 from redetr.doctor.samples import augmented_samples
 from redetr.errors import InputError
-from redetr.pages.drawing import class_color, draw_boxes, grid, save_image
+from redetr.pages.drawing import class_color, draw_objects, grid, save_image
 from redetr.pages.images import data_uri, figure_image, figure_text
 from redetr.pages.templates import render, write_page
 
@@ -93,7 +92,7 @@ def augmented_sheet(report: Report) -> Image.Image:
             scale = torch.tensor([width, height, width, height])
             boxes = box_cxcywh_to_xyxy(target["boxes"]) * scale
             labels = target["labels"].tolist()
-            panel = _panel(image, boxes, labels, dataset.class_names)
+            panel = draw_objects(image, boxes, labels, dataset.class_names, _PANEL_PX)
             caption = f"image {target['image_id']}, epoch {epoch}: {width}x{height} px"
             panels.append((panel, caption))
     return grid(panels, _COLUMNS)
@@ -114,21 +113,7 @@ def _stored_panel(report: Report, split: Split, index: int, within_px: int) -> I
     boxes = torch.from_numpy(annotations.boxes[objects])
     labels = annotations.labels[objects].tolist()
     image = report.pixels(split, index)
-    return _panel(image, boxes, labels, annotations.class_names, within_px)
-
-
-def _panel(
-    image: Tensor,
-    boxes: Tensor,
-    labels: list[int],
-    class_names: tuple[str, ...],
-    within_px: int = _PANEL_PX,
-) -> Image.Image:
-    """The image with its boxes (xyxy pixels), at most `within_px` large."""
-    # If there is a single class, names would only hide parts of the image.
-    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
-    colors = [class_color(label) for label in labels]
-    return draw_boxes(image, boxes, names, None, colors, within_px=within_px)
+    return draw_objects(image, boxes, labels, annotations.class_names, within_px)
 
 
 def _histograms(report: Report) -> dict[str, Image.Image]:

@@ -66,7 +66,7 @@ class Picks:
 class Explanation:
     """The computation of a model on one image. All tensors are fp32 on the host."""
 
-    image: Tensor  # uint8 [3, H, W], as it was given
+    image: Tensor  # uint8 [channels, H, W], as it was given
     class_names: tuple[str, ...]
     boxes: Tensor  # [L, Q, 4] xyxy after every decoder layer
     scores: Tensor  # [L, Q] of the best class
@@ -117,7 +117,7 @@ class AttentionLayers:
 @torch.no_grad()
 @exact_products()
 def explain(detector: Detector, image: Tensor) -> Explanation:
-    """What `detector` does with `image`, uint8 `[3, H, W]`.
+    """What `detector` does with `image`, uint8 `[channels, H, W]`.
 
     Raises InputError if the model has no attention layers that can be explained.
     """
@@ -264,7 +264,10 @@ def attention_weights(
     value: Any = None,
     ignored: Tensor | None = None,
 ) -> Tensor:
-    """How much each query attends to each key, `[B, heads, N, M]` fp32, from a module's inputs."""
+    """How much each query attends to each key, `[B, heads, N, M]` fp32.
+
+    The arguments are those of a call of the module, so `value` is among them, but is not needed.
+    """
     query_weight, key_weight, _ = module.in_proj_weight.chunk(3)
     query_bias, key_bias, _ = module.in_proj_bias.chunk(3)
     queries = _split_heads(F.linear(query, query_weight, query_bias), module.nheads)

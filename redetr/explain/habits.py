@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from redetr.data import DetectionDataset
+from redetr.data.dataset import spread_indices
 from redetr.detector.detector import Detector
 from redetr.explain.attention import (
     attention_layers,
@@ -56,9 +57,7 @@ def query_habits(
     centers = []
     levels = []
     strides: tuple[int, ...] = ()
-    count = min(count, len(dataset))
-    for step in range(count):
-        index = step * len(dataset) // count
+    for index in spread_indices(count, len(dataset)):
         batch = model_input(detector, dataset.image(index))
         with recorded_inputs(recorded) as inputs:
             outputs = with_all_layers(model)(batch)

@@ -80,7 +80,7 @@ class LossExplanation:
     """The loss of one image, and of its batch. All tensors are on the host."""
 
     image_name: str  # as in `DetectionDataset.image_name`
-    image: Tensor  # uint8 [3, H, W], as it is stored
+    image: Tensor  # uint8 [channels, H, W], as it is stored
     class_names: tuple[str, ...]
     labels: Tensor  # [T] of the objects
     targets: Tensor  # [T, 4] cxcywh

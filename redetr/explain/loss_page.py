@@ -179,7 +179,7 @@ class _Spread:
     width: int
     rows: list[list[str]]  # one for each GPU
     objects: int
-    sum: float
+    l1_sum: float  # over all objects of the batch
     mean: float  # over the GPUs
     together: float  # what one GPU with all images computes
     naive: float  # the mean if each GPU divided by its own number of objects
@@ -208,7 +208,7 @@ class _Spread:
             width=width,
             rows=rows,
             objects=objects,
-            sum=sum(share.sums["loss_bbox"] for share in shares),
+            l1_sum=sum(share.sums["loss_bbox"] for share in shares),
             mean=sum(losses) / world_size,
             together=explanation.together["loss_bbox"],
             naive=sum(single_losses) / world_size,

@@ -329,7 +329,7 @@ class Trial:
             inputs = inputs_of(self._detector, config, images)
             arrays = dict(zip(config.outputs, run(inputs), strict=True))
             if config.processing:
-                detections = self._compressed(arrays, batch)
+                detections = self._processed(arrays, batch)
             else:
                 detections = self._decode(arrays, inputs, batch)
             for row, index in enumerate(batch):
@@ -362,7 +362,7 @@ class Trial:
             canvas = _size_of(inputs[0])
             sizes = [canvas] * len(indices)
             if self._config.mask:
-                sizes = [_shown(padding) for padding in inputs[1]]
+                sizes = [_unpadded_size(padding) for padding in inputs[1]]
             compressed = compressed_masks(
                 outputs, decoded.queries, sizes, canvas, orig_sizes, model.is_panoptic
             )
@@ -374,11 +374,11 @@ class Trial:
                 "boxes": decoded.boxes[row].numpy(),
             }
             if compressed is not None:
-                in_image["masks"] = _objects(compressed[row], orig_sizes[row])
+                in_image["masks"] = _rle_array(compressed[row], orig_sizes[row])
             detections_by_image.append(in_image)
         return detections_by_image
 
-    def _compressed(
+    def _processed(
         self, arrays: dict[str, np.ndarray], indices: list[int]
     ) -> list[ImageDetections]:
         """The detections of a file with postprocessing. Their masks are resized from logits to the
@@ -395,7 +395,7 @@ class Trial:
             sizes = [whole] * len(indices)
             masks = compressed_masks(outputs, queries, sizes, whole, orig_sizes)
             for in_image, of_image, size in zip(detections, masks, orig_sizes, strict=True):
-                in_image["masks"] = _objects(of_image, size)
+                in_image["masks"] = _rle_array(of_image, size)
         return detections
 
     def _detections(self, answers: list[ImageDetections]) -> DatasetDetections:
@@ -421,7 +421,7 @@ def _size_of(images: np.ndarray | Tensor) -> Size:
     return height, width
 
 
-def _shown(padding: np.ndarray) -> Size:
+def _unpadded_size(padding: np.ndarray) -> Size:
     """The size of an image whose padding `[H, W]` is True."""
     is_shown = ~padding
     height = int(is_shown[:, 0].sum())
@@ -429,7 +429,7 @@ def _shown(padding: np.ndarray) -> Size:
     return height, width
 
 
-def _objects(masks: list[bytes], size: Size) -> np.ndarray:
+def _rle_array(masks: list[bytes], size: Size) -> np.ndarray:
     """Compressed masks of an image of this size, as an array that can be indexed."""
     rles = np.empty(len(masks), object)
     rles[:] = [{"size": list(size), "counts": counts} for counts in masks]

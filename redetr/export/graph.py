@@ -31,7 +31,7 @@ class Plain(nn.Module):
 
     def forward(self, images: Tensor, mask: Tensor | None = None) -> tuple[Tensor, ...]:
         """Logits `[B, Q, C]`, boxes `[B, Q, 4]` and mask logits `[B, Q, H / 4, W / 4]` of `images`
-        `[B, 3, H, W]`."""
+        `[B, channels, H, W]`."""
         outputs = self.model(images, mask)
         if not self.model.has_masks:
             return outputs["pred_logits"], outputs["pred_boxes"]
@@ -60,7 +60,7 @@ class Processed(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Scores `[B, K]`, labels `[B, K]` and boxes `[B, K, 4]` (xyxy pixels).
 
-        `images` are uint8 `[B, C, H, W]`, with the channels of the model. A model with masks also
+        `images` are uint8 `[B, channels, H, W]`, as the model takes them. A model with masks also
         returns their logits `[B, K, h, w]` over the whole image, at the resolution of the model,
         because at that of the image, hundreds of masks would take gigabytes.
         """
@@ -117,7 +117,8 @@ def _rounded_ratio(numerator: Any, denominator: Any) -> Any:
 
 
 def resized_pixels(images: Tensor, height: int, width: int) -> Tensor:
-    """Resizes uint8 `images` `[B, 3, H, W]` to floats with whole values `[B, 3, height, width]`.
+    """Resizes uint8 `images` `[B, channels, H, W]` to floats with whole values `[B, channels,
+    height, width]`.
 
     Computed like PyTorch's resizing of bytes on a CPU, which training, `predict` and `evaluate`
     use: first along rows, then along columns, with rounding after each. PyTorch's weights are

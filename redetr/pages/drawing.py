@@ -91,6 +91,22 @@ def to_pil(image: Image.Image | Tensor) -> Image.Image:
     return Image.fromarray(pixels.cpu().numpy())
 
 
+def draw_objects(
+    image: Image.Image | Tensor,
+    boxes: Tensor,
+    labels: Sequence[int],
+    class_names: Sequence[str],
+    within_px: int,
+    masks: Tensor | None = None,
+) -> Image.Image:
+    """The image with annotated boxes `[N, 4]` (xyxy pixels) and masks, bool `[N, H, W]`, in the
+    colors of their classes, at most `within_px` large."""
+    # If there is a single class, names would only hide parts of the image.
+    names = [class_names[label] if len(class_names) > 1 else "" for label in labels]
+    colors = [class_color(label) for label in labels]
+    return draw_boxes(image, boxes, names, None, colors, within_px=within_px, masks=masks)
+
+
 def draw_boxes(
     image: Image.Image | Tensor,
     boxes: Tensor,
@@ -104,8 +120,8 @@ def draw_boxes(
     within_px: int | None = None,
     masks: Tensor | CroppedMasks | None = None,
 ) -> Image.Image:
-    """A copy of the image (PIL, or uint8 `[3, H, W]`) with tagged boxes `[N, 4]` (xyxy pixels of
-    that image), and with masks, bool `[N, H, W]`.
+    """A copy of the image (PIL, or uint8 `[channels, H, W]`, see `to_pil`) with tagged boxes
+    `[N, 4]` (xyxy pixels of that image), and with masks, bool `[N, H, W]`.
 
     Masks are translucent, with a thin outline, below all boxes and tags.
 
@@ -283,30 +299,45 @@ def _draw_tags(
     box_areas = box_sides.prod(1)
     drawn_tags = np.zeros((0, 4))
     is_crowded = only_where_room and len(boxes) > _MANY_BOXES
-    room = (0.0, _MOST_HIDDEN)
     for box, box_area, text, color in zip(boxes.tolist(), box_areas, texts, colors, strict=True):
         if not text:
             continue
         font = drawing_font(text, font_size)
-        size = (font.getlength(text) + 8, font_size * 1.25)
-        if is_crowded and size[0] * size[1] > box_area:
+        width = font.getlength(text) + 8
+        height = font_size * 1.25
+        if is_crowded and width * height > box_area:
             continue
-        best = None
-        for tag in _tag_positions(box, size, canvas.size):
-            hidden_tags = float(_common_areas(tag, drawn_tags).sum())
-            if only_where_room and hidden_tags:
-                continue
-            hidden_share = float((_common_areas(tag, boxes) / box_areas).max())
-            rank = (hidden_tags, max(hidden_share, _MOST_HIDDEN))
-            if best is None or rank < best[0]:
-                best = (rank, tag)
-            if rank == room:  # the first such position is the best
-                break
-        if best is None or (only_where_room and best[0] != room):
+        positions = _tag_positions(box, (width, height), canvas.size)
+        tag = _best_position(positions, drawn_tags, boxes, box_areas, only_where_room)
+        if tag is None:
             continue
-        tag = best[1]
         drawn_tags = np.concatenate([drawn_tags, tag[None]])
         _draw_tag(drawing, tag, text, color, font)
+
+
+def _best_position(
+    positions: list[np.ndarray],
+    drawn_tags: np.ndarray,
+    boxes: Boxes,
+    box_areas: np.ndarray,
+    only_where_room: bool,
+) -> np.ndarray | None:
+    """The first of the positions of a tag that hides no part of the `drawn_tags` `[M, 4]` and not
+    much of a box. If there is none, the one that hides least; None with `only_where_room`."""
+    best: np.ndarray | None = None
+    best_rank = (math.inf, math.inf)
+    for tag in positions:
+        hidden_tags = float(_common_areas(tag, drawn_tags).sum())
+        if only_where_room and hidden_tags:
+            continue
+        hidden_share = float((_common_areas(tag, boxes) / box_areas).max())
+        rank = (hidden_tags, max(hidden_share, _MOST_HIDDEN))
+        if rank == (0.0, _MOST_HIDDEN):
+            return tag
+        if best is None or rank < best_rank:
+            best = tag
+            best_rank = rank
+    return None if only_where_room else best
 
 
 def _tag_positions(

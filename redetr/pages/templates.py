@@ -59,11 +59,17 @@ def inline(file: str) -> Markup:
     return Markup((_PACKAGE / file).read_text(encoding="utf-8"))
 
 
-_ENVIRONMENT = Environment(
-    loader=FileSystemLoader(_PACKAGE),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
+def environment_of(folder: Path) -> Environment:
+    """The templates of a folder. Text that is not `Markup` is escaped, and a missing value is an
+    error."""
+    return Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+
+
+_ENVIRONMENT = environment_of(_PACKAGE)
 _ENVIRONMENT.globals["inline"] = inline

@@ -45,8 +45,8 @@ from redetr.report.masks import MaskPairs, mask_numbers, paired_masks
 from redetr.structures import DatasetDetections, StoredTarget
 from redetr.truth import TruthObjects
 
-THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
-IMAGES = 12  # shown
+_THRESHOLDS = np.linspace(0, 1, 101)  # of the curves
+_MOST_IMAGES = 12  # shown
 
 _LEAST_SCORE = 0.05  # for calibration: the many detections below would dominate
 _COCO_SIZES = ("small", "medium", "large")
@@ -142,7 +142,8 @@ def _masks(
     judged: Judgement,
     threshold: float,
 ) -> tuple[dict[str, Any] | None, MaskPairs | None]:
-    """The numbers of masks; empty unless detections and all objects have masks."""
+    """The numbers of masks, and the pairs that they describe; None for both unless detections and
+    all objects have masks."""
     result = mask_metrics(truth, detections)
     if result is None:
         return None, None
@@ -217,7 +218,7 @@ def _curves(
 ) -> dict[str, Any]:
     """AP50, the best threshold with its precision and recall, and three curves over recall and
     threshold."""
-    precision, recall = threshold_curve(scores, correct, num_objects, THRESHOLDS)
+    precision, recall = threshold_curve(scores, correct, num_objects, _THRESHOLDS)
     return {
         "AP50": precision_at_recall.mean(),
         "best": _at_best_threshold(scores, correct, num_objects),
@@ -305,7 +306,7 @@ def _worst_images(errors: list[tuple[Ints, Ints]]) -> list[int]:
     else:
         weight = np.abs(totals[0] - totals[1])
     errors_of_all = np.sum(totals, axis=0)
-    worst_first = np.lexsort((-errors_of_all, -weight))[:IMAGES]
+    worst_first = np.lexsort((-errors_of_all, -weight))[:_MOST_IMAGES]
     return [index for index in worst_first.tolist() if weight[index] > 0]
 
 

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment
 
 from redetr.files import write_json
-from redetr.pages.templates import inline, write_page
+from redetr.pages.templates import environment_of, inline, write_page
 from redetr.panoptic_quality import quality_rows
 from redetr.report.advice import LONGER
 from redetr.report.analysis import KINDS
@@ -183,14 +183,8 @@ def _document(report: Report) -> str:
 
 
 def _environment() -> Environment:
-    """The templates of this folder. Text that is not `Markup` is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    """The templates of this folder, with the filters of the page."""
+    environment = environment_of(_FOLDER)
     environment.policies["json.dumps_kwargs"] = {"separators": (",", ":")}
     environment.filters["percent"] = percent
     environment.filters["points"] = _points

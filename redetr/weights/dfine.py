@@ -16,6 +16,7 @@ from redetr.errors import InputError
 from redetr.models.hgnetv2 import SIZES
 from redetr.weights import rtdetr
 from redetr.weights.official import join_projections
+from redetr.weights.tensors import count_layers, require_dimensions
 
 # Each rule is applied to each name, in order, before the rules that D-FINE shares with RT-DETR.
 _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
@@ -124,15 +125,11 @@ def describe(
     `points` are the points of a query on each level; None = as in published models. Raises
     InputError if this is not a D-FINE, or if its backbone is unknown.
     """
-    for needed, dimensions in _NEEDED.items():
-        if needed not in tensors:
-            raise InputError(f"these weights are not a D-FINE: {needed} is missing")
-        if tensors[needed].dim() != dimensions:
-            raise InputError(f"these weights are not a D-FINE: {needed} is of another shape")
+    require_dimensions(tensors, _NEEDED, "a D-FINE")
     up = float(tensors["decoder.up"][0])
     if up != UPPER_BOUND:  # the losses take it for granted
         raise InputError(f"decoder.up is {up} in these weights: only {UPPER_BOUND} can be loaded")
-    num_levels = rtdetr.count(tensors, r"encoder\.input_proj\.(\d)\.")
+    num_levels = count_layers(tensors, r"encoder\.input_proj\.(\d)\.")
     if points is None:
         points = (6, 6) if num_levels == 2 else (3, 6, 3)
     if isinstance(points, int):
@@ -150,10 +147,10 @@ def describe(
         "enc_hidden_dim": len(tensors["encoder.fpn_blocks.0.cv4.conv.weight"]),
         "enc_dim_feedforward": len(tensors["encoder.encoder.0.layers.0.linear1.weight"]),
         "block_width": len(tensors["encoder.fpn_blocks.0.cv2.1.conv.weight"]),
-        "blocks": rtdetr.count(tensors, mixing),
+        "blocks": count_layers(tensors, mixing),
         "hidden_dim": hidden_dim,
         "nheads": sampled // max(1, sum(points)),
-        "dec_layers": rtdetr.count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\."),
+        "dec_layers": count_layers(tensors, r"decoder\.dec_score_head\.(\d{1,9})\."),
         "dim_feedforward": len(tensors["decoder.decoder.layers.0.linear1.weight"]),
         "points": points,
         "bins": len(tensors["decoder.dec_bbox_head.0.layers.2.bias"]) // 4 - 1,
@@ -166,8 +163,8 @@ def describe(
 def _backbone(tensors: dict[str, Tensor]) -> str:
     blocks = []
     for stage in range(4):
-        blocks.append(rtdetr.count(tensors, rf"backbone\.stages\.{stage}\.blocks\.(\d{{1,9}})\."))
-    layers = rtdetr.count(tensors, r"backbone\.stages\.0\.blocks\.0\.layers\.(\d{1,9})\.")
+        blocks.append(count_layers(tensors, rf"backbone\.stages\.{stage}\.blocks\.(\d{{1,9}})\."))
+    layers = count_layers(tensors, r"backbone\.stages\.0\.blocks\.0\.layers\.(\d{1,9})\.")
     for name, size in SIZES.items():
         if [stage.blocks for stage in size.stages] == blocks and size.layers == layers:
             return name

@@ -19,7 +19,7 @@ IMAGES = "preprocessor_config.json"
 # Weights in one file. If there are several, a file with this name and ".index.json" states which
 # file has which tensor.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
+LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGER_SIDE = 1333  # px, if a folder of an older version gives the shorter side only
 _BILINEAR = 2  # number of the filter in PIL
 # How images are prepared, apart from their size.
@@ -169,8 +169,8 @@ def _require_pixels(file: Path, size: Any, side: Any, known: str) -> None:
     is_length = isinstance(side, int) and not isinstance(side, bool) and side > 0
     if not is_length:
         raise InputError(f"size is {size!r:.100}: this model needs {known}", where=file)
-    if side >= _LARGEST_PX:
-        raise InputError(f"images of {side} px: at most {_LARGEST_PX - 1}", where=file)
+    if side >= LARGEST_PX:
+        raise InputError(f"images of {side} px: at most {LARGEST_PX - 1}", where=file)
 
 
 def _require(file: Path, processor: dict[str, Any], supported: dict[str, Any]) -> None:

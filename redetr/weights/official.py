@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from redetr.errors import InputError
+from redetr.weights.tensors import count_layers, new_name, require_dimensions
 
 # Each rule is applied to each name, in order.
 _FROM_TRANSFORMERS: list[tuple[str, Any]] = [
@@ -53,10 +54,10 @@ _FROM_TRANSFORMERS_RESNET: list[tuple[str, Any]] = [
 def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of Transformers' `DetrForObjectDetection` or
     `TableTransformerForObjectDetection`, with the official names."""
+    rules = [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]
     renamed = {}
-    for name, tensor in weights.items():
-        for pattern, replacement in [*_FROM_TRANSFORMERS, *_FROM_TRANSFORMERS_RESNET]:
-            name = re.sub(pattern, replacement, name)
+    for old_name, tensor in weights.items():
+        name = new_name(old_name, rules)
         if not name.endswith("num_batches_tracked"):
             renamed[name] = tensor
     return join_projections(renamed)
@@ -98,11 +99,7 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
     Dilation (DC5) leaves no trace in the weights: the caller has to know. Heads are 32 wide, as in
     every published DETR. Raises InputError if this is not a DETR.
     """
-    for needed, dimensions in _NEEDED.items():
-        if needed not in weights:
-            raise InputError(f"these weights are not a DETR: {needed} is missing")
-        if weights[needed].dim() != dimensions:
-            raise InputError(f"these weights are not a DETR: {needed} is of another shape")
+    require_dimensions(weights, _NEEDED, "a DETR")
     num_queries, hidden_dim = weights["query_embed.weight"].shape
     num_outputs, _ = weights["class_embed.weight"].shape
     dec_dim_feedforward, _ = weights["transformer.decoder.layers.0.linear1.weight"].shape
@@ -115,8 +112,8 @@ def describe_detr(weights: dict[str, Tensor]) -> tuple[str, int, dict[str, Any]]
         "backbone": backbone,
         "hidden_dim": hidden_dim,
         "nheads": max(1, hidden_dim // 32),
-        "enc_layers": _count(weights, r"transformer\.encoder\.layers\.(\d{1,9})\."),
-        "dec_layers": _count(weights, r"transformer\.decoder\.layers\.(\d{1,9})\."),
+        "enc_layers": count_layers(weights, r"transformer\.encoder\.layers\.(\d{1,9})\."),
+        "dec_layers": count_layers(weights, r"transformer\.decoder\.layers\.(\d{1,9})\."),
         "dim_feedforward": dim_feedforward,
         "num_queries": num_queries,
         "pre_norm": "transformer.encoder.norm.weight" in weights,
@@ -134,7 +131,8 @@ def _backbone_of(weights: dict[str, Tensor]) -> str:
     """The name of the ResNet. Raises InputError if it is unknown."""
     blocks = []
     for stage in (1, 2, 3, 4):
-        blocks.append(_count(weights, rf"backbone\.0\.body\.layer{stage}\.(\d{{1,9}})\."))
+        pattern = rf"backbone\.0\.body\.layer{stage}\.(\d{{1,9}})\."
+        blocks.append(count_layers(weights, pattern))
     has_bottlenecks = "backbone.0.body.layer1.0.conv3.weight" in weights
     if blocks == [2, 2, 2, 2] and not has_bottlenecks:
         return "resnet18"
@@ -147,16 +145,6 @@ def _backbone_of(weights: dict[str, Tensor]) -> str:
         f"these weights have a backbone with stages {blocks} of {kind}: only ResNet-18, 34, 50, "
         "101 are known"
     )
-
-
-def _count(weights: dict[str, Tensor], pattern: str) -> int:
-    """The number of layers in the names; the group of the pattern matches the index of a layer."""
-    count = 0
-    for name in weights:
-        match = re.match(pattern, name)
-        if match:
-            count = max(count, int(match[1]) + 1)
-    return count
 
 
 # COCO's category ids have gaps. Official checkpoints have 91 outputs, one per id; those of the gaps
@@ -181,8 +169,14 @@ _COCO_NAMES = """
 def coco_class_names() -> list[str]:
     """The names of category ids 0 to 90; "unused" for ids without a category."""
     names = ["unused"] * 91
-    for line in _COCO_NAMES.strip().splitlines():
+    enter_names(names, _COCO_NAMES)
+    return names
+
+
+def enter_names(names: list[str], table: str) -> None:
+    """Enters the names of a table into `names`, by category id. Each line has the first id of a
+    range, and the names from there on."""
+    for line in table.strip().splitlines():
         first, _, listed = line.partition(" ")
         for offset, name in enumerate(listed.split(",")):
             names[int(first) + offset] = name
-    return names

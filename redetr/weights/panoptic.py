@@ -5,13 +5,13 @@ This library uses the official parameter names, in which those of the detector h
 its own format.
 """
 
-import re
 from typing import Any
 
 from torch import Tensor
 
 from redetr.errors import InputError
 from redetr.weights import official
+from redetr.weights.tensors import new_name
 
 PREFIX = "detr."
 # Names that only a model with a mask head has.
@@ -49,9 +49,7 @@ def from_transformers(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         if name.startswith(PREFIX):
             of_detector[name.removeprefix(PREFIX)] = tensor
             continue
-        for pattern, replacement in _FROM_TRANSFORMERS:
-            name = re.sub(pattern, replacement, name)
-        renamed[name] = tensor
+        renamed[new_name(name, _FROM_TRANSFORMERS)] = tensor
     for name, tensor in official.from_transformers(of_detector).items():
         renamed[PREFIX + name] = tensor
     return renamed
@@ -131,8 +129,5 @@ def coco_class_names(num_classes: int) -> list[str]:
     """The names of category ids 0 to `num_classes` - 1 of COCO panoptic; "unused" for ids without a
     category."""
     names = official.coco_class_names() + ["unused"] * (num_classes - LAST_THING - 1)
-    for line in _STUFF_NAMES.strip().splitlines():
-        first, _, listed = line.partition(" ")
-        for offset, name in enumerate(listed.split(",")):
-            names[int(first) + offset] = name
+    official.enter_names(names, _STUFF_NAMES)
     return names

@@ -26,7 +26,6 @@ from redetr.weights.tensors import require_tensors, unwrapped, without_wrappers
 
 T = TypeVar("T")
 
-_LARGEST_PX = 1 << 14  # of an image that a file may claim its model takes
 _LONGEST_OPTION = 500  # characters: a longer one may be built to exhaust the JSON parser
 _LONGEST_ORIGIN = 1000  # characters
 _RUN = "a run of redetr from "
@@ -225,7 +224,7 @@ def _config_of_run(path: Path, values: Any) -> TrainConfig:
     config = TrainConfig.from_dict(values)
     size = config.image_size
     sides = size if isinstance(size, tuple) else (size,)
-    if any(side not in range(_LARGEST_PX) for side in sides):
+    if any(side not in range(folder.LARGEST_PX) for side in sides):
         raise _damaged(path, f"images of {size_text(size)} px")
     return config
 

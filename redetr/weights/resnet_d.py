@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from redetr.data.transforms import MEAN, STD
+from redetr.weights.tensors import new_name
 
 _RENAMES = (
     (r"^conv1\.0\.", "conv1.conv1_1.conv."),
@@ -44,9 +45,8 @@ def is_resnet_d(tensors: dict[str, Tensor]) -> bool:
 def from_timm(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Returns weights of timm's ResNet-D with the names of `PResNet`, for pixels in [0, 1]."""
     renamed = {}
-    for name, tensor in tensors.items():
-        for pattern, replacement in _RENAMES:
-            name = re.sub(pattern, replacement, name)
+    for timm_name, tensor in tensors.items():
+        name = new_name(timm_name, _RENAMES)
         name = re.sub(
             r"^layer(\d)\.", lambda match: f"res_layers.{int(match[1]) - 1}.blocks.", name
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from redetr.class_names import canonical
 from redetr.errors import InputError
 from redetr.weights.official import coco_class_names, join_projections
+from redetr.weights.tensors import count_layers, new_name, require_dimensions
 
 # The prefixes of model names, by the `model_type` in the config.json of a Transformers folder.
 MODEL_TYPES = {"rt_detr": "rtdetr", "rt_detr_v2": "rtdetrv2"}
@@ -137,9 +138,7 @@ def renamed(tensors: dict[str, Tensor], rules: Sequence[tuple[str, Any]]) -> dic
     # Sorted, because a folder may hold a head twice: the one in model.decoder, which is used, comes
     # last.
     for old_name in sorted(tensors):
-        name = old_name
-        for pattern, replacement in rules:
-            name = re.sub(pattern, replacement, name)
+        name = new_name(old_name, rules)
         if not any(re.search(pattern, name) for pattern in _UNUSED):
             by_new_name[name] = tensors[old_name]
     return by_new_name
@@ -177,11 +176,7 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
     model, the same number of points on all levels, and bilinear sampling. Raises InputError if this
     is not an RT-DETR, or if its backbone is unknown.
     """
-    for needed, dimensions in _NEEDED.items():
-        if needed not in tensors:
-            raise InputError(f"these weights are not an RT-DETR: {needed} is missing")
-        if tensors[needed].dim() != dimensions:
-            raise InputError(f"these weights are not an RT-DETR: {needed} is of another shape")
+    require_dimensions(tensors, _NEEDED, "an RT-DETR")
     enc_hidden_dim = len(tensors["encoder.input_proj.0.conv.weight"])
     encoder_block = len(tensors["encoder.fpn_blocks.0.conv1.conv.weight"])
     num_classes, hidden_dim = tensors["decoder.enc_score_head.weight"].shape
@@ -191,9 +186,9 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
     if size is None:
         size = "r50" if expansion == 1 else "r50m"
     nheads = 8
-    query_pos_layers = count(tensors, r"decoder\.query_pos_head\.layers\.(\d{1,9})\.")
+    query_pos_layers = count_layers(tensors, r"decoder\.query_pos_head\.layers\.(\d{1,9})\.")
     sampled = len(tensors["decoder.decoder.layers.0.cross_attn.attention_weights.bias"])
-    dec_layers = count(tensors, r"decoder\.dec_score_head\.(\d{1,9})\.")
+    dec_layers = count_layers(tensors, r"decoder\.dec_score_head\.(\d{1,9})\.")
     options = {
         "backbone": backbone,
         "width": len(tensors["backbone.conv1.conv1_3.conv.weight"]),
@@ -216,7 +211,8 @@ def describe(version: str, tensors: dict[str, Tensor]) -> tuple[str, int, dict[s
 def _backbone(tensors: dict[str, Tensor]) -> str:
     depths = []
     for stage in range(4):
-        depths.append(count(tensors, rf"backbone\.res_layers\.{stage}\.blocks\.(\d{{1,9}})\."))
+        pattern = rf"backbone\.res_layers\.{stage}\.blocks\.(\d{{1,9}})\."
+        depths.append(count_layers(tensors, pattern))
     is_deep = "backbone.res_layers.0.blocks.0.branch2c.conv.weight" in tensors
     names: dict[tuple[tuple[int, ...], bool], str] = {
         ((2, 2, 2, 2), False): "resnet18vd",
@@ -231,12 +227,6 @@ def _backbone(tensors: dict[str, Tensor]) -> str:
             "101 are known"
         )
     return name
-
-
-def count(tensors: dict[str, Tensor], pattern: str) -> int:
-    """The number of parts in the names; the group of the pattern matches the index of a part."""
-    matches = [re.match(pattern, name) for name in tensors]
-    return 1 + max((int(match[1]) for match in matches if match), default=-1)
 
 
 def options_from_config(file: Path, config: dict[str, Any]) -> dict[str, Any]:

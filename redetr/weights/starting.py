@@ -156,16 +156,16 @@ def start_from(
     if origin is None:
         return _start_backbone(weights, model, config)
     _require_same_model(weights.path, origin, config)
-    others = origin.class_names
+    classes_there = origin.class_names
     prefix = panoptic.PREFIX if isinstance(model, PanopticDETR) else ""
     weights = replace(weights, tensors=_for_prefix(weights.tensors, prefix))
-    matches = same_classes(class_names, others)  # here, there
+    matches = same_classes(class_names, classes_there)  # here, there
     state = model.state_dict()
     num_queries = model.num_queries
     queries = prefix + "query_embed.weight"
     if queries in state:  # RT-DETR has no learned queries
         num_queries = min(num_queries, len(weights.tensors.get(queries, ())))
-    by_row = _rows_to_copy(model, matches, len(class_names), len(others), num_queries)
+    by_row = _rows_to_copy(model, matches, len(class_names), len(classes_there), num_queries)
     tensors = _for_channels(weights.path, weights.tensors, model)
     left_out = _left_out(weights.path, origin, tensors.keys() - state.keys())
     filled = _copy(replace(weights, tensors=tensors), state, by_row)
@@ -174,8 +174,8 @@ def start_from(
         require_known_if_frozen(model, config, weights.path, filled, unknown, num_queries)
     names = {name for name in state if name in weights.tensors or not _is_counter(name)}
     notes = [f"loaded {len(filled)} of {len(names)} tensors from {weights.path}"]
-    notes += _of_classes(len(matches), len(class_names), len(others))
-    spellings = other_spellings(class_names, others)
+    notes += _of_classes(len(matches), len(class_names), len(classes_there))
+    spellings = other_spellings(class_names, classes_there)
     if spellings:
         notes.append(f"classes matched by meaning (here = there): {spellings}")
     if num_queries < model.num_queries:
@@ -194,6 +194,7 @@ def _rows_to_copy(
     last_row = (here, there)  # of "no object", or of the padding of noisy queries
     if model.loss_config.scores == "softmax":
         rows_of_classes.append(last_row)
+    # The last part that a name contains decides: the second of these contains the first.
     return {
         "class_embed.": rows_of_classes,
         "denoising_class_embed.": [*rows_of_classes, last_row],
@@ -281,8 +282,8 @@ def _copy(
     """Copies weights into `state`, and returns the names of the tensors that were wholly filled.
 
     For tensors that are not copied as a whole, `by_row` has the rows (here, there), by a part of
-    their name. Tensors for denoising may be missing, and so may the mask head as a whole; both keep
-    their values.
+    their name, of which the last counts. Tensors for denoising may be missing, and so may the mask
+    head as a whole; both keep their values.
     """
     given = weights.tensors
     has_masks = any(name.startswith(panoptic.HEADS) for name in given)

@@ -1,5 +1,7 @@
-"""Finds the tensors in weight files of other programs."""
+"""Finds the tensors in weight files of other programs, and what their names say."""
 
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -71,3 +73,30 @@ def unwrapped(content: Any) -> Any:
         if isinstance(content, dict):
             content = content.get(key, content)
     return content
+
+
+def new_name(name: str, rules: Sequence[tuple[str, Any]]) -> str:
+    """The name of a tensor after each of the rules, a pattern and its replacement, in order."""
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def count_layers(tensors: Mapping[str, Tensor], pattern: str) -> int:
+    """The number of layers in the names; the group of the pattern matches the index of a layer."""
+    count = 0
+    for name in tensors:
+        match = re.match(pattern, name)
+        if match:
+            count = max(count, int(match[1]) + 1)
+    return count
+
+
+def require_dimensions(tensors: Mapping[str, Tensor], needed: Mapping[str, int], kind: str) -> None:
+    """Raises InputError unless the weights have the `needed` tensors, each with its number of
+    dimensions. `kind` is the model in the error, such as "a DETR"."""
+    for name, dimensions in needed.items():
+        if name not in tensors:
+            raise InputError(f"these weights are not {kind}: {name} is missing")
+        if tensors[name].dim() != dimensions:
+            raise InputError(f"these weights are not {kind}: {name} is of another shape")
