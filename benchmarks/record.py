@@ -89,7 +89,10 @@ def commit() -> str:
     REDETR_COMMIT states it."""
     if named := os.environ.get("REDETR_COMMIT"):
         return named
-    run = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], capture_output=True, text=True, check=False
-    )
+    command = ["git", "describe", "--always", "--dirty=+"]
+    here = Path(__file__).parent
+    try:
+        run = subprocess.run(command, cwd=here, capture_output=True, text=True, check=False)
+    except FileNotFoundError:  # git is not installed
+        return "unknown"
     return run.stdout.strip() or "unknown"

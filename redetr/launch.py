@@ -63,8 +63,9 @@ def _number_in_environment(name: str, default: int, least: int) -> int:
 
 
 def rank_cores() -> int:
-    """How many processor cores this process may use: its share among the ranks of its host."""
-    return cores() // read_launch().local_world_size
+    """How many processor cores this process may use: its share among the ranks of its host, at
+    least one."""
+    return max(1, cores() // read_launch().local_world_size)
 
 
 def restart_notes() -> list[str]:

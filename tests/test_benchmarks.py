@@ -178,3 +178,12 @@ def test_redetr_is_stopped_by_the_clock(tmp_path, monkeypatch) -> None:
     assert 1 <= result["steps"] < 12_000
     assert result["seconds"] >= 1.2
     assert (tmp_path / "run" / "last.pt").exists() and "AP" in result
+
+
+def test_a_result_is_kept_where_git_is_not_installed(tmp_path, monkeypatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import record
+
+    monkeypatch.delenv("REDETR_COMMIT", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert record.commit() == "unknown"

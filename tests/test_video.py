@@ -573,3 +573,11 @@ def test_a_note_says_that_frames_have_no_masks(tmp_path, monkeypatch, capsys):
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.masks.png"]
     predict(image, "--save", "masks", "--output", tmp_path / "images")
     assert "note:" not in capsys.readouterr().err
+
+
+def test_an_output_folder_may_have_a_colon(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("12:30").mkdir()
+    with VideoWriter() as writer:
+        writer.add(Image.new("RGB", (32, 32)), Path("12:30/a.mp4"), 10.0)
+    assert len(list(video_frames(tmp_path / "12:30/a.mp4"))) == 1

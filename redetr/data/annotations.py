@@ -36,6 +36,9 @@ Masks = MaskColumns | SegmentImages
 SPLITS: tuple[Split, ...] = ("train", "val", "test")  # a data set need not have the last one
 _NOT_READ = "not an image, or a damaged one"
 _BLOCK = 2**16  # boxes that are clipped to their images at a time
+# The columns of `Annotations` with a row for each image, and for each object.
+IMAGE_COLUMNS = ("names", "ids", "sizes")
+OBJECT_COLUMNS = ("boxes", "labels", "iscrowd", "area", "object_ids")
 
 
 def data_folder(root: Path) -> Path:
@@ -103,9 +106,9 @@ class Annotations:
         counts_of_all = np.diff(kept_before[self.first])
         counts = counts_of_all[images]
         columns: dict[str, Any] = {}
-        for name in ("names", "ids", "sizes"):
+        for name in IMAGE_COLUMNS:
             columns[name] = getattr(self, name)[images]
-        for name in ("boxes", "labels", "iscrowd", "area", "object_ids"):
+        for name in OBJECT_COLUMNS:
             columns[name] = getattr(self, name)[is_kept]
         if self.masks is not None:
             columns["masks"] = self.masks.take(np.flatnonzero(is_kept))
@@ -171,6 +174,21 @@ class Images:
     called: Callable[[int], str]  # the name of image `i` in messages
     unreadable: Sequence[str] = ()  # names of images whose files are damaged or not images
 
+    @classmethod
+    def numbered(
+        cls,
+        rows: Rows,
+        folder: Path,
+        names: list[str],
+        sizes: np.ndarray,
+        is_unreadable: np.ndarray,
+    ) -> "Images":
+        """Images without ids in their source: numbered in this order, and called by their names.
+        `is_unreadable`, bool `[N]`, marks those whose files are damaged or not images."""
+        unreadable = [names[i] for i in np.flatnonzero(is_unreadable)]
+        ids = np.arange(len(names))
+        return cls(rows, folder, names, ids, sizes, lambda i: names[i], unreadable)
+
 
 @dataclass
 class Objects:
@@ -204,6 +222,7 @@ def assemble(
     names = np.array([os.fsencode(images.names[i]) for i in good], "S")
     by_name = np.lexsort((images.ids[good], names))
     image_order = good[by_name]
+    # The last one stays -1: objects without an image, whose `image` is -1, get it.
     new_index = np.full(len(images.ids) + 1, -1)
     new_index[image_order] = np.arange(len(image_order))
 
@@ -334,14 +353,14 @@ def _contradictions(source: Path, objects: Objects, images: Images) -> list[Faul
     if outlines is None:
         outlines = np.broadcast_to(np.nan, objects.corners.shape)  # without memory
     judge_mask_sizes(objects, images, outlines)
-    counted = rows.good & ~objects.iscrowd
-    area = np.where(counted, objects.area, -1)
-    formats = _format_faults(source, objects, outlines, area, counted)
+    is_judged = rows.good & ~objects.iscrowd
+    area = np.where(is_judged, objects.area, -1)
+    formats = _format_faults(source, objects, outlines, area, is_judged)
     if formats:
         return formats
     if objects.masks is None or not objects.masks.for_training:  # otherwise judged with masks
-        judge_outlines(objects, images, objects.corners, counted)
-    no_area = area_differs(objects.corners, area, counted)
+        judge_outlines(objects, images, objects.corners, is_judged)
+    no_area = area_differs(objects.corners, area, is_judged)
 
     def areas(i: int) -> str:
         width, height = objects.corners[i, 2:] - objects.corners[i, :2]
@@ -360,10 +379,10 @@ def _format_faults(
     objects: Objects,
     outlines: np.ndarray,
     area: np.ndarray,
-    counted: np.ndarray,
+    is_judged: np.ndarray,
 ) -> list[Fault]:
     """An error if outlines and areas agree with the boxes in another format only."""
-    other = other_format(objects.corners, outlines, area, objects.box_format, counted)
+    other = other_format(objects.corners, outlines, area, objects.box_format, is_judged)
     if other is None:
         return []
     box_format, shown_by = other

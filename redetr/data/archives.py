@@ -9,7 +9,9 @@ import os
 import shutil
 import threading
 from bisect import bisect_left
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from io import BufferedReader, BytesIO
 from pathlib import Path
 
@@ -18,6 +20,11 @@ import numpy as np
 from redetr.data.remote import RemoteFile, state_of
 from redetr.data.tar_index import read_index, store_index, stored_index
 from redetr.files import open_file
+
+try:
+    import resource
+except ImportError:  # on Windows
+    resource = None  # type: ignore[assignment]
 
 SUFFIX = ".tar"
 _INSIDE = f"{SUFFIX}/"
@@ -85,6 +92,17 @@ class Archive:
         return f"{self.path}/{name}"
 
 
+@cache
+def _allow_many_files() -> None:
+    """Raises the limit on open files of this process to what the system allows: each mapped index
+    keeps one open, and shells allow 1,024."""
+    if resource is None:
+        return
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(OSError, ValueError):  # macOS refuses to lift it altogether
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def open_archive(path: str | os.PathLike) -> Archive:
     """The archive at `path` with its index, which is created if the archive is new or has changed.
 
@@ -96,6 +114,7 @@ def open_archive(path: str | os.PathLike) -> Archive:
     opened_state, opened = _OPENED.get(location, ("", None))
     if opened is not None and opened_state == state:
         return opened
+    _allow_many_files()
     remote = RemoteFile.in_pointer(location)
     if opened is not None and opened.remote is not None and opened.remote != remote:
         # Another process has updated the pointer, but the annotations here are of the old version.

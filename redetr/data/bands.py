@@ -22,7 +22,7 @@ from redetr.data.pixels import NAN, brightness, scaled_to_8_bits
 from redetr.errors import InputError
 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two: BigTIFF
-_NPY_START = b"\x93NUMPY"
+_NPY_START = b"\x93NUM"  # and "PY": as many bytes as of a TIFF are compared
 _ORIENTATION = 274  # a tag of TIFF
 _NO_DATA = 42113  # another one, of GeoTIFF: the value of pixels without one
 _INKS = 5  # a value of its tag "photometric interpretation"
@@ -36,7 +36,7 @@ def is_tiff(file: BinaryIO) -> bool:
 
 def has_bands(file: BinaryIO) -> bool:
     """Whether `read_bands` can read this kind of file."""
-    return _start(file) == _NPY_START[:4] or is_tiff(file)
+    return _start(file) == _NPY_START or is_tiff(file)
 
 
 def read_bands(file: BinaryIO) -> NDArray:
@@ -46,7 +46,7 @@ def read_bands(file: BinaryIO) -> NDArray:
     Raises ValueError for a file with other contents, and the errors of NumPy, tifffile and Pillow.
     """
     start = _start(file)
-    if start == _NPY_START[:4]:
+    if start == _NPY_START:
         values = np.load(file, allow_pickle=False)
     elif start in TIFF_STARTS:
         values = _read_tiff(file)
@@ -72,7 +72,7 @@ def bands_bytes(file: BinaryIO) -> int:
 
 def _described(file: BinaryIO) -> tuple[tuple[int, int, int], np.dtype]:
     """Height, width and number of bands of an array or a TIFF, and the type of its values."""
-    if _start(file) == _NPY_START[:4]:
+    if _start(file) == _NPY_START:
         version = np.lib.format.read_magic(file)
         read_header = np.lib.format.read_array_header_1_0
         if version[0] > 1:
@@ -111,7 +111,7 @@ def holds_inks(file: BinaryIO) -> bool:
 def count_images(file: BinaryIO) -> int:
     """The number of images in a file, of which `read_bands` reads the first. Smaller copies, and
     pages that are bands of one image, do not count."""
-    if _start(file) == _NPY_START[:4]:
+    if _start(file) == _NPY_START:
         return 1
     with ExitStack() as stack:
         image, _ = _first_page(file, stack)
@@ -157,8 +157,8 @@ def _start(file: BinaryIO) -> bytes:
 def _require_image(shape: tuple[int, ...], dtype: np.dtype) -> None:
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype} is not an image")
-    has_bands = len(shape) == 3 and shape[2] <= MOST_BANDS
-    if 0 in shape or not (len(shape) == 2 or has_bands):
+    is_stack = len(shape) == 3 and shape[2] <= MOST_BANDS
+    if 0 in shape or not (len(shape) == 2 or is_stack):
         raise ValueError(
             f"an array of {list(shape)} is not an image: write [height, width, bands], at most "
             f"{MOST_BANDS} bands"

@@ -129,12 +129,14 @@ def _agree(
 
 def outline_differs(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Which boxes clearly differ from those around their outlines, bool `[A]`."""
-    return in_blocks(lambda *rows: _iou(*rows) < _OTHER_IOU, boxes, outlines)  # NaN is not
+    # False for NaN, which stands for no outline.
+    return in_blocks(lambda *rows: _iou(*rows) < _OTHER_IOU, boxes, outlines)
 
 
 def outline_agrees(boxes: np.ndarray, outlines: np.ndarray) -> np.ndarray:
     """Which boxes are those around their outlines, bool `[A]`."""
-    return in_blocks(lambda *rows: _iou(*rows) >= _SAME_IOU, boxes, outlines)  # NaN is not
+    # False for NaN, which stands for no outline.
+    return in_blocks(lambda *rows: _iou(*rows) >= _SAME_IOU, boxes, outlines)
 
 
 def area_differs(boxes: np.ndarray, area: np.ndarray, counted: np.ndarray) -> np.ndarray:
@@ -163,7 +165,8 @@ def _largest_areas(boxes: np.ndarray) -> np.ndarray:
 def in_blocks(judge: Callable[..., np.ndarray], *columns: np.ndarray) -> np.ndarray:
     """The results of `judge` for all rows of the columns. It is called for blocks, because its
     intermediate values for millions of rows would take most of the memory of reading."""
-    parts = [judge(*(column[:0] for column in columns))]
+    no_rows = [column[:0] for column in columns]
+    parts = [judge(*no_rows)]  # so that the result has the right type if there are no rows
     for start in range(0, len(columns[0]), _BLOCK):
         rows = slice(start, start + _BLOCK)
         parts.append(judge(*(column[rows] for column in columns)))

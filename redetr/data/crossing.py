@@ -87,14 +87,16 @@ def _clipped_polygon(points: np.ndarray, width: int, height: int) -> np.ndarray:
 
 
 def _positive_part(points: np.ndarray, distances: np.ndarray) -> np.ndarray:
-    """The part of a polygon at one side of a line, from which its corners have these distances, by
-    the algorithm of Sutherland and Hodgman."""
+    """The part of a polygon `[P, 2]` at one side of a line, by the algorithm of Sutherland and
+    Hodgman. `distances` `[P]` are those of its corners from the line, negative on the other side."""
     kept = []
     for i in range(len(points)):
-        before, after = distances[i - 1], distances[i]
-        if (before >= 0) != (after >= 0):
+        previous = points[i - 1]  # of the first corner, the last one: the polygon is closed
+        before = distances[i - 1]
+        after = distances[i]
+        if (before >= 0) != (after >= 0):  # this side of the polygon crosses the line
             share = before / (before - after)
-            kept.append(points[i - 1] + share * (points[i] - points[i - 1]))
+            kept.append(previous + share * (points[i] - previous))
         if after >= 0:
             kept.append(points[i])
     return np.array(kept, np.float64).reshape(-1, 2)

@@ -226,7 +226,8 @@ def _sample(shown: _Shown, before: Target) -> Sample:
     height, width = shown.image.shape[-2:]
     size = before["size"]
     final_height, final_width = size
-    corners = shown.boxes.clamp(min=0).minimum(torch.tensor([width, height] * 2))
+    limits = torch.tensor([width, height, width, height])
+    corners = shown.boxes.clamp(min=0).minimum(limits)  # [T, 4] xyxy px
     scale = torch.tensor([final_width / width, final_height / height])
     sides = (corners[:, 2:] - corners[:, :2]) * scale
     is_kept = (sides >= _LEAST_PX).all(1)
@@ -235,7 +236,7 @@ def _sample(shown: _Shown, before: Target) -> Sample:
         was_unknown = ~before["masks"].flatten(1).any(1)
         is_kept &= masks.flatten(1).any(1) | was_unknown[shown.rows]
     rows = shown.rows[is_kept]
-    fractions = corners[is_kept] / torch.tensor([width, height] * 2)
+    fractions = corners[is_kept] / limits
     target = copy.copy(before)
     target["boxes"] = RelativeBoxes(box_xyxy_to_cxcywh(fractions))
     target["labels"] = before["labels"][rows]

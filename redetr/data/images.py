@@ -27,10 +27,11 @@ from redetr.data.orientation import exif_orientation, stored_size, turned
 from redetr.data.pixels import PlanesError, is_deep, is_transparent, to_rgb
 from redetr.errors import InputError, first_line
 
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 # The formats of PIL that are read, and their suffixes. Others run programs (Ghostscript for EPS),
 # or accept nearly any file (TGA, PCX).
 _ENDINGS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo"),
+    "JPEG": JPEG_SUFFIXES,
     "PNG": (".png", ".apng"),
     "WEBP": (".webp",),
     "BMP": (".bmp",),
@@ -308,9 +309,9 @@ def describe(file: Path | BinaryIO, name: str = "") -> Description:
 
 
 def count_bands(file: Path | BinaryIO) -> tuple[int, bool]:
-    """The number of bands of a file, and whether Pillow reads them, which reads at most three bands
-    of a TIFF. (3, True) for files that cannot be read, and for images with transparency or in
-    printing inks, which Pillow turns to RGB."""
+    """The number of bands of a file, and whether Pillow reads the file: then it is at least three,
+    of which Pillow uses three. (3, True) also for files that cannot be read, and for images with
+    transparency or in printing inks, which Pillow turns to RGB."""
     with suppress(Exception), _opened(file) as opened:  # see `decoder_errors`
         with suppress(BandsError), _identified(opened) as image:
             samples = 3
@@ -344,7 +345,7 @@ def frame_count(image: Image.Image) -> int:
                 if image.tag_v2.get(_SUBFILE_TYPE) == _REDUCED:
                     continue
             count += 1
-    except Exception:  # see below; the frames before the damage
+    except Exception:  # see `decoder_errors`; the frames before the damage
         return max(1, count)
     return count
 
@@ -358,7 +359,7 @@ def image_size(file: Path | BinaryIO | str) -> tuple[int, int]:
                 return stored_size(image)
             height, width, _ = bands_shape(opened)
             return width, height
-    except Exception:  # see below
+    except Exception:  # see `decoder_errors`
         return 0, 0
 
 
@@ -370,7 +371,7 @@ def decoded_bytes(file: BinaryIO, channels: int) -> int:
             if channels in (1, 3) or not has_bands(file):
                 return _PILLOW_BYTES * image.width * image.height
         return bands_bytes(file)
-    except Exception:  # see below
+    except Exception:  # see `decoder_errors`
         return 0
 
 
@@ -384,7 +385,7 @@ def image_frame(file: Path | BinaryIO | str) -> tuple[int, int, int]:
                 return width, height, exif_orientation(image)
             height, width, _ = bands_shape(opened)
             return width, height, bands_orientation(opened)
-    except Exception:  # see below
+    except Exception:  # see `decoder_errors`
         return 0, 0, 1
 
 

@@ -25,8 +25,11 @@ from redetr.errors import InputError
 from redetr.files import open_file, write_json, write_whole
 
 _MOST_IN_TEXT = 100_000  # images whose hashes are written as text
-# The errors that damaged JSON leads to.
-_NOT_AS_WRITTEN = (RecursionError, AttributeError, KeyError, TypeError)
+# The errors to which a damaged file leads: of the disk and of arrays, and of JSON.
+_DAMAGE = (
+    *(OSError, ValueError, BadZipFile, EOFError),
+    *(RecursionError, AttributeError, KeyError, TypeError),
+)
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class ImageHashes:
         )
         differs = (self.contents[mine] != other.contents[theirs]).any(1)
         alone = np.setxor1d(self.names, other.names, assume_unique=True)
-        changed = [*common[differs][:1].tolist(), *alone[:1].tolist()]
-        return os.fsdecode(min(changed)) if changed else ""
+        changed = np.concatenate([common[differs], alone])
+        return os.fsdecode(min(changed.tolist())) if len(changed) else ""
 
 
 @dataclass(frozen=True)
@@ -212,10 +215,7 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
     for split, current in inventories.items():
         recorded = before[split]
         image = current.images.first_change(recorded.images)
-        hashes = recorded.annotations or {}
-        hashes_now = current.annotations or {}
-        columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
-        change = ""
+        change = _change_of(split, image, recorded, current)
         remedy = "restore the data, or give another --output"
         if image and _is_in_other_split(image, split, before, inventories):
             change = f"{image} was in another split when the run began"
@@ -223,17 +223,6 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
                 "restore the data; if it is unchanged, an earlier version of redetr held out other "
                 "images: give another --output"
             )
-        elif image and image not in recorded.images:
-            change = f"{image} has been added to {split} since the run began"
-        elif image and image not in current.images:
-            change = f"{image} has been removed from {split} since the run began"
-        elif image:
-            change = f"{image} of {split} has changed since the run began"
-        elif columns:
-            names = " and the ".join(columns)
-            change = f"the {names} of {split} have changed since the run began"
-        elif current.classes != recorded.classes:  # of a data set of the user's own
-            change = f"the classes of {split} have changed since the run began"
         if change:
             raise InputError(change, where=file, remedy=remedy)
         if recorded.annotations is None:
@@ -242,6 +231,26 @@ def require_unchanged(file: Path, inventories: Mapping[str, Inventory]) -> list[
                 f"of {split} could not be checked for changes"
             )
     return notes
+
+
+def _change_of(split: str, image: str, recorded: Inventory, current: Inventory) -> str:
+    """What has changed in a split since the run began: `image`, the first that differs, if there is
+    one, or else annotations or classes. Empty if nothing has."""
+    if image and image not in recorded.images:
+        return f"{image} has been added to {split} since the run began"
+    if image and image not in current.images:
+        return f"{image} has been removed from {split} since the run began"
+    if image:
+        return f"{image} of {split} has changed since the run began"
+    hashes = recorded.annotations or {}
+    hashes_now = current.annotations or {}
+    columns = [name for name, value in hashes.items() if hashes_now.get(name) != value]
+    if columns:
+        names = " and the ".join(columns)
+        return f"the {names} of {split} have changed since the run began"
+    if current.classes != recorded.classes:  # of a data set of the user's own
+        return f"the classes of {split} have changed since the run began"
+    return ""
 
 
 def _is_in_other_split(
@@ -278,7 +287,7 @@ def _read_inventories(file: Path) -> dict[str, Inventory]:
         content = json.loads(file.read_bytes())
         for split in ("train", "val"):
             inventories[split] = _read_inventory(file, split, content[split])
-    except (OSError, ValueError, BadZipFile, EOFError, *_NOT_AS_WRITTEN):
+    except _DAMAGE:
         raise InputError(
             "cut short or damaged: whether the data has changed cannot be checked",
             where=file,
@@ -321,7 +330,8 @@ def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
     counts = [len(inventories[split].images.names) for split in splits]
     split_of = np.repeat(np.arange(len(splits)), counts)
     starts = np.append(0, np.cumsum(counts))
-    first = first_same(np.concatenate([split.images.contents for split in inventories.values()]))
+    contents = [current.images.contents for current in inventories.values()]
+    first = first_same(np.concatenate(contents))  # [N], over the images of all splits
     is_copy = first != np.arange(len(first))
     is_leaked = is_copy & (split_of[first] != split_of)
 
@@ -332,14 +342,16 @@ def copied_images(inventories: Mapping[str, Inventory]) -> list[str]:
     sentences = []
     leaked = np.flatnonzero(is_leaked)
     if len(leaked):
-        i, original = leaked[0], first[leaked[0]]
+        i = leaked[0]
+        original = first[i]
         text = f"of {splits[split_of[i]]} is the same image as {name(original)} of "
         text += splits[split_of[original]]
         remedy = "remove it from one split: otherwise AP is higher than on unseen images"
         sentences.append(_about_copies(name(i), text, remedy, len(leaked)))
     twice = np.flatnonzero(is_copy & ~is_leaked)
     if len(twice):
-        i, original = twice[0], first[twice[0]]
+        i = twice[0]
+        original = first[i]
         text = f"of {splits[split_of[i]]} is the same image as {name(original)}"
         remedy = "keep one, with all boxes"
         sentences.append(_about_copies(name(i), text, remedy, len(twice)))

@@ -59,8 +59,8 @@ class MaskColumns:
         is_gap = np.isnan(points[:, 0])
         if not is_gap.any():
             return [points] if len(points) else []
-        parts = np.split(points, np.flatnonzero(is_gap))
-        return [parts[0], *(part[1:] for part in parts[1:])]
+        first, *others = np.split(points, np.flatnonzero(is_gap))
+        return [first, *(part[1:] for part in others)]  # each of the others begins with its gap
 
     def rle(self, index: int, size: Size) -> bytes:
         """The compressed RLE of an object in an image of this height and width, by the rules of

@@ -71,14 +71,14 @@ def _sizes_differ(objects: "Objects", images: "Images") -> np.ndarray:
 
 
 def judge_outlines(
-    objects: "Objects", images: "Images", boxes: np.ndarray, counted: np.ndarray
+    objects: "Objects", images: "Images", boxes: np.ndarray, is_judged: np.ndarray
 ) -> None:
     """Adds a fault for boxes, xyxy `[A, 4]`, that clearly differ from those around their outlines,
-    of the objects that are `counted`, bool `[A]`. It is an error if most of many boxes differ."""
+    of the objects that `is_judged`, bool `[A]`, marks. It is an error if most of many differ."""
     outlines = objects.outlines
     if outlines is None:
         return
-    differs = counted & outline_differs(boxes, outlines)
+    differs = is_judged & outline_differs(boxes, outlines)
 
     def text(i: int) -> str:
         span = outlines[i].round(2).tolist()
@@ -89,7 +89,7 @@ def judge_outlines(
     if objects.masks is not None and objects.masks.for_training:
         severity = "error"
         remedy = "correct the one that is wrong (see the page of check --report)"
-    comparable = counted & ~np.isnan(outlines).any(1) & ~_sizes_differ(objects, images)
+    comparable = is_judged & ~np.isnan(outlines).any(1) & ~_sizes_differ(objects, images)
     num_differing = int((differs & comparable).sum())
     if num_differing >= _MANY and num_differing > comparable.sum() / 2:
         severity = "error"
@@ -261,22 +261,24 @@ def _crossing(masks: MaskColumns) -> np.ndarray:
     crossing = np.zeros(len(masks), bool)
     if not len(masks.points):
         return crossing
-    is_point = ~np.isnan(masks.points[:, 0])
+    is_point = ~np.isnan(masks.points[:, 0])  # [P], False for the gaps between polygons
     first_of_object = np.zeros(len(masks.points) + 1, bool)
     first_of_object[masks.first_point] = True
     after_gap = np.append(True, ~is_point[:-1])
     before_gap = np.append(~is_point[1:], True)
     starts = np.flatnonzero(is_point & (first_of_object[:-1] | after_gap))
     ends = np.flatnonzero(is_point & (first_of_object[1:] | before_gap)) + 1
-    lengths = ends - starts
+    lengths = ends - starts  # [polygons], as are `starts`, `ends` and `owners`
     owners = np.searchsorted(masks.first_point, starts, side="right") - 1
     for length in np.unique(lengths).tolist():
         if not 3 < length <= _MOST_POINTS:
             continue
-        same = np.flatnonzero(lengths == length)
+        of_length = np.flatnonzero(lengths == length)
         step = max(1, _BLOCK // length)
-        for first in range(0, len(same), step):
-            polygons = same[first : first + step]
-            points = masks.points[starts[polygons][:, None] + np.arange(length)]
-            crossing[owners[polygons[cross_themselves(points)]]] = True
+        for first in range(0, len(of_length), step):
+            polygons = of_length[first : first + step]
+            rows = starts[polygons][:, None] + np.arange(length)
+            points = masks.points[rows]  # [polygons, length, 2]
+            crossing_polygons = polygons[cross_themselves(points)]
+            crossing[owners[crossing_polygons]] = True
     return crossing

@@ -61,7 +61,7 @@ def known_orientation(value: Any) -> int:
 def _stated(image: Image.Image) -> Any:
     """The value of the tag; None if there is none."""
     if isinstance(image, PngImagePlugin.PngImageFile) and image.fp is not None:
-        # Its own method would decode it.
+        # `PngImageFile.getexif` would decode the pixels to find it.
         info = image.info | _late_info(image.fp)
         image = Image.new("1", (1, 1))
         image.info = info

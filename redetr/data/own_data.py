@@ -141,9 +141,8 @@ def require_alike(train: DetectionDataset, val: DetectionDataset) -> None:
     with_kind = len(train.is_thing) > 0 and len(val.is_thing) > 0
     train_categories = _categories(train, with_kind)
     val_categories = _categories(val, with_kind)
-    for label, (ours, theirs) in enumerate(
-        zip_longest(train_categories, val_categories, fillvalue="missing")
-    ):
+    pairs = zip_longest(train_categories, val_categories, fillvalue="missing")
+    for label, (ours, theirs) in enumerate(pairs):
         if ours != theirs:
             text = f"train and val list different categories: label {label} is {ours} in train"
             remedy = "give both the same class_names and category_ids, in the same order"

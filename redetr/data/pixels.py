@@ -268,7 +268,9 @@ def _raw_mode(image: Image.Image) -> str:
     for tile in tiles:
         arguments = tile[3]
         raw_mode = arguments[0] if isinstance(arguments, tuple) and arguments else arguments
-        channels, _, order = raw_mode.partition(";") if isinstance(raw_mode, str) else ("", "", "")
+        if not isinstance(raw_mode, str):
+            continue
+        channels, _, order = raw_mode.partition(";")
         is_grey = channels == "I" or image.mode == "LA"  # the second: Pillow before 11
         if order in _OTHER_BYTE and not is_grey:
             return raw_mode

@@ -51,6 +51,7 @@ _Reply = TypeVar("_Reply")
 
 
 def is_address(source: str | Path) -> bool:
+    """Whether a data set is given by an http or https URL."""
     return scheme_of(source) in ("http", "https")
 
 

@@ -16,6 +16,7 @@ import json
 import os
 import shutil
 import tempfile
+import time
 import weakref
 from collections.abc import Callable
 from contextlib import suppress
@@ -26,7 +27,14 @@ from typing import Any
 import numpy as np
 
 import redetr
-from redetr.data.annotations import Annotations, Masks, Split, data_folder
+from redetr.data.annotations import (
+    IMAGE_COLUMNS,
+    OBJECT_COLUMNS,
+    Annotations,
+    Masks,
+    Split,
+    data_folder,
+)
 from redetr.data.faults import Fault
 from redetr.data.mask_columns import MaskColumns, MaskUse
 from redetr.data.segment_images import SegmentImages
@@ -44,12 +52,10 @@ try:
 except ImportError:  # on Windows, where nobody can remove an open file
     fcntl = None  # type: ignore[assignment]
 
-# Images and objects from which on a data set is stored: fewer are read in a second.
+# A data set with fewer images and objects is not stored: it is read in a second.
 WORTH = 100_000
-_COLUMNS = (
-    *("names", "ids", "sizes", "first"),
-    *("boxes", "labels", "iscrowd", "area", "object_ids"),
-)
+_ABANDONED_S = 86_400.0  # since the last file was added to an unfinished store
+_COLUMNS = (*IMAGE_COLUMNS, "first", *OBJECT_COLUMNS)
 
 # The classes that hold masks, if they were read, and their columns.
 _MASK_KINDS: dict[str, tuple[Any, tuple[str, ...]]] = {
@@ -162,10 +168,11 @@ def load(store: Path) -> tuple[Annotations, str]:
     )
     num_images = len(annotations.ids)
     num_objects = int(annotations.first[num_images])
-    lengths = [len(columns[name]) for name in _COLUMNS]
-    if lengths != 3 * [num_images] + [num_images + 1] + 5 * [num_objects]:
-        raise ValueError(f"{store}: columns of different lengths")
-    if masks is not None and not masks.is_whole(num_objects):
+    expected = dict.fromkeys(IMAGE_COLUMNS, num_images) | {"first": num_images + 1}
+    expected |= dict.fromkeys(OBJECT_COLUMNS, num_objects)
+    lengths = {name: len(columns[name]) for name in _COLUMNS}
+    has_whole_masks = masks is None or masks.is_whole(num_objects)
+    if lengths != expected or not has_whole_masks:
         raise ValueError(f"{store}: columns of different lengths")
     return annotations, about["note"]
 
@@ -286,9 +293,12 @@ def _place(temporary: Path, store: Path) -> None:
 def _write(folder: Path, annotations: Annotations, note: str) -> None:
     arrays = {name: getattr(annotations, name) for name in _COLUMNS}
     masks = annotations.masks
-    kind = type(masks).__name__ if masks is not None else ""
-    for name in _MASK_KINDS[kind][1] if kind else ():
-        arrays[name] = getattr(masks, name)
+    kind = ""
+    if masks is not None:
+        kind = type(masks).__name__
+        _, mask_columns = _MASK_KINDS[kind]
+        for name in mask_columns:
+            arrays[name] = getattr(masks, name)
     for name, array in arrays.items():
         with open(folder / f"{name}.npy", "wb") as file:
             np.save(file, array, allow_pickle=False)
@@ -313,11 +323,20 @@ def _write(folder: Path, annotations: Annotations, note: str) -> None:
 
 
 def _remove_others(store: Path) -> None:
-    """Removes stores of earlier states of the same data that no process has open."""
+    """Removes stores of earlier states of the same data that no process has open, and what killed
+    processes have left."""
     for other in store.parent.iterdir():
-        if other == store or other.name.startswith(UNFINISHED) or _is_open(other):
+        is_being_written = other.name.startswith(UNFINISHED) and not _is_abandoned(other)
+        if other == store or is_being_written or _is_open(other):
             continue
         shutil.rmtree(other, ignore_errors=True)
+
+
+def _is_abandoned(unfinished: Path) -> bool:
+    """Whether the process that was writing a store is certainly gone: writing takes minutes."""
+    with suppress(OSError):  # another process has just renamed or removed it
+        return time.time() - unfinished.stat().st_mtime > _ABANDONED_S
+    return False
 
 
 def _is_open(store: Path) -> bool:

@@ -26,6 +26,7 @@ from redetr.files import cache_folder, hashed_name, write_whole
 _BLOCK = 512  # bytes; all parts of an archive begin at a multiple of it
 _CHUNK = 2**20  # bytes that are read at a time after the end
 _FIELDS = ("name", "offset", "size")
+_MOST_STATES = 32  # of an archive whose indices are kept
 _REMEDY = "write the archive again"
 _COPY_AGAIN = "copy or write it again"
 # The first bytes of files in the formats gzip, bzip2, xz and Zstandard.
@@ -153,15 +154,23 @@ def stored_index(archive: str, state: str) -> np.ndarray | None:
 
 
 def store_index(archive: str, state: str, rows: np.ndarray) -> None:
-    """Stores the index of an archive in this state, and deletes the indices of earlier states."""
+    """Stores the index of an archive in this state, and deletes the oldest ones beyond
+    `_MOST_STATES`.
+
+    Not all others: hosts that share a home folder may each have a copy of the archive at this path,
+    and have its index mapped.
+    """
     folder = index_folder(archive)
     file = folder / _file_name(state)
     with suppress(OSError):  # without it, the next start takes more time and memory
         folder.mkdir(parents=True, exist_ok=True)
         write_whole(file, partial(save_index, rows))
+        dated = []
         for other in folder.glob("*.npy"):
-            if other != file and not other.name.startswith("."):
-                other.unlink(missing_ok=True)
+            if not other.name.startswith("."):
+                dated.append((other.stat().st_mtime_ns, other))
+        for _, oldest in sorted(dated)[:-_MOST_STATES]:
+            oldest.unlink(missing_ok=True)
 
 
 def forget_index(archive: str) -> None:

@@ -77,11 +77,11 @@ class View:
         `image` is uint8 `[C, h, w]`, decoded at its `stored` size or smaller.
         """
         stored_height, stored_width = stored
-        visible = np.array([self._visible(stored)], float)
+        visible = np.array([self._visible(stored)], float)  # [1, 4], xyxy stored px
         _, height, width = image.shape
         scale_x = width / stored_width  # 1, unless the image was decoded smaller
         scale_y = height / stored_height
-        decoded = visible[0] * [scale_x, scale_y, scale_x, scale_y]
+        decoded = visible[0] * [scale_x, scale_y, scale_x, scale_y]  # [4], xyxy px of `image`
         left, top, right, bottom = _whole_pixels(decoded, (height, width))
         part = image[:, top:bottom, left:right]
         if self.mirrored:

@@ -20,10 +20,8 @@ def tile_windows(height: int, width: int, tile: int, overlap: float) -> list[Win
         text = f"tile={tile!r} with overlap={overlap!r}: tile must be a whole number of px"
         raise InputError(f"{text}, overlap a number")
     if tile < 1 or not 0 <= overlap < 1:
-        raise InputError(
-            f"tiles of {tile} px that overlap by {overlap}: give at least 1 px, and 0 <= overlap < "
-            "1"
-        )
+        text = f"tiles of {tile} px that overlap by {overlap}"
+        raise InputError(f"{text}: give at least 1 px, and 0 <= overlap < 1")
     windows = []
     for top, bottom in _spans(height, tile, overlap):
         for left, right in _spans(width, tile, overlap):

@@ -284,7 +284,8 @@ class VideoWriter:
         """Begins a video for images of this width and height."""
         self._path = path
         self._unfinished = path.with_name(f"{UNFINISHED}{path.name}")
-        self._container = pyav().open(str(self._unfinished), "w", format="mp4")
+        # Otherwise, FFmpeg would take what is before a colon in the path for a protocol.
+        self._container = pyav().open(f"file:{self._unfinished}", "w", format="mp4")
         self._stream = self._container.add_stream(
             "libx264", rate=Fraction(rate).limit_denominator(1001)
         )

@@ -316,3 +316,19 @@ def test_links_out_of_the_data(tiny_coco, tmp_path, linked):
     written = tmp_path / "new" / "images"
     assert (written / "train" / "train-1.jpg").read_bytes()[:2] == b"\xff\xd8"
     assert not (written / "val" / "val-1.jpg").is_symlink()
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(tmp_path, monkeypatch):
+    """It may be a mounted disk, a link to one, or the current folder of a shell."""
+    write(tmp_path / "source", DOCUMENT)
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")
+    convert(tmp_path / "source", tmp_path / "link", "coco")
+    assert (tmp_path / "link").is_symlink()
+    names = sorted(path.name for path in (tmp_path / "disk").iterdir())
+    assert names == ["annotations", "train"]
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    convert("../source", Path("."), "yolo")
+    names = sorted(path.name for path in (tmp_path / "here").iterdir())
+    assert names == ["data.yaml", "images", "labels"]

@@ -191,6 +191,13 @@ def test_the_image_is_found(tmp_path, stated):
     assert dataset.path(0) == tmp_path / folder / "a.png"
 
 
+def test_an_image_elsewhere_is_found_by_the_name_of_its_file(tmp_path):
+    write(tmp_path / "annotations", "a", TRIANGLE, imagePath=None)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "annotations/a.png").rename(tmp_path / "images/a.png")
+    assert open_dataset(tmp_path, "train").path(0) == tmp_path / "images/a.png"
+
+
 def test_a_size_that_is_not_stated(tmp_path):
     write(tmp_path, "a", TRIANGLE, imageHeight=None, imageWidth=None)
     assert open_dataset(tmp_path, "train").target(0)["size"] == (HEIGHT, WIDTH)
@@ -277,3 +284,14 @@ def test_cvat(tmp_path, folder):
     assert "annotation 2: its rectangle is rotated by 90 degrees; the box around it is" in note
     with pytest.raises(InputError, match="no val split"):
         open_dataset(tmp_path, "val")
+
+
+@pytest.mark.parametrize("folder", ["", "images"])
+def test_a_test_split_below_the_training_files_is_not_trained_on(tmp_path, folder):
+    write(tmp_path / folder, "a", TRIANGLE)
+    write(tmp_path / folder / "test", "bb", TRIANGLE)
+    assert splits_of(tmp_path) == ["train", "test"]
+    train = open_dataset(tmp_path, "train")
+    test = open_dataset(tmp_path, "test")
+    assert [train.path(i).name for i in range(len(train))] == ["a.png"]
+    assert [test.path(i).name for i in range(len(test))] == ["bb.png"]

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import time
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,16 @@ def test_the_first_rank_of_a_host_reads_for_the_others(root, tmp_path):
     assert is_mapped
     assert codes
     assert "instances_val.json: not JSON" in message
+
+
+def test_what_a_killed_process_left_is_removed_a_day_later(root):
+    stores = open_dataset(root, "train").annotations.stored.parent
+    for name, age_s in ((".unfinished-old", 2 * 86_400), (".unfinished-new", 60)):
+        (stores / name).mkdir()
+        moment = time.time() - age_s
+        os.utime(stores / name, (moment, moment))
+    CHANGES["a new file"](root)
+    open_dataset(root, "train")
+    names = {path.name for path in stores.iterdir()}
+    assert ".unfinished-new" in names
+    assert ".unfinished-old" not in names

@@ -447,6 +447,8 @@ def test_ranks_of_a_host_share_its_cores(monkeypatch):
     monkeypatch.delattr(os, "sched_getaffinity")  # as on macOS and Windows
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert rank_cores() == 2
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    assert rank_cores() == 1  # more ranks than cores
 
 
 ADDRESS = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}

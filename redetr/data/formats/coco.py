@@ -53,7 +53,7 @@ _KEYS = {
     "categories": ("id", "name", "isthing"),
 }
 _LARGEST_SIDE_PX = 10**9  # of an image of any format
-_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
+XYWH_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 
 
 def read_coco(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
@@ -88,7 +88,7 @@ def read_file(
     is_list = read_lists(file, tuple(_KINDS), take)
     for key in _KINDS:
         lists.are_objects[key] &= is_list.get(key, False)
-    return _annotations(file, lists, folders, _REMEDY)
+    return _annotations(file, lists, folders, XYWH_REMEDY)
 
 
 def from_documents(

@@ -26,17 +26,16 @@ from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.folder import FolderDataset
 from redetr.data.formats.holdout import is_chosen
 from redetr.data.formats.paths import name_taken
-from redetr.data.images import describe
+from redetr.data.images import JPEG_SUFFIXES, describe
 from redetr.data.mask_columns import MaskBuilder, MaskColumns
 from redetr.data.transforms import MIN_VISIBLE
 from redetr.data.windows import Window, tile_windows
 from redetr.errors import InputError
 from redetr.launch import rank_cores
-from redetr.masks import boxes_of_masks, decode, encode
+from redetr.masks import MaskCrop, boxes_of_masks, decode, encode
 from redetr.wording import counted
 
 RGB = 3
-_JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 _WHOLE = 1 - 1e-6  # an object with this visible share is whole, up to rounding
 _QUALITY = 95  # of tiles of a JPEG; tiles of other images are PNG, which is lossless
 
@@ -51,7 +50,7 @@ class Cut:
     overlap: float = 0.2  # at least this share of a tile's side is also in the next tile
     min_visible: float = MIN_VISIBLE  # a tile keeps an object if it shows this share of its area
     empty_tiles: float = 1.0  # share of the training tiles without objects that are kept
-    channels: int | None = None  # bands of the images that tiles have; None = those found in them
+    channels: int | None = None  # bands of the tiles; None = those of the images
 
     def __post_init__(self) -> None:
         tile_windows(1, 1, self.tile, self.overlap)
@@ -155,10 +154,11 @@ def _tiles_of(
     name = os.fsdecode(annotations.names[index])
     height, width = annotations.sizes[index].tolist()
     windows = tile_windows(height, width, cut.tile, cut.overlap)
+    is_whole = len(windows) == 1  # the image is not changed, nor are its objects and their masks
     objects = annotations.objects_of(index)
     boxes = annotations.boxes[objects].astype(np.float64)
     iscrowd = annotations.iscrowd[objects]
-    shapes = _shapes_of(annotations, index) if len(windows) > 1 else []
+    shapes = [] if is_whole else _shapes_of(annotations, index)
     shares = _shares(windows, boxes, shapes)
     fullest = _fullest(shares)
     for number, window in enumerate(windows):
@@ -169,19 +169,19 @@ def _tiles_of(
         # The fullest tile also keeps a crowd that is thinner than a pixel.
         is_crowd_kept = is_crowd_here | (fullest == number)
         is_kept = np.where(iscrowd, is_crowd_kept, is_object)
-        if len(windows) == 1:  # the image is not changed, nor are its objects and their masks
+        if is_whole:
             is_kept[:] = True
         rows = np.flatnonzero(is_kept)
         left, top, _, _ = window
         shifted = parts - (left, top, left, top)
         masks: list[_Mask] = []
-        if len(windows) == 1:
+        if is_whole:
             masks = _whole_masks(annotations, index)
         elif shapes:
             is_cut = (parts != boxes).any(1) | (shares[number] < _WHOLE)
             masks = _cut_masks([shapes[row] for row in rows], window, shifted, rows, is_cut)
         yield _Tile(
-            name=name if len(windows) == 1 else _tile_name(name, left, top, channels),
+            name=name if is_whole else _tile_name(name, left, top, channels),
             window=window,
             objects=objects.start + rows,
             boxes=shifted[rows].astype(np.float32),
@@ -196,20 +196,14 @@ def _shapes_of(annotations: Annotations, index: int) -> list[_Shape | None]:
     if annotations.masks is None:
         return []
     height, width = annotations.sizes[index].tolist()
+    size = (height, width)
     shapes: list[_Shape | None] = []
-    for counts in annotations.masks.rles(annotations.objects_of(index), (height, width)):
+    for counts in annotations.masks.rles(annotations.objects_of(index), size):
         shape = None
         if counts:
-            mask = decode([counts], (height, width))[0].numpy()
-            rows = np.flatnonzero(mask.any(1))
-            columns = np.flatnonzero(mask.any(0))
-            if len(rows):
-                top = int(rows[0])
-                bottom = int(rows[-1]) + 1
-                left = int(columns[0])
-                right = int(columns[-1]) + 1
-                pixels = mask[top:bottom, left:right].copy()
-                shape = _Shape(left, top, pixels)
+            crop = MaskCrop.of(decode([counts], size)[0])
+            if crop.pixels.numel():
+                shape = _Shape(crop.left, crop.top, crop.pixels.numpy())
         shapes.append(shape)
     return shapes
 
@@ -288,7 +282,7 @@ def _cut_boxes(window: Window, boxes: NDArray) -> NDArray:
 
 def _tile_name(name: str, left: int, top: int, channels: int) -> str:
     stem, suffix = posixpath.splitext(name)
-    kind = suffix if suffix.lower() in _JPEG else ".png"
+    kind = suffix if suffix.lower() in JPEG_SUFFIXES else ".png"
     if channels != RGB:
         kind = ".npy"
     return f"{stem}_x{left:05}_y{top:05}{kind}"
@@ -331,7 +325,7 @@ def _write_tile(pixels: NDArray[np.uint8], folder: Path, tile: _Tile) -> None:
             np.save(opened, part)
             return
         image = Image.fromarray(part)
-        if file.suffix.lower() in _JPEG:
+        if file.suffix.lower() in JPEG_SUFFIXES:
             image.save(opened, "JPEG", quality=_QUALITY, subsampling=0)
         else:
             image.save(opened, "PNG")
@@ -401,11 +395,12 @@ def _sentences(annotations: Annotations, split: Split, cut: Cut, tiles: _Tiles) 
     if tiles.num_whole:
         is_are = counted(tiles.num_whole, "image is", "images are")
         whole = f"; {is_are} no larger than that, and not cut"
-    rows = [tile.objects for tile in tiles.kept]
-    times = np.bincount(np.concatenate([np.zeros(0, np.int64), *rows]))
-    num_several = int((times > 1).sum())
-    shares = [tile.shares for tile in tiles.kept]
-    num_parts = int((np.concatenate([np.zeros(0), *shares]) < _WHOLE).sum())
+    # The empty arrays determine the types, even if there are no tiles.
+    rows = np.concatenate([np.zeros(0, np.int64), *(tile.objects for tile in tiles.kept)])
+    shares = np.concatenate([np.zeros(0), *(tile.shares for tile in tiles.kept)])
+    num_tiles = np.bincount(rows)  # of each object
+    num_several = int((num_tiles > 1).sum())
+    num_parts = int((shares < _WHOLE).sum())
     sentences = [
         f"{split}: {counted(num_cut, 'image')} cut into tiles of {cut.tile} px{whole}",
         f"{split}: {counted(num_several, 'object')} in several tiles, "

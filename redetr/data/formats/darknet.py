@@ -107,7 +107,9 @@ def other_names(root: Path, names: list[str]) -> Fault | None:
     """A warning if a file of class names next to a `data.yaml` differs from its `names` in classes
     or their order."""
     for file in [root / name for name in _NAMES]:
-        listed = [name for name in read_lines(file) if name] if file.is_file() else names
+        if not file.is_file():
+            continue
+        listed = [line for line in read_lines(file) if line]
         if listed == names:
             continue
         text = f"lists {counted(len(listed), 'class', 'classes')}, and the YAML file {len(names)}"

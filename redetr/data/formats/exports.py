@@ -137,7 +137,7 @@ def _locate(root: Path, split: Split) -> _Location | None:
     annotations = root / "annotations"
     stems = SPLIT_FOLDERS[split]
     if split == "train":
-        stems += ("default",)
+        stems = (*stems, "default")
     usual_files = []
     for folder in (annotations, root):
         usual_files += [folder / f"{stem}.json" for stem in stems]

@@ -214,11 +214,11 @@ class FolderDataset(AnnotatedDataset):
     def with_channels(self, channels: int) -> "FolderDataset":
         """The same images, read with `channels` bands. Whether they have as many is checked when
         they are read."""
-        same = copy.copy(self)
-        same.channels = channels
+        dataset = copy.copy(self)
+        dataset.channels = channels
         if channels != self.channels:
-            same.notes = tuple(note for note in self.notes if note != self._note_on_bands)
-        return same
+            dataset.notes = tuple(note for note in self.notes if note != self._note_on_bands)
+        return dataset
 
     def path(self, index: int) -> Path:
         """The file of an image."""

@@ -195,14 +195,17 @@ def _take_from_folders_of_archives(files: FoundFiles, names_of_split: set[str]) 
     of_split = re.compile(rf"(^|/)({alike})([^a-z/][^/]*)?/", re.IGNORECASE)
     wanted = {files.names[i] for i in np.flatnonzero(files.is_missing)}
     paths_of: dict[str, list[str]] = {}
-    for archive in archives_in(files.folder) if wanted else []:
+    archives = archives_in(files.folder) if wanted else []
+    for archive in archives:
         for path in open_archive(archive).names():
             for end in inner_ends(path):
                 if end in wanted:
                     paths_of.setdefault(end, []).append(f"{archive.name}/{path}")
-    in_split = {name: list(filter(of_split.search, paths)) for name, paths in paths_of.items()}
-    if any(in_split.values()):
-        paths_of = in_split
+    paths_in_split: dict[str, list[str]] = {}
+    for name, paths in paths_of.items():
+        paths_in_split[name] = [path for path in paths if of_split.search(path)]
+    if any(paths_in_split.values()):
+        paths_of = paths_in_split
     for i in np.flatnonzero(files.is_missing):
         paths = paths_of.get(files.names[i], [])
         if len(paths) == 1:

@@ -125,16 +125,18 @@ def _held_out(annotations: Annotations, photograph_of: Indices, fraction: float)
             where=annotations.source,
             remedy="choose a fraction that leaves images on both sides",
         )
-    sizes = np.bincount(photograph_of)
+    sizes = np.bincount(photograph_of)  # [P], the number of images of each photograph
     order = _hashed_order(annotations.names.tolist(), photograph_of)
     is_val, frequency = _deal(annotations, photograph_of, order, fraction)
     without_objects = order[frequency[order] == 0]
     missing = wanted - int(sizes[is_val].sum())
-    is_val[without_objects[_first(sizes[without_objects], missing)]] = True
+    added = without_objects[_first(sizes[without_objects], missing)]
+    is_val[added] = True
     surplus = int(sizes[is_val].sum()) - wanted
-    candidates = order[is_val[order] == (surplus > 0)]
+    candidates = order[is_val[order] == (surplus > 0)]  # of the side with too many images
     frequent_first = candidates[np.argsort(-frequency[candidates], kind="stable")]
-    is_val[frequent_first[_first(sizes[frequent_first], abs(surplus))]] = surplus < 0
+    moved = frequent_first[_first(sizes[frequent_first], abs(surplus))]
+    is_val[moved] = surplus < 0
     _fill_empty_side(is_val, sizes, order)
     return is_val[photograph_of]
 

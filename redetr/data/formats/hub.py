@@ -134,7 +134,7 @@ def open_hub(
     builder = MaskBuilder.of(masks) if "segmentation" in columns.fields else None
     files = RowFiles(source, Address.of(source).name, name, follow_links)
     annotations = _annotations(source, rows, columns, classes, form, builder, files)
-    # Splits are of one source, which does not say in which of them a row is.
+    # All splits have the same source, so the location of a fault has to name the split.
     faults = [_in_part(fault, name) for fault in annotations.faults]
     annotations = replace(annotations, faults=faults)
     if masks == "train":
@@ -163,7 +163,7 @@ def _remedy(split: Split, names: dict[Split, str]) -> str:
 
 
 def _in_part(fault: Fault, name: str) -> Fault:
-    """The fault with the name of the split that its place is in, if it has a place."""
+    """The fault, with the name of the split added to its location, if it states one."""
     if not fault.where:
         return fault
     items = tuple(f"{item} of {name}" for item in fault.items)

@@ -43,7 +43,8 @@ class Frame:
 
     def as_stated(self, row: Row, columns: Columns) -> "Frame":
         """The stored image, if the row states its size, and not that of the rotated image."""
-        if stated_size(row, columns) == self.stored != self.size:
+        stated = stated_size(row, columns)
+        if stated == self.stored and stated != self.size:
             return replace(self, orientation=1)
         return self
 

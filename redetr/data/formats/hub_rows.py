@@ -6,6 +6,7 @@ of the row itself. Classes are ClassLabels, plain numbers or texts. Boxes are xy
 in pixels or as fractions of the image. Of all this, only the names of classes are stated.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +22,7 @@ from redetr.data.contradictions import (
     look_like_corners,
     to_corners,
 )
+from redetr.data.crossing import OVERSHOOT_SHARE, leaves_image
 from redetr.data.formats.hub_boxes import NamedNumbers, named_numbers
 from redetr.data.formats.hub_images import image_column
 from redetr.data.formats.outlines import is_number
@@ -59,8 +61,6 @@ _NEARLY_ALL = 0.99
 _MOST = 0.9
 _SAME_AREA = 0.02  # relative
 _LARGER_THAN_BOX = 1.5
-_SLIP_PX = 2.0
-_SLIP_SHARE = 0.01
 _SMALLEST_PX = 16  # in images that are smaller, pixels look like fractions
 
 
@@ -116,9 +116,8 @@ class Columns:
         fields = row[self.objects] if self.objects else row
         things = fields if isinstance(fields, list) else [fields or {}]
         for thing in things:
-            if thing is not None and any(
-                _holds_numbers(thing.get(column)) for column in _KEY_POINTS
-            ):
+            values = [(thing or {}).get(column) for column in _KEY_POINTS]
+            if any(map(_holds_numbers, values)):
                 return True
         return False
 
@@ -238,12 +237,12 @@ def find_classes(source: str, columns: Columns, splits: dict[str, Any]) -> Class
         texts = sorted(values)
         number = counted(len(texts), "text")
         note = f"its classes are the {number} values of {column}, in alphabetical order"
-        return Classes(dict(enumerate(texts)), {text: i for i, text in enumerate(texts)}, note)
+        by_id = dict(enumerate(texts))
+        return Classes(by_id, {text: id_ for id_, text in by_id.items()}, note)
     if values and all(type(value) is int for value in values):
         note = f"{column} holds numbers without names, which become the class names"
-        return Classes(
-            {id_: str(id_) for id_ in sorted(values)}, {id_: id_ for id_ in values}, note
-        )
+        by_id = {id_: str(id_) for id_ in sorted(values)}
+        return Classes(by_id, {id_: id_ for id_ in by_id}, note)
     raise InputError(
         f"{column} is not a ClassLabel, and holds neither texts nor whole numbers",
         where=source,
@@ -279,8 +278,8 @@ class Sample:
                     numbers.append(box)
                     sizes.append(size)
                     stated = thing.get("area")
-                    is_number = isinstance(stated, int | float) and 0 <= stated < np.inf
-                    area.append(stated if is_number else -1)
+                    is_area = isinstance(stated, int | float) and 0 <= stated < np.inf
+                    area.append(stated if is_area else -1)
         return cls(
             np.array(numbers, np.float64).reshape(-1, 4),
             np.array(sizes, np.float64).reshape(-1, 2),
@@ -337,8 +336,8 @@ class BoxForm:
 
     def area(self, value: Any, size: tuple[int, int]) -> Any:
         """An area in square pixels. Values that are not numbers are returned unchanged."""
-        is_number = isinstance(value, int | float)
-        if self.fractions and is_number and value <= 1:
+        is_fraction = isinstance(value, int | float) and value <= 1
+        if self.fractions and is_fraction:
             width, height = size
             return value * width * height
         return value
@@ -422,15 +421,14 @@ def _few(source: str, count: int) -> str:
     boxes = counted(count, "box is", "boxes are")
     return (
         f"{boxes} too few to tell xywh from xyxy, so xywh is assumed: give "
-        f"{address},boxes=xyxy if "
-        "they are corners, or boxes=xywh to settle it"
+        f"{address},boxes=xyxy if they are corners, or boxes=xywh to settle it"
     )
 
 
 def _are_fractions(sample: Sample) -> bool:
     if not len(sample.numbers) or sample.sizes.min() < _SMALLEST_PX:
         return False
-    is_fraction = np.abs(sample.numbers).max(1) <= 1 + _SLIP_SHARE
+    is_fraction = np.abs(sample.numbers).max(1) <= 1 + OVERSHOOT_SHARE
     return bool(is_fraction.mean() >= _NEARLY_ALL)
 
 
@@ -439,12 +437,10 @@ def _makes_sense(
 ) -> bool:
     """Whether boxes of this format lie in their images, and are not smaller than their areas."""
     boxes = to_corners(numbers, box_format)
-    slip = np.maximum(_SLIP_PX, _SLIP_SHARE * sizes)
     starts = boxes[:, :2]
     ends = boxes[:, 2:]
-    is_inside = (starts >= -slip) & (ends <= sizes + slip)
-    has_area = ends > starts
-    sound = np.all(is_inside & has_area, axis=1)
+    has_area = (ends > starts).all(1)
+    sound = has_area & ~leaves_image(starts, ends, sizes)
     largest = _LARGER_THAN_BOX * (ends - starts + 1).prod(1)
     is_unknown = area < 0
     area_fits = is_unknown | (area <= largest)
@@ -460,5 +456,5 @@ def _fits_area(box_format: BoxFormat, numbers: np.ndarray, area: np.ndarray) -> 
 
 def sample_rows(rows: Any, most: int) -> Iterator[Row]:
     """At most `most` rows, spread over all of them."""
-    step = max(1, -(-len(rows) // most))
+    step = max(1, math.ceil(len(rows) / most))
     yield from rows.select(range(0, len(rows), step))

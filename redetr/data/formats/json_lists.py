@@ -191,6 +191,7 @@ class _Document:
         last_line = passed.rpartition("\n")[2]
         self._column = len(last_line) + (0 if lines else self._column)
         parts = [self._window[self._at :]]
+        # Doubled, so that a value longer than the window is parsed again only a few times.
         wanted = 2 * len(parts[0])
         count = len(parts[0])
         while count <= wanted:

@@ -13,6 +13,7 @@ import posixpath
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 
 from redetr.data.annotations import SPLITS, Annotations, Images, Objects, Split, assemble
 from redetr.data.faults import Fault, Rows, Severity, listed
-from redetr.data.formats.listing import contents_of, first_below
+from redetr.data.formats.listing import USUAL_FOLDERS, contents_of, first_below
 from redetr.data.formats.paths import composed, read_sizes
 from redetr.data.images import IMAGE_SUFFIXES, open_image, problem_of
 from redetr.data.mask_columns import MaskBuilder
@@ -33,11 +34,6 @@ from redetr.wording import counted
 Bools = NDArray[np.bool_]
 
 CLASS_NAME = "object"
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _IMAGES, _LABELS = "images", "masks"  # names of folders
 _ENDS = ("", "_mask", "_masks")  # of the name of a label image
 _MOST_OF_OBJECT = 0.5  # share of its pixels
@@ -88,7 +84,7 @@ def is_label_folder(source: Path) -> bool:
 
 def _locate(root: Path, split: Split) -> tuple[Path, Path] | None:
     """The folders of the images and label images of a split; None if there are none."""
-    for name in _FOLDERS[split]:
+    for name in USUAL_FOLDERS[split]:
         for images, labels in (
             (root / _IMAGES / name, root / _LABELS / name),
             (root / name / _IMAGES, root / name / _LABELS),
@@ -96,7 +92,8 @@ def _locate(root: Path, split: Split) -> tuple[Path, Path] | None:
             if _are_there(images, labels):
                 return images, labels
     images, labels = root / _IMAGES, root / _LABELS
-    has_splits = any((labels / name).is_dir() for names in _FOLDERS.values() for name in names)
+    split_names = chain.from_iterable(USUAL_FOLDERS.values())
+    has_splits = any((labels / name).is_dir() for name in split_names)
     if split == "train" and not has_splits and _are_there(images, labels):
         return images, labels
     return None
@@ -200,7 +197,7 @@ def _read(folder: Path, with_masks: bool, name: str) -> _Scene:
     except InputError as error:
         scene.problem = error.text
         return scene
-    from scipy import ndimage  # slow to import, and needed nowhere else
+    from scipy import ndimage  # slow to import, and not needed for most formats
 
     height, width = numbers.shape
     scene.size = (height, width)
@@ -307,9 +304,7 @@ def _read_images(
     differs = (label_sizes != sizes).any(1)
     rows.fault("mask-size", differs, size, "export the label image again")
     _judge_meaning(scenes, rows)
-    lost = [names[i] for i in np.flatnonzero(unreadable)]
-    ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost)
+    return Images.numbered(rows, folder, names, sizes, unreadable)
 
 
 def _judge_meaning(scenes: list[_Scene], rows: Rows) -> None:

@@ -36,7 +36,13 @@ from redetr.data.formats.labelme_shapes import (
     polygons_of,
     shape_problem,
 )
-from redetr.data.formats.listing import contents_of, files_below, files_in, repeats
+from redetr.data.formats.listing import (
+    USUAL_FOLDERS,
+    contents_of,
+    files_below,
+    files_in,
+    repeats,
+)
 from redetr.data.formats.paths import Listing, composed, read_file, read_sizes
 from redetr.data.formats.segmentations import parse_segmentation
 from redetr.data.images import IMAGE_SUFFIXES, cached_copies, problem_of
@@ -44,11 +50,6 @@ from redetr.data.mask_columns import MaskBuilder
 from redetr.data.relative_paths import path_inside
 from redetr.errors import InputError
 
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 _JSON = (".json",)
 _JSON_FOLDERS = ("annotations", "labels", "json")  # apart from images/
 _SHAPES = re.compile(rb'"shapes"\s*:\s*\[')  # a key, and not a class of that name in other JSON
@@ -65,7 +66,7 @@ def labelme_splits(root: Path) -> list[Split]:
 
 def labelme_sought(split: Split) -> str:
     """What a folder needs for a split in this format, in words."""
-    return f"{_FOLDERS[split][0]}/*.json beside images"
+    return f"{USUAL_FOLDERS[split][0]}/*.json beside images"
 
 
 def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> Annotations:
@@ -97,7 +98,7 @@ def read_labelme(root: Path, split: Split, masks: MaskBuilder | None = None) -> 
 def _locate(root: Path, split: Split) -> Path | None:
     """The folder of the split; None if there is none."""
     for parent in (root, root / "images"):
-        for name in _FOLDERS[split]:
+        for name in USUAL_FOLDERS[split]:
             if _have_shapes(files_below(parent / name, _JSON)):
                 return parent / name
     if split != "train" or _locate(root, "val") is not None:
@@ -114,10 +115,17 @@ def _have_shapes(files: Iterable[str]) -> bool:
 
 
 def _files(root: Path, folder: Path) -> list[str]:
-    """The JSON files below the folder, relative to the root."""
+    """The JSON files below the folder, relative to the root, without those of a split that has a
+    folder inside it."""
     below = folder.relative_to(root).as_posix()
     contents = contents_of(folder, _JSON)
-    return [posixpath.normpath(posixpath.join(below, name)) for name in contents.files]
+    files = [posixpath.normpath(posixpath.join(below, name)) for name in contents.files]
+    inner_folders = []
+    for split in SPLITS:
+        other = _locate(root, split)
+        if other is not None and other != folder and other.is_relative_to(folder):
+            inner_folders.append(f"{other.relative_to(root).as_posix()}/")
+    return [file for file in files if not file.startswith(tuple(inner_folders))]
 
 
 @dataclass
@@ -203,7 +211,8 @@ def _add_shape(
         scene.extents[index] = around(scene.extents[index], extent)
         scene.difficult[index] |= is_difficult is True
         scene.may_cross[index] |= kind in MAY_CROSS
-        scene.unclear[index] = unclear if scene.unclear[index] is None else scene.unclear[index]
+        if scene.unclear[index] is None:
+            scene.unclear[index] = unclear
         earlier = scene.masks[index]
         scene.masks[index] = None
         if earlier is not None and polygons is not None:
@@ -254,7 +263,8 @@ def _find_image(listing: Listing, scene: _Scene) -> str:
     folders = [parent]
     if parent in _JSON_FOLDERS:
         folders += ["images", "."]
-        candidates += [posixpath.join(folder, posixpath.basename(stated)) for folder in folders]
+        stated_name = posixpath.basename(stated)
+        candidates += [posixpath.join(folder, stated_name) for folder in folders if stated_name]
     for folder in folders:
         stored = listing.files(folder)
         for file in sorted(stored - cached_copies(stored)):
@@ -295,9 +305,7 @@ def _read_images(root: Path, scenes: list[_Scene], faults: list[Fault]) -> Image
         lambda i: f"states no size, and its image cannot be read: {problem_of(root / names[i])}",
         "write imageHeight and imageWidth, or replace the image",
     )
-    lost = [names[i] for i in np.flatnonzero(unreadable)]
-    ids = np.arange(len(scenes))
-    return Images(rows, root, names, ids, sizes, lambda i: names[i], lost)
+    return Images.numbered(rows, root, names, sizes, unreadable)
 
 
 def _judge_missing(rows: Rows, scenes: list[_Scene]) -> None:

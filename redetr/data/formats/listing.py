@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, image_reference
+from redetr.data.annotations import Annotations, Split, image_reference
 from redetr.data.archives import SUFFIX as ARCHIVE
 from redetr.data.archives import names_below
 from redetr.data.drawn import is_drawn
@@ -22,6 +22,13 @@ from redetr.wording import counted
 
 _RECORD = ("predictions", ".jsonl")  # prefix and suffix of records of `redetr predict`
 _DRAWN = (".png", ".jpg")  # suffixes of the images that it writes
+
+# The folders of splits that several formats look for; COCO's has more, see `coco_places`.
+USUAL_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train",),
+    "val": ("val", "valid"),
+    "test": ("test",),
+}
 
 # Files that are often next to images, and are skipped without a report.
 _TEXTS = (".csv", ".htm", ".html", ".json", ".jsonl", ".log", ".md", ".rst", ".tsv", ".txt", ".xml")

@@ -8,6 +8,7 @@ is red + 256 green + 65536 blue, and 0 is no segment. The box of a segment is it
 around its pixels. Both things and stuff are objects; `is_thing` distinguishes them.
 """
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -16,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from redetr.data.annotations import SPLITS, Annotations, Split, data_folder
 from redetr.data.contradictions import outline_differs
@@ -207,12 +207,13 @@ class _Segments:
 
 def _boxes_in(numbers: np.ndarray) -> dict[int, tuple[int, int, int, int]]:
     """The xyxy around the pixels of each number in `numbers` `[H, W]`, except 0."""
+    from scipy import ndimage  # slow to import, and not needed for most formats
+
     values, labels = np.unique(numbers, return_inverse=True)
+    # Labels from 1, because `find_objects` passes over 0.
+    locations = ndimage.find_objects(labels.reshape(numbers.shape) + 1)
     boxes = {}
-    for value, slices in zip(
-        values.tolist(), ndimage.find_objects(labels.reshape(numbers.shape) + 1), strict=True
-    ):
-        rows, columns = slices
+    for value, (rows, columns) in zip(values.tolist(), locations, strict=True):
         if value:
             boxes[value] = (columns.start, rows.start, columns.stop, rows.stop)
     return boxes
@@ -256,7 +257,7 @@ def _judge_files(
     differs = is_image & (sizes != annotations.sizes).any(1)
     rows.fault("mask-size", differs, size, _EXPORT, severity)
     sound = np.flatnonzero(is_image & ~differs)
-    step = -(-len(sound) // _SAMPLE) if masks.for_training else 1
+    step = math.ceil(len(sound) / _SAMPLE) if masks.for_training else 1
     _judge_pixels(annotations, rows, folder, files, sound[:: max(step, 1)], severity)
 
 

@@ -161,7 +161,8 @@ class Finder:
             inside = self._below(path, bases, without_capitals)
             if inside or not ends:
                 return Resolved(inside, is_guess=bool(inside))
-        for end in _ends(path) if leads_out else inner_ends(path):
+        ends_of_path = _ends(path) if leads_out else inner_ends(path)
+        for end in ends_of_path:
             inside = self._below(end, bases)
             if inside:
                 return Resolved(inside, is_guess=True)
@@ -273,8 +274,8 @@ def read_sizes(folder: Path, names: list[str]) -> np.ndarray:
 
 
 def read_frames(folder: Path, names: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """The sizes of `read_sizes`, and the orientation of each image, int64 `[N]`, read at once: a
-    header of a file on a network disk takes time. 1 if it cannot be read."""
+    """The sizes of `read_sizes`, and the orientation of each image, int64 `[N]`; 1 if it cannot be
+    read. Each header is read once for both, because that takes time on a network disk."""
 
     def frame(name: str) -> tuple[int, int, int]:
         width, height, orientation = image_frame(f"{folder}/{name}")

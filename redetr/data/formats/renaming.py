@@ -9,16 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from redetr.data.annotations import Annotations, Split
+from redetr.data.annotations import IMAGE_COLUMNS, OBJECT_COLUMNS, Annotations, Split
 from redetr.data.formats.paths import without_capitals
 from redetr.data.formats.writers import Splits, names_of
 from redetr.wording import counted
 
 
 def apart(splits: Splits) -> tuple[Splits, dict[Path, Path], list[str]]:
-    """The splits, in which images whose names without suffix are in several splits, in any
-    capitals, have the split as prefix; the file of each renamed image, by the path of its new name;
-    and a sentence on them."""
+    """Gives images the split as prefix if their names without suffix are in several splits, in any
+    capitals.
+
+    Returns the splits; the file of each renamed image, by the path of its new name; and a sentence
+    on them."""
     splits_with: dict[str, set[Split]] = defaultdict(set)
     for split, annotations in splits.items():
         for name in names_of(annotations):
@@ -65,11 +67,12 @@ def _with_names(annotations: Annotations, names: list[str]) -> Annotations:
     first = np.append(0, np.cumsum(counts))
     shift = annotations.first[:-1][order] - first[:-1]  # of each image's objects
     rows = np.arange(first[-1]) + np.repeat(shift, counts)
-    columns: dict[str, Any] = {"names": encoded[order], "first": first}
-    for name in ("ids", "sizes"):
+    columns: dict[str, Any] = {}
+    for name in IMAGE_COLUMNS:
         columns[name] = getattr(annotations, name)[order]
-    for name in ("boxes", "labels", "iscrowd", "area", "object_ids"):
+    for name in OBJECT_COLUMNS:
         columns[name] = getattr(annotations, name)[rows]
+    columns |= {"names": encoded[order], "first": first}
     if annotations.masks is not None:
         columns["masks"] = annotations.masks.take(rows)
     return replace(annotations, stored=None, **columns)

@@ -22,7 +22,7 @@ import numpy as np
 
 from redetr.data.annotations import SPLITS, Annotations, Split
 from redetr.data.archives import Archive, archives_in, open_archive
-from redetr.data.formats.coco import from_documents
+from redetr.data.formats.coco import XYWH_REMEDY, from_documents
 from redetr.data.formats.coco_places import SPLIT_FOLDERS
 from redetr.data.formats.columns import Row, are_rows
 from redetr.data.formats.paths import read_file
@@ -33,7 +33,6 @@ from redetr.errors import InputError
 _CATEGORIES = "categories.json"
 _IMAGE_KEYS = ("id", "width", "height")
 _EXAMPLE = '[{"id": 1, "name": "cat"}]'
-_REMEDY = "is it xyxy given as xywh? write [x, y, width, height] in pixels"
 _INVALID_JSON = (ValueError, RecursionError)  # the errors of `json.loads`
 
 
@@ -66,7 +65,7 @@ def read_shards(root: Path, split: Split, masks: MaskBuilder | None = None) -> A
     categories = _read_categories(root / _CATEGORIES)
     archives = archives_of(root, split)
     documents = _documents(root, archives, categories)
-    return from_documents(root, documents, _REMEDY, masks, [root])
+    return from_documents(root, documents, XYWH_REMEDY, masks, [root])
 
 
 def _read_categories(file: Path) -> list[Row]:

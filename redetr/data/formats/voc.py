@@ -117,9 +117,7 @@ def _read_images(
         lambda i: f"its image {names[i]} has another file as well",
         "keep one of them",
     )
-    lost = [names[i] for i in np.flatnonzero(unreadable)]
-    ids = np.arange(len(names))
-    return Images(rows, location.images, names, ids, sizes, lambda i: names[i], lost)
+    return Images.numbered(rows, location.images, names, sizes, unreadable)
 
 
 def _read_files(
@@ -175,12 +173,12 @@ def _images_of(
         images = candidates[composed(stem)]
         named_image = posixpath.join(posixpath.dirname(stem), scene.image)
         named_image = listing.spelled(named_image) or named_image
-        if named_image in images or (not images and scene.image and named_image in listing):
+        is_named = scene.image != "" and named_image in listing
+        if named_image in images or (not images and is_named):
             images = [named_image]
         image_of[stem] = images[0] if images else ""
         shared.append(len(images) > 1)
-        is_another = scene.image and named_image != image_of[stem] and named_image in listing
-        names_another.append(bool(images and is_another))
+        names_another.append(is_named and bool(images) and named_image != image_of[stem])
     files = [scene.file for scene in scene_of.values()]
     stems = list(scene_of)
 

@@ -9,15 +9,10 @@ from pathlib import Path
 
 from redetr.data.annotations import SPLITS, Split
 from redetr.data.faults import Fault, listed
-from redetr.data.formats.listing import contents_of, files_in, first_below
+from redetr.data.formats.listing import USUAL_FOLDERS, contents_of, files_in, first_below
 from redetr.data.formats.paths import in_capitals, read_lines
 from redetr.files import open_file
 
-_FOLDERS: dict[Split, tuple[str, ...]] = {
-    "train": ("train",),
-    "val": ("val", "valid"),
-    "test": ("test",),
-}
 XML = (".xml",)
 # The folders that other tools write.
 _IMAGE_FOLDERS = ("JPEGImages", "images", "data", "img")
@@ -51,7 +46,7 @@ def voc_sought(split: Split) -> str:
     """What a folder needs for a split in this format, in words."""
     return (
         f"ImageSets/Main/{split}.txt beside JPEGImages/ and Annotations/, or "
-        f"{_FOLDERS[split][0]}/*.xml"
+        f"{USUAL_FOLDERS[split][0]}/*.xml"
     )
 
 
@@ -67,7 +62,7 @@ def _locate(root: Path, split: Split) -> VocLocation | None:
     images = _folder(root, "JPEGImages")
     annotations = _folder(root, "Annotations")
     if not images.is_dir() or not annotations.is_dir():
-        for name in _FOLDERS[split]:
+        for name in USUAL_FOLDERS[split]:
             folder = root / name
             if first_below(folder, XML):
                 return VocLocation(folder, folder)
@@ -109,11 +104,13 @@ def _locate_elsewhere(root: Path, split: Split) -> VocLocation | None:
     for annotations in [_folder(root, name) for name in _XML_FOLDERS]:
         if not _is_voc(first_below(annotations, XML)):
             continue
-        for images, name in product(image_folders, _FOLDERS[split]):
+        for images, name in product(image_folders, USUAL_FOLDERS[split]):
             location = VocLocation(images / name, annotations / name)
             if location.images.is_dir() and location.annotations.is_dir():
                 return location
-        for images in (*image_folders, root) if split == "train" else ():
+        if split != "train":
+            continue
+        for images in (*image_folders, root):
             if images.is_dir():
                 return VocLocation(images, annotations)
     if split != "train":

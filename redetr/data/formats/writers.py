@@ -14,10 +14,10 @@ import yaml
 from redetr.data.annotations import Annotations, Split
 from redetr.data.formats.labels import label_name
 from redetr.data.formats.mask_writing import coco_segmentations
+from redetr.data.formats.voc_xml import SIDES
 from redetr.data.mask_columns import MaskColumns
 from redetr.data.orientation import stored_sides, upright_points
 
-_VOC_SIDES = ("xmin", "ymin", "xmax", "ymax")
 
 Splits = dict[Split, Annotations]
 Orientations = dict[Split, np.ndarray]  # of the image files of each split, int64 [N]
@@ -91,10 +91,8 @@ def write_coco_lists(splits: Splits, root: Path) -> None:
                 }
             )
         categories = []
-        for label, (category_id, name) in enumerate(
-            zip(a.category_ids, a.class_names, strict=True)
-        ):
-            category: dict[str, Any] = {"id": category_id, "name": name}
+        for label, name in enumerate(a.class_names):
+            category: dict[str, Any] = {"id": a.category_ids[label], "name": name}
             if a.is_thing:
                 category["isthing"] = int(a.is_thing[label])
             categories.append(category)
@@ -228,7 +226,7 @@ def _voc_tree(a: Annotations, scene: _Scene, boxes: np.ndarray) -> ElementTree.E
         is_crowd = int(a.iscrowd[i])
         _add(element, name=a.class_names[label], difficult=is_crowd)
         box = ElementTree.SubElement(element, "bndbox")
-        for side, value in zip(_VOC_SIDES, boxes[i].tolist(), strict=True):
+        for side, value in zip(SIDES, boxes[i].tolist(), strict=True):
             number = f"{value:.12g}"
             _add(box, **{side: number})
     ElementTree.indent(tree)

@@ -75,8 +75,7 @@ def convert(
             return [*_write(splits, destination, form, copy, shard_bytes), *notes]
     else:
         _require_new(Path(Address.of(str(source)).name), destination)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=destination.parent, prefix=".images-") as folder:
+    with tempfile.TemporaryDirectory(dir=_room_for(destination), prefix=".images-") as folder:
         if not is_folder:
             images = Path(folder) / "whole"
             splits, notes = _read_hub(str(source), images, follow_links, val_fraction)
@@ -183,8 +182,7 @@ def _write(
         else:
             _link(file, target)
 
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(dir=destination.parent, prefix=".unfinished-"))
+    unfinished = Path(tempfile.mkdtemp(dir=_room_for(destination), prefix=".unfinished-"))
     try:
         if shard_bytes is None:
             WRITERS[form](splits, unfinished, put, orientations)
@@ -197,7 +195,7 @@ def _write(
         for archive in archives_in(unfinished):
             forget_index(str(archive))  # its folder is about to be renamed
         unfinished.chmod(0o755)
-        os.rename(unfinished, destination)
+        _put_in_place(unfinished, destination)
     except BaseException:
         shutil.rmtree(unfinished)
         raise
@@ -208,6 +206,25 @@ def _write(
         counts.append(f"{split} has {images}, {objects}")
     summary = f"{destination}: {', '.join(counts)}"
     return [summary, *notes]
+
+
+def _room_for(destination: Path) -> Path:
+    """The folder for unfinished files: on the disk of the result, which may be a mounted folder."""
+    if destination.is_dir():
+        return destination
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    return destination.parent
+
+
+def _put_in_place(unfinished: Path, destination: Path) -> None:
+    """Moves a complete data set to its destination. An empty folder that exists is filled, not
+    replaced: it may be a mounted disk, a link, or the current folder of a shell."""
+    if not destination.is_dir():
+        os.rename(unfinished, destination)
+        return
+    for path in sorted(unfinished.iterdir()):
+        os.rename(path, destination / path.name)
+    unfinished.rmdir()
 
 
 def _require_no_links_out(annotations: Annotations, root: Path) -> None:

@@ -157,9 +157,7 @@ def _read_images(folder: Path, names: list[str], faults: list[Fault]) -> tuple[I
         "see the sheet of --report; to train on upright images, save them rotated, without the tag",
         "note",
     )
-    lost = [names[i] for i in np.flatnonzero(unreadable)]
-    ids = np.arange(len(names))
-    return Images(rows, folder, names, ids, sizes, lambda i: names[i], lost), orientations
+    return Images.numbered(rows, folder, names, sizes, unreadable), orientations
 
 
 def _locate(root: Path) -> Path | None:

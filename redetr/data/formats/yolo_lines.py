@@ -6,6 +6,7 @@ an id, which trackers write. The number of columns does not distinguish these. `
 without it, the numbers have to look like an outline.
 """
 
+import math
 import reprlib
 from array import array
 from collections.abc import Sequence
@@ -142,8 +143,8 @@ class Lines:
         most_common = int(counts.argmax())
         if counts[most_common] < _NEARLY_ALL * len(outlines):  # polygons have any number of points
             return None
-        same = outlines[columns[outlines] == most_common]
-        return _doubt(self._numbers(same))
+        rows = outlines[columns[outlines] == most_common]
+        return _doubt(self._numbers(rows))
 
     def stray_key_points(self) -> tuple[int, int, int] | None:
         """The first line whose keypoints are outside its box, the number of such lines in a
@@ -176,7 +177,7 @@ class Lines:
 
 def _sample(rows: np.ndarray) -> np.ndarray:
     """At most `_SAMPLE` of the rows, spread over all of them, in order."""
-    step = -(-len(rows) // _SAMPLE)
+    step = math.ceil(len(rows) / _SAMPLE)
     return rows[::step]
 
 

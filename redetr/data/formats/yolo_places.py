@@ -62,7 +62,7 @@ class ImagePaths:
             names = (self.root.resolve().name, taken.name)
             if posixpath.basename(posixpath.normpath(stated.replace("\\", "/"))) not in names:
                 text = f"path: {stated} does not exist; {taken} is used"
-                self._add("warning", "path-foreign", "", text, "write the path of the data")
+                self._report_guess("warning", text, "write the path of the data")
         return base.inside
 
     def of(self, split: Split) -> list[Resolved]:
@@ -92,7 +92,7 @@ class ImagePaths:
             if resolved.is_guess and not entry.startswith(".."):
                 text = f"{quoted} does not exist; {self.root / resolved.inside} is used"
                 remedy = "write a path relative to this file"
-                self._add("note", "path-foreign", "", text, remedy)
+                self._report_guess("note", text, remedy)
             locations.append(resolved.inside)
         return locations
 
@@ -152,5 +152,6 @@ class ImagePaths:
             resolved.append(self.finder.find(line, bases, ends=ends) if line else Resolved())
         return resolved
 
-    def _add(self, severity: Severity, code: str, where: str, text: str, remedy: str) -> None:
-        self.faults.append(Fault(severity, code, self.file, where, text, remedy))
+    def _report_guess(self, severity: Severity, text: str, remedy: str) -> None:
+        """Adds a fault for a path that does not exist, in place of which another one is used."""
+        self.faults.append(Fault(severity, "path-foreign", self.file, "", text, remedy))
