@@ -88,7 +88,8 @@ def _clipped_polygon(points: np.ndarray, width: int, height: int) -> np.ndarray:
 
 def _positive_part(points: np.ndarray, distances: np.ndarray) -> np.ndarray:
     """The part of a polygon `[P, 2]` at one side of a line, by the algorithm of Sutherland and
-    Hodgman. `distances` `[P]` are those of its corners from the line, negative on the other side."""
+    Hodgman. `distances` `[P]` are those of its corners from the line, negative on the other
+    side."""
     kept = []
     for i in range(len(points)):
         previous = points[i - 1]  # of the first corner, the last one: the polygon is closed

@@ -18,7 +18,6 @@ from redetr.data.formats.voc_xml import SIDES
 from redetr.data.mask_columns import MaskColumns
 from redetr.data.orientation import stored_sides, upright_points
 
-
 Splits = dict[Split, Annotations]
 Orientations = dict[Split, np.ndarray]  # of the image files of each split, int64 [N]
 Put = Callable[[Path, Path], object]  # makes an image (first) appear at another path (second)
