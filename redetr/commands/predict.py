@@ -446,9 +446,9 @@ class Predict:
         else:
             self._print_summary(summary(folder), rate, threshold)
             from_earlier_run = f", {resumed} of them in an earlier run" if resumed else ""
+            processed = f"{len(sources) - len(errors)} of {len(sources)} sources"
             OUT.print(
-                f"processed {len(sources) - len(errors)} of {len(sources)} sources{from_earlier_run}: "
-                f"{folder}/{RECORD}",
+                f"processed {processed}{from_earlier_run}: {folder}/{RECORD}",
                 soft_wrap=True,
             )
         if len(errors) == 1:
