@@ -30,6 +30,7 @@ _TOO_DEEP = (
     f"the image has more than {_MAX_DECODED // 10**6} MB of pixels: give a smaller one, or fewer "
     "bands or bits"
 )
+_KINDS = f"{', '.join(FORMATS)} and .npy"  # that models of one channel and of RGB take
 _FORM_BYTES = 2**16  # of a form, besides the file
 _IN_MEMORY = 2**20  # bytes of an upload; the rest waits on disk, in a file without a name
 _MOST_UPLOADS = 64  # that arrive at once: at most 2 GB on disk
@@ -184,7 +185,7 @@ def read_image(file: BinaryIO, channels: int = 3) -> Tensor:
     except UnidentifiedImageError:
         if has_bands(file):
             return _read_bands(file, channels)
-        raise InputError(f"{NO_IMAGE}: give another file") from None
+        raise InputError(f"not an image ({_KINDS} are read): give another file") from None
     except Exception:  # headers can be wrong in more ways than PIL knows
         raise InputError(f"{NO_IMAGE}: give another file") from None
     with image:
@@ -200,7 +201,7 @@ def _read_bands(file: BinaryIO, channels: int) -> Tensor:
     if width * height == 0:
         of_bands, kinds = f" of {channels} bands", ".npy and TIFF"
         if channels in (1, RGB):
-            of_bands, kinds = "", f"{', '.join(FORMATS)} and .npy"
+            of_bands, kinds = "", _KINDS
         raise InputError(f"not an image{of_bands} ({kinds} are read): give another file")
     if width * height > MAX_PIXELS:
         raise InputError(_TOO_LARGE)

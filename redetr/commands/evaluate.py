@@ -53,7 +53,8 @@ class Evaluate:
     val_fraction: float | None = None
     """Share to hold out of data without a val split; default: that of the training run."""
     skip_unreadable: bool = False
-    """Decode all images first and leave out those that cannot be read."""
+    """Decode all images first and leave out those that cannot be read; default: as the training run
+    did with its own data."""
     batch_size: int = 16
     """Images per batch."""
     device: str = "auto"

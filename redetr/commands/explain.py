@@ -8,7 +8,15 @@ from typing import TYPE_CHECKING, Literal
 from rich.progress import Progress
 
 from redetr.commands.arguments import Checkpoint, OneImage, parse_flags
-from redetr.commands.console import ERRORS, OUT, print_json, say_fp32, say_origin, say_threshold
+from redetr.commands.console import (
+    ERRORS,
+    OUT,
+    print_json,
+    say_fp32,
+    say_origin,
+    say_threshold,
+    warn_of_left_out,
+)
 from redetr.errors import InputError, UsageError
 from redetr.garbage import quick_imports
 from redetr.threads import use_threads
@@ -126,11 +134,14 @@ class Explain:
     def _dataset(self, detector: "Detector") -> "DetectionDataset | None":
         if self.data is None and self.image_id is None:
             return None
-        if self.image_id is None:  # no loss page: masks need not be read
-            return detector.open_data(self.split, self.data, self.val_fraction)
         from redetr.explain import open_judged
 
-        return open_judged(detector, self.split, self.data, self.val_fraction)
+        if self.image_id is None:  # no loss page: masks need not be read
+            dataset = detector.open_data(self.split, self.data, self.val_fraction)
+        else:
+            dataset = open_judged(detector, self.split, self.data, self.val_fraction)
+        warn_of_left_out(dataset, self.split)
+        return dataset
 
     def _habits(self, detector: "Detector", dataset: "DetectionDataset") -> "Habits":
         from redetr.explain import query_habits

@@ -190,9 +190,9 @@ def _settings_file(path: Path) -> Path:
 
 
 def _is_folder_of(path: Path, output: str) -> bool:
-    """Whether `output` is the folder of the run whose folder or config.json is `path`. If
-    so, --resume resumes that run; if not, it is for a new run with its settings, which a restart of
-    the same command resumes."""
+    """Whether `output` is the folder of the run whose folder or config.json is `path`. If so,
+    --resume resumes that run; if not, it is for a new run with its settings, which a restart of the
+    same command resumes."""
     return Path(output).resolve() == _settings_file(path).parent.resolve()
 
 

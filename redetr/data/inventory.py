@@ -25,7 +25,7 @@ from redetr.errors import InputError
 from redetr.files import open_file, write_json, write_whole
 
 _MOST_IN_TEXT = 100_000  # images whose hashes are written as text
-# The errors to which a damaged file leads: of the disk and of arrays, and of JSON.
+# What reading a damaged file may raise: errors of the disk and of arrays, and of JSON.
 _DAMAGE = (
     *(OSError, ValueError, BadZipFile, EOFError),
     *(RecursionError, AttributeError, KeyError, TypeError),

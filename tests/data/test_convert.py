@@ -332,3 +332,22 @@ def test_an_empty_folder_is_filled_and_not_replaced(tmp_path, monkeypatch):
     convert("../source", Path("."), "yolo")
     names = sorted(path.name for path in (tmp_path / "here").iterdir())
     assert names == ["data.yaml", "images", "labels"]
+
+
+def test_an_empty_folder_stays_empty_if_not_all_can_be_moved_there(tmp_path, monkeypatch):
+    write(tmp_path / "source", DOCUMENT)
+    (tmp_path / "new").mkdir()
+    rename = os.rename
+    moved = []
+
+    def fail_once(source, destination):
+        if Path(destination).parent == tmp_path / "new":
+            moved.append(source)
+            if len(moved) == 2:
+                raise OSError("no more")
+        rename(source, destination)
+
+    monkeypatch.setattr(module.os, "rename", fail_once)
+    with pytest.raises(OSError, match="no more"):
+        convert(tmp_path / "source", tmp_path / "new", "coco")
+    assert list((tmp_path / "new").iterdir()) == []

@@ -222,8 +222,15 @@ def _put_in_place(unfinished: Path, destination: Path) -> None:
     if not destination.is_dir():
         os.rename(unfinished, destination)
         return
-    for path in sorted(unfinished.iterdir()):
-        os.rename(path, destination / path.name)
+    moved: list[Path] = []
+    try:
+        for path in sorted(unfinished.iterdir()):
+            os.rename(path, destination / path.name)
+            moved.append(path)
+    except BaseException:
+        for path in moved:
+            os.rename(destination / path.name, path)
+        raise
     unfinished.rmdir()
 
 
