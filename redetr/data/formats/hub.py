@@ -158,7 +158,7 @@ def _remedy(split: Split, names: dict[Split, str]) -> str:
     if split == "test" and names["val"]:
         return "use val"
     if split == "test" and names["train"]:
-        return "use val, which --val-fraction 0.1 makes"
+        return "use val (--val-fraction 0.1 makes one)"
     return _SAVE_AGAIN
 
 
