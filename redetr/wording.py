@@ -1,5 +1,6 @@
 """Numbers in messages, and the words that depend on them."""
 
+from collections.abc import Iterable
 from typing import SupportsInt
 
 
@@ -13,6 +14,12 @@ def counted(number: SupportsInt, singular: str, plural: str = "") -> str:
     if count == 1:
         noun = singular
     return f"{count:,} {noun}"
+
+
+def alternatives(names: Iterable[str]) -> str:
+    """The names as in a sentence: "A", "A or B", "A, B or C"."""
+    *others, last = names
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def percent(fraction: float | None) -> str:

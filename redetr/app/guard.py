@@ -9,6 +9,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from redetr.app.answers import JSONAnswer
+from redetr.wording import alternatives
 
 _READING = ("GET", "HEAD")
 # The page loads from this server only, and runs no script inside its HTML.
@@ -63,7 +64,7 @@ class Guard:
 
     def _refusal(self, method: str, headers: Headers) -> JSONAnswer | None:
         if not self._is_server_name(hostname(headers.get("host", ""))):
-            names = _alternatives(self._hosts)
+            names = alternatives(self._hosts)
             text = f"this server is reached as {names}: use one of these names, or restart it with"
             return JSONAnswer({"error": f"{text} --allow-host NAME"}, 400)
         if method not in _READING and _is_cross_site(headers):
@@ -77,12 +78,6 @@ class Guard:
         if name in self._hosts:
             return True
         return self._any_address and _is_ip_address(name)
-
-
-def _alternatives(names: Collection[str]) -> str:
-    """The names as in a sentence: "A, B or C"."""
-    *others, last = names
-    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _is_ip_address(name: str) -> bool:

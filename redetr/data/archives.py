@@ -28,6 +28,7 @@ except ImportError:  # on Windows
 
 SUFFIX = ".tar"
 _INSIDE = f"{SUFFIX}/"
+_OPEN_FILES = 2**16  # more archives than that need larger ones
 
 # For each path, the state of the archive when it was opened, and its index.
 _OPENED: dict[str, tuple[str, "Archive"]] = {}
@@ -94,13 +95,16 @@ class Archive:
 
 @cache
 def _allow_many_files() -> None:
-    """Raises the limit on open files of this process to what the system allows: each mapped index
-    keeps one open, and shells allow 1,024."""
+    """Raises the limit on open files of this process as far as the system allows, up to
+    `_OPEN_FILES`: each mapped index keeps one open, and shells allow 1,024."""
     if resource is None:
         return
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with suppress(OSError, ValueError):  # macOS refuses to lift it altogether
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if most == resource.RLIM_INFINITY else min(_OPEN_FILES, most)
+    if allowed == resource.RLIM_INFINITY or allowed >= wanted:
+        return
+    with suppress(OSError, ValueError):  # the system has a lower limit than it states
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def open_archive(path: str | os.PathLike) -> Archive:

@@ -13,6 +13,7 @@ from typing import Any
 
 from redetr.errors import InputError
 from redetr.models.backbone import RESNETS
+from redetr.wording import alternatives
 
 # Transformers' names for the functions in `models.transformer.ACTIVATIONS`.
 _ACTIVATIONS = {
@@ -108,7 +109,7 @@ def _require_mask_head(config: dict[str, Any]) -> None:
 def _activation(config: dict[str, Any]) -> str:
     name = config.get("activation_function", "relu")
     if not isinstance(name, str) or name not in _ACTIVATIONS:
-        raise _refused("activation_function", name, _one_of(_ACTIVATIONS))
+        raise _refused("activation_function", name, alternatives(_ACTIVATIONS))
     return _ACTIVATIONS[name]
 
 
@@ -148,7 +149,7 @@ def _is_dilated(config: dict[str, Any]) -> bool:
 def _require_timm_resnet(field: str, name: Any) -> None:
     resnet = str(name).partition(".")[0]  # resnet50.a1_in1k: a tag names its weights
     if resnet not in RESNETS:
-        raise _refused(field, name, _one_of(RESNETS))
+        raise _refused(field, name, alternatives(RESNETS))
 
 
 def _has_stride_16(settings: dict[str, Any], prefix: str) -> bool:
@@ -170,7 +171,7 @@ def _require_resnet(settings: dict[str, Any]) -> None:
     _require_last_stage(settings, "backbone_config")
     blocks = settings.get("layer_type", "bottleneck")
     if blocks not in list(_DEPTHS):
-        raise _refused("backbone_config.layer_type", blocks, _one_of(_DEPTHS))
+        raise _refused("backbone_config.layer_type", blocks, alternatives(_DEPTHS))
     depths = settings.get("depths", [3, 4, 6, 3])
     if depths not in _DEPTHS[blocks]:
         known = " or ".join(str(depths) for depths in _DEPTHS[blocks])
@@ -208,8 +209,3 @@ def _require(settings: dict[str, Any], name: str, value: Any, prefix: str = "") 
 def _refused(field: str, value: Any, known: str) -> InputError:
     shown = repr(value)[:100]
     return InputError(f"{field} is {shown}, and this DETR can only have {known}")
-
-
-def _one_of(names: Any) -> str:
-    *others, last = names
-    return f"{', '.join(others)} or {last}"
